@@ -1,0 +1,33 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Visual autoregressive models for the Hugging Face ecosystem."""
+
+from pathlib import Path
+
+from .autoencoders import VQVAEConfig, VQVAEDecoderOutput, VQVAEEncoderOutput, VQVAEModel, VQVAEOutput
+from .pipelines import VARPipeline, VARPipelineOutput
+from .priors import VARCache, VARConfig, VARTransformer, VARTransformerOutput
+from .registration import register
+
+
+__version__ = "0.1.0"
+
+# Folder of the checkpoint that ships with the package: handwritten digits, 16x16 pixels, labels 0 to 9.
+DIGITS_CHECKPOINT = str(Path(__file__).parent / "checkpoints" / "digits")
+
+register()
+
+__all__ = [
+    "DIGITS_CHECKPOINT",
+    "VARCache",
+    "VARConfig",
+    "VARPipeline",
+    "VARPipelineOutput",
+    "VARTransformer",
+    "VARTransformerOutput",
+    "VQVAEConfig",
+    "VQVAEDecoderOutput",
+    "VQVAEEncoderOutput",
+    "VQVAEModel",
+    "VQVAEOutput",
+    "register",
+]

@@ -1,0 +1,162 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Configuration of the multi-scale VQ-VAE."""
+
+from transformers import PreTrainedConfig
+
+from ..scales import check_fractions, check_positive_integers, normalize_patch_nums, scale_sizes
+
+
+class VQVAEConfig(PreTrainedConfig):
+    r"""
+    Configuration of a [`VQVAEModel`]. The defaults are those of the tokenizer that was released with VAR (Tian et al.
+    2024, section 3.2 and appendix): 16 times smaller latents, 4096 codes of 32 channels.
+
+    `patch_nums` chooses the system: `(16,)` is a plain VQ-VAE or VQGAN, `(8, 8, 8, 8)` a residual quantizer (RQ-VAE),
+    a growing list the multi-scale residual quantizer of VAR.
+
+    Args:
+        in_channels (`int`, *optional*, defaults to 3):
+            Channels of the images: 1 for grayscale, 3 for RGB, 4 with alpha, any other number.
+        out_channels (`int`, *optional*):
+            Channels of the reconstruction, as many as `in_channels` when `None`.
+        base_channels (`int`, *optional*, defaults to 160):
+            Width of the first level.
+        channel_multipliers (`list[int]`, *optional*, defaults to `(1, 1, 2, 2, 4)`):
+            Width of every level as a multiple of `base_channels`. There is one downsampling by two between levels, so
+            five levels make latents 16 times smaller than the image.
+        num_res_blocks (`int`, *optional*, defaults to 2):
+            Residual blocks per level of the encoder; the decoder has one more.
+        last_level_attention (`bool`, *optional*, defaults to `True`):
+            Whether the residual blocks of the coarsest level are followed by self-attention.
+        mid_block_attention (`bool`, *optional*, defaults to `True`):
+            Whether there is self-attention between the two residual blocks in the middle.
+        norm_num_groups (`int`, *optional*, defaults to 32):
+            Groups of the group normalisations. Every width must be a multiple of it.
+        dropout (`float`, *optional*, defaults to 0.0):
+            Dropout probability inside the residual blocks.
+        latent_channels (`int`, *optional*, defaults to 32):
+            Length of a code vector, channels of features and latents.
+        quant_conv_kernel_size (`int`, *optional*, defaults to 3):
+            Kernel size of the convolutions before and after the quantizer, odd.
+        codebook_size (`int`, *optional*, defaults to 4096):
+            Number of codes, shared by all scales.
+        patch_nums (`list`, *optional*, defaults to `(1, 2, 3, 4, 5, 6, 8, 10, 13, 16)`):
+            Size of the token map of every scale, coarse to fine: an integer for a square map or a (height, width)
+            pair. The last one is the grid of the latents and thereby fixes the image size.
+        num_refinement_convs (`int`, *optional*, defaults to 4):
+            Refinement convolutions phi that the scales share. 1 means one for all scales, 0 one per scale.
+        refinement_ratio (`float`, *optional*, defaults to 0.5):
+            Share r of the convolution in phi(x) = (1 - r) x + r conv(x). 0 leaves phi out.
+        normalize_codebook (`bool`, *optional*, defaults to `False`):
+            Whether the nearest code is the one of largest cosine instead of smallest Euclidean distance.
+        commitment_loss_weight (`float`, *optional*, defaults to 0.25):
+            Weight of the term that pulls the features to their quantization, beta in VQ-VAE.
+        codebook_loss_weight (`float`, *optional*, defaults to 1.0):
+            Weight of the term that pulls codebook and phi to the features.
+
+    Raises:
+        `ValueError`: If a field is out of its range or widths and groups do not fit.
+
+    Example:
+
+    ```python
+    >>> from hf_var import VQVAEConfig, VQVAEModel
+
+    >>> config = VQVAEConfig(base_channels=32, channel_multipliers=(1, 2), latent_channels=8, patch_nums=(1, 2, 4))
+    >>> config.image_size
+    (8, 8)
+    >>> model = VQVAEModel(config)
+    ```
+    """
+
+    model_type = "hf_var_vqvae"
+
+    in_channels: int = 3
+    out_channels: int | None = None
+    base_channels: int = 160
+    channel_multipliers: list[int] | tuple[int, ...] = (1, 1, 2, 2, 4)
+    num_res_blocks: int = 2
+    last_level_attention: bool = True
+    mid_block_attention: bool = True
+    norm_num_groups: int = 32
+    dropout: float = 0.0
+    latent_channels: int = 32
+    quant_conv_kernel_size: int = 3
+    codebook_size: int = 4096
+    patch_nums: list[int | list[int]] | tuple[int | tuple[int, int], ...] = (1, 2, 3, 4, 5, 6, 8, 10, 13, 16)
+    num_refinement_convs: int = 4
+    refinement_ratio: float = 0.5
+    normalize_codebook: bool = False
+    commitment_loss_weight: float = 0.25
+    codebook_loss_weight: float = 1.0
+
+    def __post_init__(self, **kwargs):
+        super().__post_init__(**kwargs)
+        check_positive_integers(
+            in_channels=self.in_channels,
+            base_channels=self.base_channels,
+            num_res_blocks=self.num_res_blocks,
+            norm_num_groups=self.norm_num_groups,
+            latent_channels=self.latent_channels,
+            quant_conv_kernel_size=self.quant_conv_kernel_size,
+            codebook_size=self.codebook_size,
+        )
+        if self.out_channels is not None:
+            check_positive_integers(out_channels=self.out_channels)
+        check_fractions(dropout=self.dropout)
+        if not isinstance(self.channel_multipliers, (list, tuple)) or len(self.channel_multipliers) == 0:
+            raise ValueError(
+                f"`channel_multipliers` must be a list with one multiple per level, got {self.channel_multipliers!r}."
+            )
+        for level, multiplier in enumerate(self.channel_multipliers):
+            check_positive_integers(**{f"channel_multipliers[{level}]": multiplier})
+            if self.base_channels * multiplier % self.norm_num_groups:
+                raise ValueError(
+                    f"`base_channels` times `channel_multipliers[{level}]` is {self.base_channels} x {multiplier}, not "
+                    f"a multiple of `norm_num_groups` = {self.norm_num_groups}."
+                )
+        if self.quant_conv_kernel_size % 2 == 0:
+            raise ValueError(f"`quant_conv_kernel_size` must be odd, got {self.quant_conv_kernel_size}.")
+        if not 0 <= self.refinement_ratio <= 1:
+            raise ValueError(f"`refinement_ratio` must be in [0, 1], got {self.refinement_ratio}.")
+        if not isinstance(self.num_refinement_convs, int) or self.num_refinement_convs < 0:
+            raise ValueError(
+                "`num_refinement_convs` must be the number of shared convolutions or 0 for one per scale, got "
+                f"{self.num_refinement_convs!r}."
+            )
+        self.channel_multipliers = list(self.channel_multipliers)
+        self.patch_nums = normalize_patch_nums(self.patch_nums)
+
+    @property
+    def scale_sizes(self) -> list[tuple[int, int]]:
+        """`(height, width)` of the token map of every scale."""
+        return scale_sizes(self.patch_nums)
+
+    @property
+    def scale_lengths(self) -> list[int]:
+        """Tokens of every scale."""
+        return [height * width for height, width in self.scale_sizes]
+
+    @property
+    def latent_size(self) -> tuple[int, int]:
+        """`(height, width)` of features and latents."""
+        return self.scale_sizes[-1]
+
+    @property
+    def num_output_channels(self) -> int:
+        """Channels of the reconstruction."""
+        return self.in_channels if self.out_channels is None else self.out_channels
+
+    @property
+    def downsampling_factor(self) -> int:
+        """How many times smaller than the image the latents are."""
+        return 2 ** (len(self.channel_multipliers) - 1)
+
+    @property
+    def image_size(self) -> tuple[int, int]:
+        """`(height, width)` of the images that fit the schedule, in pixels."""
+        height, width = self.latent_size
+        return height * self.downsampling_factor, width * self.downsampling_factor
+
+
+__all__ = ["VQVAEConfig"]

@@ -1,0 +1,177 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The convolutional encoder and decoder of VQGAN (Esser et al. 2021), which VAR uses unchanged."""
+
+import torch
+from torch import nn
+from torch.nn import functional
+from transformers.modeling_layers import GradientCheckpointingLayer
+
+from .configuration_vqvae import VQVAEConfig
+
+
+# GroupNorm's epsilon is part of the released checkpoints' numerics; torch's default is ten times larger.
+GROUP_NORM_EPSILON = 1e-6
+
+
+class ResnetBlock(nn.Module):
+    """Two convolutions with pre-normalisation and a skip connection, 1x1-projected when the width changes."""
+
+    def __init__(self, config: VQVAEConfig, in_channels: int, out_channels: int):
+        super().__init__()
+        self.norm1 = nn.GroupNorm(config.norm_num_groups, in_channels, eps=GROUP_NORM_EPSILON)
+        self.conv1 = nn.Conv2d(in_channels, out_channels, kernel_size=3, padding=1)
+        self.norm2 = nn.GroupNorm(config.norm_num_groups, out_channels, eps=GROUP_NORM_EPSILON)
+        self.dropout = nn.Dropout(config.dropout)
+        self.conv2 = nn.Conv2d(out_channels, out_channels, kernel_size=3, padding=1)
+        self.shortcut = nn.Conv2d(in_channels, out_channels, kernel_size=1) if in_channels != out_channels else None
+
+    def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
+        residual = hidden_states if self.shortcut is None else self.shortcut(hidden_states)
+        hidden_states = self.conv1(functional.silu(self.norm1(hidden_states)))
+        hidden_states = self.conv2(self.dropout(functional.silu(self.norm2(hidden_states))))
+        return residual + hidden_states  # (batch, out_channels, height, width)
+
+
+class AttentionBlock(nn.Module):
+    """Self-attention with one head over all positions of a feature map."""
+
+    def __init__(self, config: VQVAEConfig, channels: int):
+        super().__init__()
+        self.norm = nn.GroupNorm(config.norm_num_groups, channels, eps=GROUP_NORM_EPSILON)
+        self.qkv = nn.Conv2d(channels, 3 * channels, kernel_size=1)
+        self.proj_out = nn.Conv2d(channels, channels, kernel_size=1)
+
+    def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
+        height, width = hidden_states.shape[-2:]
+        projected = self.qkv(self.norm(hidden_states)).flatten(2).transpose(1, 2)  # (batch, positions, 3 * channels)
+        query, key, value = projected.chunk(3, dim=-1)
+        attended = functional.scaled_dot_product_attention(query, key, value)  # (batch, positions, channels)
+        attended = attended.transpose(1, 2).unflatten(2, (height, width))
+        return hidden_states + self.proj_out(attended)  # (batch, channels, height, width)
+
+
+class Downsample(nn.Module):
+    """Halve height and width by a strided convolution."""
+
+    def __init__(self, channels: int):
+        super().__init__()
+        self.conv = nn.Conv2d(channels, channels, kernel_size=3, stride=2)
+
+    def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
+        # One row below and one column to the right only: symmetric padding would shift the released weights' grid.
+        return self.conv(functional.pad(hidden_states, (0, 1, 0, 1)))  # (batch, channels, height / 2, width / 2)
+
+
+class Upsample(nn.Module):
+    """Double height and width by repetition and smooth the result with a convolution."""
+
+    def __init__(self, channels: int):
+        super().__init__()
+        self.conv = nn.Conv2d(channels, channels, kernel_size=3, padding=1)
+
+    def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
+        hidden_states = functional.interpolate(hidden_states, scale_factor=2.0, mode="nearest")
+        return self.conv(hidden_states)  # (batch, channels, 2 * height, 2 * width)
+
+
+class Level(GradientCheckpointingLayer):
+    """The residual blocks of one resolution, each followed by attention where the level has it, then the resampling."""
+
+    def __init__(
+        self,
+        config: VQVAEConfig,
+        in_channels: int,
+        out_channels: int,
+        num_blocks: int,
+        attention: bool,
+        resample: nn.Module | None,
+    ):
+        super().__init__()
+        widths = [in_channels] + [out_channels] * (num_blocks - 1)
+        self.resnets = nn.ModuleList(ResnetBlock(config, width, out_channels) for width in widths)
+        self.attentions = nn.ModuleList(AttentionBlock(config, out_channels) for _ in widths if attention)
+        self.resample = resample
+
+    def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
+        for index, resnet in enumerate(self.resnets):
+            hidden_states = resnet(hidden_states)
+            if len(self.attentions) > 0:
+                hidden_states = self.attentions[index](hidden_states)
+        return hidden_states if self.resample is None else self.resample(hidden_states)
+
+
+class MidBlock(GradientCheckpointingLayer):
+    """Two residual blocks at the coarsest resolution, with attention between them."""
+
+    def __init__(self, config: VQVAEConfig, channels: int):
+        super().__init__()
+        self.resnet1 = ResnetBlock(config, channels, channels)
+        self.attention = AttentionBlock(config, channels) if config.mid_block_attention else None
+        self.resnet2 = ResnetBlock(config, channels, channels)
+
+    def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
+        hidden_states = self.resnet1(hidden_states)
+        if self.attention is not None:
+            hidden_states = self.attention(hidden_states)
+        return self.resnet2(hidden_states)
+
+
+class Encoder(nn.Module):
+    """Images `(batch, in_channels, height, width)` to maps `(batch, latent_channels, height / f, width / f)`."""
+
+    def __init__(self, config: VQVAEConfig):
+        super().__init__()
+        widths = [config.base_channels * multiplier for multiplier in config.channel_multipliers]
+        last = len(widths) - 1
+        self.conv_in = nn.Conv2d(config.in_channels, config.base_channels, kernel_size=3, padding=1)
+        self.levels = nn.ModuleList(
+            Level(
+                config,
+                in_channels=config.base_channels if index == 0 else widths[index - 1],
+                out_channels=width,
+                num_blocks=config.num_res_blocks,
+                attention=config.last_level_attention and index == last,
+                resample=Downsample(width) if index < last else None,
+            )
+            for index, width in enumerate(widths)
+        )
+        self.mid_block = MidBlock(config, widths[-1])
+        self.norm_out = nn.GroupNorm(config.norm_num_groups, widths[-1], eps=GROUP_NORM_EPSILON)
+        self.conv_out = nn.Conv2d(widths[-1], config.latent_channels, kernel_size=3, padding=1)
+
+    def forward(self, pixel_values: torch.Tensor) -> torch.Tensor:
+        hidden_states = self.conv_in(pixel_values)
+        for level in self.levels:
+            hidden_states = level(hidden_states)
+        hidden_states = self.mid_block(hidden_states)
+        return self.conv_out(functional.silu(self.norm_out(hidden_states)))
+
+
+class Decoder(nn.Module):
+    """Maps `(batch, latent_channels, height / f, width / f)` to images `(batch, out_channels, height, width)`."""
+
+    def __init__(self, config: VQVAEConfig):
+        super().__init__()
+        widths = [config.base_channels * multiplier for multiplier in reversed(config.channel_multipliers)]
+        last = len(widths) - 1
+        self.conv_in = nn.Conv2d(config.latent_channels, widths[0], kernel_size=3, padding=1)
+        self.mid_block = MidBlock(config, widths[0])
+        self.levels = nn.ModuleList(
+            Level(
+                config,
+                in_channels=widths[0] if index == 0 else widths[index - 1],
+                out_channels=width,
+                num_blocks=config.num_res_blocks + 1,
+                attention=config.last_level_attention and index == 0,
+                resample=Upsample(width) if index < last else None,
+            )
+            for index, width in enumerate(widths)
+        )
+        self.norm_out = nn.GroupNorm(config.norm_num_groups, widths[-1], eps=GROUP_NORM_EPSILON)
+        self.conv_out = nn.Conv2d(widths[-1], config.num_output_channels, kernel_size=3, padding=1)
+
+    def forward(self, latents: torch.Tensor) -> torch.Tensor:
+        hidden_states = self.mid_block(self.conv_in(latents))
+        for level in self.levels:
+            hidden_states = level(hidden_states)
+        return self.conv_out(functional.silu(self.norm_out(hidden_states)))

@@ -1,0 +1,388 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Multi-scale VQ-VAE: images to token maps and back."""
+
+import math
+from dataclasses import dataclass
+
+import torch
+from diffusers.utils.accelerate_utils import apply_forward_hook
+from torch import nn
+from transformers import PreTrainedModel
+from transformers import initialization as init
+from transformers.utils import ModelOutput
+
+from .configuration_vqvae import VQVAEConfig
+from .layers import Decoder, Encoder
+from .quantization import Codebook, MultiScaleResidualQuantizer
+
+
+@dataclass
+class VQVAEOutput(ModelOutput):
+    """
+    Output of [`VQVAEModel`].
+
+    Args:
+        loss (`torch.FloatTensor` of shape `()`): Codebook and commitment terms of the quantizer, in fp32. The
+            reconstruction terms belong to the training recipe.
+        sample (`torch.FloatTensor` of shape `(batch, out_channels, height, width)`): Reconstruction, not clamped.
+        features (`torch.FloatTensor` of shape `(batch, latent_channels, latent height, latent width)`): The encoder's
+            continuous output.
+        latents (`torch.FloatTensor`, as `features`): Quantized features with straight-through gradient, in fp32.
+        codes (`torch.LongTensor` of shape `(batch, length)`): Token maps, coarse to fine, each row-major.
+    """
+
+    loss: torch.FloatTensor | None = None
+    sample: torch.FloatTensor | None = None
+    features: torch.FloatTensor | None = None
+    latents: torch.FloatTensor | None = None
+    codes: torch.LongTensor | None = None
+
+
+@dataclass
+class VQVAEEncoderOutput(ModelOutput):
+    """
+    Output of [`VQVAEModel.encode`].
+
+    Args:
+        features (`torch.FloatTensor` of shape `(batch, latent_channels, latent height, latent width)`): The encoder's
+            continuous output.
+        latents (`torch.FloatTensor`, as `features`): Quantized features, in fp32.
+        codes (`torch.LongTensor` of shape `(batch, length)`): Token maps, coarse to fine, each row-major.
+    """
+
+    features: torch.FloatTensor | None = None
+    latents: torch.FloatTensor | None = None
+    codes: torch.LongTensor | None = None
+
+
+@dataclass
+class VQVAEDecoderOutput(ModelOutput):
+    """
+    Output of [`VQVAEModel.decode`].
+
+    Args:
+        sample (`torch.FloatTensor` of shape `(batch, out_channels, height, width)`): Images in `[-1, 1]`.
+    """
+
+    sample: torch.FloatTensor | None = None
+
+
+class VQVAEModel(PreTrainedModel):
+    r"""
+    Multi-scale residual VQ-VAE (Tian et al. 2024, section 3.2). With other `patch_nums` the same class is a VQ-VAE,
+    the generator of VQGAN or an RQ-VAE.
+
+    Args:
+        config ([`VQVAEConfig`]): Sizes and schedule.
+
+    Example:
+
+    ```python
+    >>> import torch
+    >>> from hf_var import VQVAEConfig, VQVAEModel
+
+    >>> config = VQVAEConfig(base_channels=32, channel_multipliers=(1, 2), latent_channels=8, patch_nums=(1, 2, 4))
+    >>> model = VQVAEModel(config).eval()
+    >>> codes = model.encode(torch.rand(2, 3, 8, 8) * 2 - 1).codes
+    >>> codes.shape
+    torch.Size([2, 21])
+    >>> model.decode(codes).sample.shape
+    torch.Size([2, 3, 8, 8])
+    ```
+    """
+
+    config: VQVAEConfig
+    config_class = VQVAEConfig
+    base_model_prefix = "vqvae"
+    main_input_name = "pixel_values"
+    input_modalities = ("image",)
+    supports_gradient_checkpointing = True
+    _no_split_modules = ["ResnetBlock", "AttentionBlock", "MultiScaleResidualQuantizer"]
+    _keep_in_fp32_modules_strict = ["quantizer"]
+    _input_embed_layer = "conv_in"
+
+    def __init__(self, config: VQVAEConfig):
+        super().__init__(config)
+        kernel_size = config.quant_conv_kernel_size
+        channels = config.latent_channels
+        self.encoder = Encoder(config)
+        self.quant_conv = nn.Conv2d(channels, channels, kernel_size, padding=kernel_size // 2)
+        self.quantizer = MultiScaleResidualQuantizer(config)
+        self.post_quant_conv = nn.Conv2d(channels, channels, kernel_size, padding=kernel_size // 2)
+        self.decoder = Decoder(config)
+        self.post_init()
+
+    def get_input_embeddings(self) -> nn.Module:
+        return self.encoder.conv_in
+
+    @torch.no_grad()
+    def _init_weights(self, module: nn.Module) -> None:
+        if isinstance(module, Codebook):
+            # As in VQ-VAE; small against the features, so that no code is favoured at the start.
+            limit = 1 / module.num_embeddings
+            init.uniform_(module.weight, -limit, limit)
+            init.zeros_(module.running_hits)
+        elif isinstance(module, nn.Conv2d):
+            # torch's own default, which must be spelled out for models that are built on the meta device.
+            init.kaiming_uniform_(module.weight, a=math.sqrt(5))
+            if module.bias is not None:
+                limit = 1 / math.sqrt(module.weight[0].numel())
+                init.uniform_(module.bias, -limit, limit)
+        elif isinstance(module, nn.GroupNorm):
+            init.ones_(module.weight)
+            init.zeros_(module.bias)
+
+    def forward(
+        self, pixel_values: torch.FloatTensor, return_dict: bool | None = None, **kwargs
+    ) -> VQVAEOutput | tuple[torch.Tensor, ...]:
+        r"""
+        Reconstruct images, with the quantizer's loss and straight-through gradients for training.
+
+        Args:
+            pixel_values (`torch.FloatTensor` of shape `(batch, in_channels, height, width)`):
+                Images in `[-1, 1]`, of the size `config.image_size`.
+            return_dict (`bool`, *optional*):
+                Whether to return a [`VQVAEOutput`] instead of a tuple.
+
+        Raises:
+            `ValueError`: If the images' shape does not fit the configuration.
+        """
+        features = self._encode_features(pixel_values)
+        with self._quantizer_precision(features):
+            quantized = self.quantizer(features, return_loss=True)
+            # Forward value of the latents, gradient of the features: the search has none (VQ-VAE, section 3.2).
+            straight_through = features.float() + (quantized.latents - features.float()).detach()
+        output = VQVAEOutput(
+            loss=quantized.loss,
+            sample=self._decode_latents(straight_through),
+            features=features,
+            latents=straight_through,
+            codes=quantized.codes,
+        )
+        return output if self._wants_dict(return_dict) else output.to_tuple()
+
+    @apply_forward_hook
+    def encode(
+        self, pixel_values: torch.FloatTensor, return_dict: bool | None = None
+    ) -> VQVAEEncoderOutput | tuple[torch.Tensor, ...]:
+        r"""
+        Turn images into token maps.
+
+        Args:
+            pixel_values (`torch.FloatTensor` of shape `(batch, in_channels, height, width)`):
+                Images in `[-1, 1]`, of the size `config.image_size`.
+            return_dict (`bool`, *optional*):
+                Whether to return a [`VQVAEEncoderOutput`] instead of a tuple.
+
+        Raises:
+            `ValueError`: If the images' shape does not fit the configuration.
+        """
+        features = self._encode_features(pixel_values)
+        with self._quantizer_precision(features):
+            quantized = self.quantizer(features)
+        output = VQVAEEncoderOutput(features=features, latents=quantized.latents, codes=quantized.codes)
+        return output if self._wants_dict(return_dict) else output.to_tuple()
+
+    @apply_forward_hook
+    def decode(
+        self,
+        codes: torch.LongTensor | None = None,
+        latents: torch.FloatTensor | None = None,
+        num_scales: int | None = None,
+        return_dict: bool | None = None,
+    ) -> VQVAEDecoderOutput | tuple[torch.Tensor, ...]:
+        r"""
+        Turn token maps, or latents, into images.
+
+        Args:
+            codes (`torch.LongTensor` of shape `(batch, length)`, *optional*):
+                Token maps of all scales, coarse to fine; those after `num_scales` may be missing.
+            latents (`torch.FloatTensor` of shape `(batch, latent_channels, latent height, latent width)`, *optional*):
+                Running reconstruction, in place of `codes`.
+            num_scales (`int`, *optional*, defaults to all):
+                Decode the sum of the first `num_scales` scales of `codes`.
+            return_dict (`bool`, *optional*):
+                Whether to return a [`VQVAEDecoderOutput`] instead of a tuple.
+
+        Raises:
+            `ValueError`: If not exactly one of `codes` and `latents` is given, or shapes or codes do not fit.
+        """
+        if (codes is None) == (latents is None):
+            raise ValueError("Pass exactly one of `codes` and `latents`.")
+        if codes is not None:
+            latents = self._sum_codes(codes, num_scales)
+        else:
+            if num_scales is not None:
+                raise ValueError(f"`num_scales` goes with `codes`, got num_scales={num_scales} with `latents`.")
+            self._check_shape("latents", latents, (self.config.latent_channels, *self.config.latent_size))
+        output = VQVAEDecoderOutput(sample=self._decode_latents(latents).clamp(-1, 1))
+        return output if self._wants_dict(return_dict) else output.to_tuple()
+
+    @apply_forward_hook
+    def teacher_forcing(self, codes: torch.LongTensor) -> torch.FloatTensor:
+        r"""
+        What a transformer reads to predict `codes`: for every scale but the first, the latents after the scale before,
+        reduced to the size of the scale (Tian et al. 2024, section 3.1).
+
+        Args:
+            codes (`torch.LongTensor` of shape `(batch, length)`): Token maps of all scales.
+
+        Returns:
+            `torch.FloatTensor` of shape `(batch, length - tokens of the first scale, latent_channels)`, in fp32.
+        """
+        self._check_codes(codes, [self.quantizer.scale_bounds[-1][1]])
+        with self._quantizer_precision(codes):
+            latents = self.quantizer.running_latents(codes[:, : self.quantizer.scale_bounds[-1][0]])
+            inputs = [self._tokens(running, scale) for scale, running in enumerate(latents, start=1)]
+        if not inputs:
+            return torch.zeros(codes.shape[0], 0, self.config.latent_channels, device=codes.device)
+        return torch.cat(inputs, dim=1)
+
+    @apply_forward_hook
+    def next_scale(
+        self, latents: torch.FloatTensor | None, codes: torch.Tensor, k: int
+    ) -> tuple[torch.FloatTensor, torch.FloatTensor | None]:
+        r"""
+        Add the token map of scale `k` to the running reconstruction.
+
+        Args:
+            latents (`torch.FloatTensor` of shape `(batch, latent_channels, latent height, latent width)` or `None`):
+                The latents after the scales before; `None` stands for zero.
+            codes (`torch.LongTensor` of shape `(batch, length of scale k)` or `torch.FloatTensor` of shape
+                `(batch, length of scale k, latent_channels)`):
+                Codes of the scale or, where they are mixed or edited, code vectors.
+            k (`int`): Scale, from 0.
+
+        Returns:
+            `tuple`: The latents after scale `k`, in fp32, and the `scale_inputs` of the next scale, of shape
+            `(batch, its length, latent_channels)`, or `None` after the last one.
+
+        Raises:
+            `ValueError`: If `k` is no scale or the shapes do not fit.
+        """
+        num_scales = len(self.quantizer.scale_sizes)
+        if not 0 <= k < num_scales:
+            raise ValueError(f"`k` must be a scale from 0 to {num_scales - 1}, got {k}.")
+        begin, end = self.quantizer.scale_bounds[k]
+        if codes.is_floating_point():
+            self._check_shape("code vectors", codes, (end - begin, self.config.latent_channels))
+        else:
+            self._check_codes(codes, [end - begin])
+        if latents is not None:
+            self._check_shape("latents", latents, (self.config.latent_channels, *self.config.latent_size))
+        with self._quantizer_precision(codes):
+            vectors = codes.float() if codes.is_floating_point() else self.quantizer.codebook(codes)
+            update = self.quantizer.expand(vectors, k)
+            latents = update if latents is None else latents.float() + update
+            inputs = self._tokens(latents, k + 1) if k + 1 < num_scales else None
+        return latents, inputs
+
+    @apply_forward_hook
+    def scale_inputs(self, latents: torch.FloatTensor, k: int) -> torch.FloatTensor:
+        r"""
+        What a transformer reads to predict the token map of scale `k`: the latents, reduced to its size.
+
+        Args:
+            latents (`torch.FloatTensor` of shape `(batch, latent_channels, latent height, latent width)`):
+                The latents after the scales before.
+            k (`int`): Scale, from 1.
+
+        Returns:
+            `torch.FloatTensor` of shape `(batch, length of scale k, latent_channels)`, in fp32.
+
+        Raises:
+            `ValueError`: If `k` is no scale with an input or the shape does not fit.
+        """
+        num_scales = len(self.quantizer.scale_sizes)
+        if not 1 <= k < num_scales:
+            raise ValueError(f"`k` must be a scale with an input, from 1 to {num_scales - 1}, got {k}.")
+        self._check_shape("latents", latents, (self.config.latent_channels, *self.config.latent_size))
+        return self._tokens(latents.float(), k)
+
+    @apply_forward_hook
+    def code_vectors(self, codes: torch.LongTensor) -> torch.FloatTensor:
+        r"""
+        Look codes up.
+
+        Args:
+            codes (`torch.LongTensor` of any shape): Codes in `[0, codebook_size)`.
+
+        Returns:
+            `torch.FloatTensor` of shape `(*codes.shape, latent_channels)`, in fp32.
+        """
+        with self._quantizer_precision(codes):
+            return self.quantizer.codebook(codes)
+
+    @apply_forward_hook
+    def mix_code_vectors(self, weights: torch.FloatTensor) -> torch.FloatTensor:
+        r"""
+        Weighted sums of all code vectors, as the smooth sampling mode of VAR's demo uses them.
+
+        Args:
+            weights (`torch.FloatTensor` of shape `(..., codebook_size)`): Weights of the codes.
+
+        Returns:
+            `torch.FloatTensor` of shape `(..., latent_channels)`, in fp32.
+        """
+        with self._quantizer_precision(weights):
+            all_codes = torch.arange(self.config.codebook_size, device=weights.device)
+            return weights.float() @ self.quantizer.codebook(all_codes)
+
+    @property
+    def _compute_dtype(self) -> torch.dtype:
+        # Read off a norm, which layerwise casting leaves alone: the convolutions' weights may be stored in 8 bits.
+        return self.decoder.norm_out.weight.dtype
+
+    def _encode_features(self, pixel_values: torch.Tensor) -> torch.Tensor:
+        self._check_shape("pixel_values", pixel_values, (self.config.in_channels, *self.config.image_size))
+        return self.quant_conv(self.encoder(pixel_values.to(self._compute_dtype)))
+
+    def _decode_latents(self, latents: torch.Tensor) -> torch.Tensor:
+        return self.decoder(self.post_quant_conv(latents.to(self._compute_dtype)))
+
+    def _sum_codes(self, codes: torch.Tensor, num_scales: int | None) -> torch.Tensor:
+        scale_bounds = self.quantizer.scale_bounds
+        if num_scales is None:
+            num_scales = len(scale_bounds)
+        elif not 1 <= num_scales <= len(scale_bounds):
+            raise ValueError(f"`num_scales` must be from 1 to {len(scale_bounds)}, got {num_scales}.")
+        end = scale_bounds[num_scales - 1][1]
+        self._check_codes(codes, sorted({end, scale_bounds[-1][1]}))
+        with self._quantizer_precision(codes):
+            *_, latents = self.quantizer.running_latents(codes[:, :end])
+        return latents
+
+    def _tokens(self, latents: torch.Tensor, scale: int) -> torch.Tensor:
+        return self.quantizer.pool(latents, scale).flatten(2).transpose(1, 2)  # (batch, length of scale, channels)
+
+    def _check_shape(self, name: str, tensor: torch.Tensor, expected: tuple[int, ...]) -> None:
+        if tuple(tensor.shape[1:]) != expected or tensor.ndim != len(expected) + 1:
+            shape = ", ".join(str(size) for size in expected)
+            raise ValueError(
+                f"`{name}` must have the shape (batch, {shape}) for patch_nums={self.config.patch_nums} and "
+                f"{self.config.downsampling_factor} times downsampling, got {tuple(tensor.shape)}."
+            )
+
+    def _check_codes(self, codes: torch.Tensor, lengths: list[int]) -> None:
+        if codes.is_floating_point() or codes.ndim != 2 or codes.shape[1] not in lengths:
+            raise ValueError(
+                f"`codes` must be integers of the shape (batch, {' or '.join(map(str, lengths))}) for "
+                f"patch_nums={self.config.patch_nums}, got {codes.dtype} of the shape {tuple(codes.shape)}."
+            )
+        # Elsewhere the comparison would wait for the device.
+        if codes.device.type == "cpu" and not torch.compiler.is_compiling() and codes.numel() > 0:
+            lowest, highest = int(codes.min()), int(codes.max())
+            if lowest < 0 or highest >= self.config.codebook_size:
+                raise ValueError(
+                    f"`codes` must be in [0, {self.config.codebook_size}), got values from {lowest} to {highest}."
+                )
+
+    def _wants_dict(self, return_dict: bool | None) -> bool:
+        return self.config.return_dict if return_dict is None else return_dict
+
+    @staticmethod
+    def _quantizer_precision(tensor: torch.Tensor):
+        return torch.autocast(tensor.device.type, enabled=False)
+
+
+__all__ = ["VQVAEDecoderOutput", "VQVAEEncoderOutput", "VQVAEModel", "VQVAEOutput"]

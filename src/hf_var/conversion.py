@@ -1,0 +1,382 @@
+# SPDX-License-Identifier: Apache-2.0
+"""
+Checkpoints of the official VAR code to our models and back: the only file that knows foreign key names.
+
+What an official state dict does not say in its shapes and names is taken from the released models, and can be
+overridden with any field of the configuration: the mixing ratio of phi (0.5), the commitment weight (0.25), Euclidean
+search and 32 groups per normalisation.
+"""
+
+import json
+import math
+import os
+import pickle
+import re
+from collections.abc import Mapping
+from importlib import resources
+
+import safetensors.torch
+import torch
+from safetensors import SafetensorError
+
+from .autoencoders import VQVAEConfig, VQVAEModel
+from .priors import VARConfig, VARTransformer
+
+
+StateDict = dict[str, torch.Tensor]
+
+# Token maps of the released models, by resolution in pixels.
+RELEASED_PATCH_NUMS = {
+    256: (1, 2, 3, 4, 5, 6, 8, 10, 13, 16),
+    512: (1, 2, 3, 4, 6, 9, 13, 18, 24, 32),
+    1024: (1, 2, 3, 4, 5, 7, 9, 12, 16, 21, 27, 36, 48, 64),
+}
+# Buffers which follow from the configuration; files come with and without them.
+DERIVED_BUFFERS = re.compile(r"lvl_1L|attn_bias_for_masking|blocks\.\d+\.attn\.zero_k_bias")
+
+
+def load_official_vqvae(checkpoint: str | os.PathLike | Mapping, **config_overrides) -> VQVAEModel:
+    r"""
+    Load a multi-scale VQ-VAE of the official code, such as `vae_ch160v4096z32.pth`.
+
+    Args:
+        checkpoint (`str`, `os.PathLike` or `dict`):
+            A `.pth` file, read with `weights_only=True` and memory-mapped, a `.safetensors` file or a state dict.
+        config_overrides:
+            Fields of [`VQVAEConfig`] which the file does not tell, in particular `patch_nums`: a file of ten scales is
+            taken for the released 256-pixel model, for any other number they must be given.
+
+    Returns:
+        [`VQVAEModel`], in evaluation mode.
+
+    Raises:
+        `ValueError`: If the file cannot be read, is no such model (the message lists the keys that are missing or left
+            over), or leaves something open.
+    """
+    state_dict = _read_checkpoint(checkpoint, section="vae_local")
+    _require_keys(state_dict, "VQVAE", ["encoder.conv_in.weight", "quantize.embedding.weight", "quant_conv.weight"])
+    fields = _infer_vqvae_fields(state_dict, config_overrides)
+    config = VQVAEConfig(**{**fields, **config_overrides})
+    hits = state_dict.get("quantize.ema_vocab_hit_SV")
+    if hits is None or hits.shape != (len(config.patch_nums), config.codebook_size):
+        # Usage statistics of another schedule say nothing about this one; the official code drops them likewise.
+        state_dict["quantize.ema_vocab_hit_SV"] = torch.zeros(len(config.patch_nums), config.codebook_size)
+    with torch.device("meta"):
+        model = VQVAEModel(config)
+    official_names = _vqvae_names(model)
+    return _fill(model, {ours: (official, None) for ours, official in official_names.items()}, state_dict, "VQVAE")
+
+
+def load_official_var(checkpoint: str | os.PathLike | Mapping, **config_overrides) -> VARTransformer:
+    r"""
+    Load a VAR transformer of the official code, such as `var_d16.pth`.
+
+    Args:
+        checkpoint (`str`, `os.PathLike` or `dict`):
+            A `.pth` file, read with `weights_only=True` and memory-mapped, a `.safetensors` file or a state dict.
+        config_overrides:
+            Fields of [`VARConfig`] which the file does not tell: `patch_nums` where its maps are not square or its
+            level buffer is missing, `num_attention_heads` where there is no QK-norm and the width is not 64 per layer,
+            `id2label` for other label names than ImageNet-1k's.
+
+    Returns:
+        [`VARTransformer`], in evaluation mode.
+
+    Raises:
+        `ValueError`: If the file cannot be read, is no such model (the message lists the keys that are missing or left
+            over), or leaves something open.
+    """
+    state_dict = _read_checkpoint(checkpoint, section="var_wo_ddp")
+    required = ["word_embed.weight", "class_emb.weight", "pos_1LC", "lvl_embed.weight", "blocks.0.ffn.fc1.weight"]
+    _require_keys(state_dict, "VAR transformer", [*required, "blocks.0.attn.mat_qkv.weight", "head.weight"])
+    config = VARConfig(**{**_infer_var_fields(state_dict, config_overrides), **config_overrides})
+    with torch.device("meta"):
+        model = VARTransformer(config)
+    return _fill(model, _var_names(model), state_dict, "VAR transformer")
+
+
+def export_official_vqvae(model: VQVAEModel) -> StateDict:
+    """The official code's state dict of a [`VQVAEModel`], equal to the one it was loaded from."""
+    weights = model.state_dict()
+    return {official: weights[ours].clone() for ours, official in _vqvae_names(model).items()}
+
+
+def export_official_var(model: VARTransformer) -> StateDict:
+    """
+    The official code's state dict of a [`VARTransformer`], equal to the one it was loaded from.
+
+    Raises:
+        `ValueError`: If the model predicts other blocks than scales, which the official code cannot.
+    """
+    config = model.config
+    if config.block_lengths != config.scale_lengths:
+        raise ValueError(
+            f"`block_sizes` must be one block per scale for the official code, got {config.block_lengths} for scales "
+            f"of {config.scale_lengths} tokens."
+        )
+    weights = model.state_dict()
+    parts: dict[str, list[torch.Tensor]] = {}
+    for ours, (official, row_part) in _var_names(model).items():
+        parts.setdefault(official, []).append(weights[ours])
+    exported = {name: torch.cat(tensors) for name, tensors in parts.items()}
+    for name, tensor in exported.items():
+        exported[name] = _official_view(name, tensor)
+    levels = torch.arange(len(config.patch_nums)).repeat_interleave(torch.tensor(config.scale_lengths))
+    exported["lvl_1L"] = levels.view(1, -1)
+    dtype = exported["pos_1LC"].dtype
+    hidden = levels.view(1, -1) > levels.view(-1, 1)
+    exported["attn_bias_for_masking"] = torch.zeros(hidden.shape, dtype=dtype).masked_fill(hidden, -torch.inf)[
+        None, None
+    ]
+    for layer in range(config.num_hidden_layers):
+        exported[f"blocks.{layer}.attn.zero_k_bias"] = torch.zeros(config.hidden_size, dtype=dtype)
+    return exported
+
+
+def imagenet_id2label() -> dict[int, str]:
+    """Names of the ImageNet-1k classes, as the Hub's models name them."""
+    names = json.loads(resources.files(__package__).joinpath("imagenet_labels.json").read_text(encoding="utf-8"))
+    return dict(enumerate(names))
+
+
+def _read_checkpoint(checkpoint: str | os.PathLike | Mapping, section: str) -> StateDict:
+    """Read a state dict; `section` is the model's place in a checkpoint of the official trainer."""
+    if isinstance(checkpoint, Mapping):
+        # The model must not share memory with a state dict that its owner may go on using.
+        content = {
+            name: value.clone() if isinstance(value, torch.Tensor) else value for name, value in checkpoint.items()
+        }
+    else:
+        content = _read_file(os.fspath(checkpoint))
+    if isinstance(content, Mapping) and isinstance(content.get("trainer"), Mapping):
+        content = content["trainer"].get(section, {})
+    if not isinstance(content, Mapping) or not all(isinstance(value, torch.Tensor) for value in content.values()):
+        raise ValueError(
+            f"`checkpoint` must hold a dictionary of tensors, got {type(content).__name__} in {checkpoint}."
+        )
+    return dict(content)
+
+
+def _read_file(path: str):
+    if not os.path.isfile(path):
+        raise ValueError(f"`checkpoint` must be an existing file or a state dict, got {path!r}.")
+    try:
+        if path.endswith(".safetensors"):
+            return safetensors.torch.load_file(path)
+        try:
+            return torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+        except RuntimeError as error:
+            if "mmap can only be used with files saved with" not in str(error):
+                raise
+            return torch.load(path, map_location="cpu", weights_only=True)  # the format before torch 1.6
+    except (RuntimeError, pickle.UnpicklingError, SafetensorError, EOFError, ValueError, KeyError) as error:
+        raise ValueError(
+            f"`checkpoint` {path!r} cannot be read as weights: it is truncated, no checkpoint of torch or holds more "
+            f"than tensors ({str(error).splitlines()[0] if str(error) else type(error).__name__})."
+        ) from error
+
+
+def _require_keys(state_dict: StateDict, kind: str, required: list[str]) -> None:
+    missing = [name for name in required if name not in state_dict]
+    if missing:
+        present = [name for name in state_dict if name not in required]
+        raise ValueError(
+            f"`checkpoint` is no official {kind}: the keys {missing} are missing, and it holds {_listing(present)}."
+        )
+
+
+def _listing(names: list[str], limit: int = 8) -> str:
+    more = f" and {len(names) - limit} more" if len(names) > limit else ""
+    return f"{sorted(names)[:limit]}{more}"
+
+
+def _count(state_dict: StateDict, pattern: str) -> int:
+    """One more than the largest number which `pattern` captures in the names, 0 without any."""
+    found = [int(match.group(1)) for name in state_dict if (match := re.match(pattern, name))]
+    return max(found, default=-1) + 1
+
+
+def _infer_vqvae_fields(state_dict: StateDict, overrides: dict) -> dict:
+    base_channels, in_channels = state_dict["encoder.conv_in.weight"].shape[:2]
+    num_levels = _count(state_dict, r"encoder\.down\.(\d+)\.block\.0\.conv1\.weight")
+    widths = [state_dict[f"encoder.down.{level}.block.0.conv1.weight"].shape[0] for level in range(num_levels)]
+    hits = state_dict.get("quantize.ema_vocab_hit_SV")
+    num_scales = None if hits is None else hits.shape[0]
+    fields = {
+        "in_channels": in_channels,
+        "base_channels": base_channels,
+        "channel_multipliers": [width // base_channels for width in widths],
+        "num_res_blocks": _count(state_dict, r"encoder\.down\.0\.block\.(\d+)\."),
+        "last_level_attention": f"encoder.down.{num_levels - 1}.attn.0.norm.weight" in state_dict,
+        "mid_block_attention": "encoder.mid.attn_1.norm.weight" in state_dict,
+        "latent_channels": state_dict["quantize.embedding.weight"].shape[1],
+        "quant_conv_kernel_size": state_dict["quant_conv.weight"].shape[-1],
+        "codebook_size": state_dict["quantize.embedding.weight"].shape[0],
+    }
+    out_channels = state_dict["decoder.conv_out.weight"].shape[0] if "decoder.conv_out.weight" in state_dict else None
+    if out_channels != in_channels:
+        fields["out_channels"] = out_channels
+    if "quantize.quant_resi.qresi.weight" in state_dict:
+        fields["num_refinement_convs"] = 1
+    elif "quantize.quant_resi.qresi_ls.0.weight" in state_dict:
+        fields["num_refinement_convs"] = _count(state_dict, r"quantize\.quant_resi\.qresi_ls\.(\d+)\.")
+    elif "quantize.quant_resi.0.weight" in state_dict:
+        fields["num_refinement_convs"] = 0
+    else:
+        fields["refinement_ratio"] = 0.0
+    if "patch_nums" not in overrides:
+        released = [numbers for numbers in RELEASED_PATCH_NUMS.values() if len(numbers) == num_scales]
+        if not released:
+            scales = "an unknown number of" if num_scales is None else num_scales
+            raise ValueError(
+                f"`patch_nums` cannot be inferred from this VQVAE of {scales} scales: pass the size of every token map, "
+                "for instance patch_nums=(1, 2, 3, 4)."
+            )
+        fields["patch_nums"] = released[0]
+    return fields
+
+
+def _infer_var_fields(state_dict: StateDict, overrides: dict) -> dict:
+    hidden_size, latent_channels = state_dict["word_embed.weight"].shape
+    depth = _count(state_dict, r"blocks\.(\d+)\.")
+    scale = state_dict.get("blocks.0.attn.scale_mul_1H11")
+    num_labels = state_dict["class_emb.weight"].shape[0] - 1
+    fields = {
+        "codebook_size": state_dict["head.weight"].shape[0],
+        "latent_channels": latent_channels,
+        "hidden_size": hidden_size,
+        "num_hidden_layers": depth,
+        "mlp_ratio": state_dict["blocks.0.ffn.fc1.weight"].shape[0] / hidden_size,
+        "qk_norm": scale is not None,
+        "shared_adaln": "shared_ada_lin.1.weight" in state_dict,
+    }
+    if "id2label" not in overrides and "num_labels" not in overrides:
+        if num_labels == 1000:
+            fields["id2label"] = imagenet_id2label()
+        else:
+            fields["num_labels"] = num_labels
+    if "patch_nums" not in overrides:
+        fields["patch_nums"] = _infer_patch_nums(state_dict)
+    if "num_attention_heads" not in overrides:
+        if scale is not None:
+            fields["num_attention_heads"] = scale.numel()
+        elif hidden_size == 64 * depth:
+            fields["num_attention_heads"] = depth
+        else:
+            raise ValueError(
+                "`num_attention_heads` cannot be inferred from a VAR transformer without QK-norm whose width, "
+                f"{hidden_size}, is not 64 per layer: pass it, for instance num_attention_heads={hidden_size // 64 or 1}."
+            )
+    return fields
+
+
+def _infer_patch_nums(state_dict: StateDict) -> list[int]:
+    length = state_dict["pos_1LC"].shape[1]
+    for numbers in RELEASED_PATCH_NUMS.values():
+        if sum(number**2 for number in numbers) == length and len(numbers) == len(state_dict["lvl_embed.weight"]):
+            return list(numbers)
+    if "lvl_1L" in state_dict:
+        lengths = state_dict["lvl_1L"].flatten().bincount().tolist()
+        sides = [math.isqrt(tokens) for tokens in lengths]
+        if [side**2 for side in sides] == lengths:
+            return sides
+    raise ValueError(
+        f"`patch_nums` cannot be inferred from this VAR transformer of {length} tokens: pass the size of every token "
+        "map, for instance patch_nums=(1, 2, 3, 4)."
+    )
+
+
+def _vqvae_names(model: VQVAEModel) -> dict[str, str]:
+    """Official name of every weight."""
+    last_level = len(model.config.channel_multipliers) - 1
+    # No convolution per se, one for all, one list for several: the official module's layout depends on the sharing.
+    phi = {0: r"quantize.quant_resi.\1", 1: "quantize.quant_resi.qresi"}.get(
+        model.config.num_refinement_convs, r"quantize.quant_resi.qresi_ls.\1"
+    )
+    rules = [
+        (r"^quantizer\.codebook\.weight$", "quantize.embedding.weight"),
+        (r"^quantizer\.codebook\.running_hits$", "quantize.ema_vocab_hit_SV"),
+        (r"^quantizer\.refinement_convs\.(\d+)", phi),
+        (r"\.mid_block\.resnet(\d)", r".mid.block_\1"),
+        (r"\.mid_block\.attention", ".mid.attn_1"),
+        (r"^encoder\.levels\.(\d+)\.resample", r"encoder.down.\1.downsample"),
+        (r"^encoder\.levels\.(\d+)", r"encoder.down.\1"),
+        (r"^decoder\.levels\.(\d+)\.resample", r"decoder.levels.\1.upsample"),
+        # The official decoder counts its levels from the finest one.
+        (r"^decoder\.levels\.(\d+)", lambda match: f"decoder.up.{last_level - int(match.group(1))}"),
+        (r"\.resnets\.", ".block."),
+        (r"\.attentions\.", ".attn."),
+        (r"\.shortcut\.", ".nin_shortcut."),
+    ]
+    return {name: _rename(name, rules) for name in model.state_dict()}
+
+
+def _var_names(model: VARTransformer) -> dict[str, tuple[str, int | None]]:
+    """Official name of every weight, and which third of its rows where the official code fuses three of ours."""
+    rules = [
+        (r"^embeddings\.class_embedding", "class_emb"),
+        (r"^embeddings\.input_proj", "word_embed"),
+        (r"^embeddings\.start_position$", "pos_start"),
+        (r"^embeddings\.position_embedding$", "pos_1LC"),
+        (r"^embeddings\.level_embedding$", "lvl_embed.weight"),
+        (r"^shared_adaln\.linear", "shared_ada_lin.1"),
+        (r"^head_norm\.adaln\.linear", "head_nm.ada_lin.1"),
+        (r"^layers\.(\d+)\.attention\.o_proj", r"blocks.\1.attn.proj"),
+        (r"^layers\.(\d+)\.attention\.(q|v)_proj\.bias$", r"blocks.\1.attn.\2_bias"),
+        (r"^layers\.(\d+)\.attention\.(q|k|v)_proj\.weight$", r"blocks.\1.attn.mat_qkv.weight"),
+        (r"^layers\.(\d+)\.attention\.log_query_scale$", r"blocks.\1.attn.scale_mul_1H11"),
+        (r"^layers\.(\d+)\.mlp", r"blocks.\1.ffn"),
+        (r"^layers\.(\d+)\.adaln\.linear", r"blocks.\1.ada_lin.1"),
+        (r"^layers\.(\d+)\.adaln\.offset$", r"blocks.\1.ada_gss"),
+    ]
+    fused = {"q_proj.weight": 0, "k_proj.weight": 1, "v_proj.weight": 2}
+    return {name: (_rename(name, rules), fused.get(".".join(name.split(".")[-2:]))) for name in model.state_dict()}
+
+
+def _rename(name: str, rules: list) -> str:
+    for pattern, replacement in rules:
+        name = re.sub(pattern, replacement, name)
+    return name
+
+
+def _official_view(name: str, tensor: torch.Tensor) -> torch.Tensor:
+    """Give a weight the singleton dimensions of the official code."""
+    if name in ("pos_start", "pos_1LC"):
+        return tensor.unsqueeze(0)
+    if name.endswith("scale_mul_1H11"):
+        return tensor.view(1, -1, 1, 1)
+    return tensor.view(1, 1, *tensor.shape) if name.endswith("ada_gss") else tensor
+
+
+def _fill(model, names: dict[str, tuple[str, int | None]], state_dict: StateDict, kind: str):
+    """Give a model on the meta device the weights of an official state dict, without a copy of them."""
+    expected = {official for official, _ in names.values()}
+    missing = sorted(expected - set(state_dict))
+    left_over = [name for name in state_dict if name not in expected and not DERIVED_BUFFERS.fullmatch(name)]
+    if missing or left_over:
+        raise ValueError(
+            f"`checkpoint` is no official {kind} that this package knows: missing keys {_listing(missing)}, left over "
+            f"{_listing(left_over)}."
+        )
+    weights = {}
+    for ours, target in model.state_dict().items():
+        official, row_part = names[ours]
+        source = state_dict[official] if row_part is None else state_dict[official].chunk(3)[row_part]
+        if source.numel() != target.numel():
+            raise ValueError(
+                f"`checkpoint` does not fit its {kind} configuration: {official} has the shape "
+                f"{tuple(state_dict[official].shape)}, {ours} needs {tuple(target.shape)}."
+            )
+        weights[ours] = source.view(target.shape)
+    model.load_state_dict(weights, assign=True)
+    model.tie_weights()
+    return model.eval()
+
+
+__all__ = [
+    "export_official_var",
+    "export_official_vqvae",
+    "imagenet_id2label",
+    "load_official_var",
+    "load_official_vqvae",
+]

@@ -1,0 +1,293 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Images from class labels."""
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from diffusers import DiffusionPipeline
+from diffusers.callbacks import MultiPipelineCallbacks, PipelineCallback
+from diffusers.image_processor import VaeImageProcessor
+
+from ..autoencoders import VQVAEModel
+from ..priors import VARCache, VARTransformer
+from .labels import Labels, label_ids
+from .pipeline_output import VARPipelineOutput
+from .sampling import Generators, apply_guidance, draw_codes, filter_logits, guidance_weight, smooth_weights
+
+
+# The official default, unless the codebook is smaller.
+DEFAULT_TOP_K = 900
+
+
+class VARPipeline(DiffusionPipeline):
+    r"""
+    Class-conditional and unconditional image generation with VAR (Tian et al. 2024): one step per scale, from a 1x1
+    token map to the full grid.
+
+    Args:
+        transformer ([`VARTransformer`]): Predicts the token maps.
+        vqvae ([`VQVAEModel`]): Turns token maps into images.
+
+    Raises:
+        `ValueError`: If the two have different codebooks, latents or schedules.
+    """
+
+    # The tokenizer is small and works between the scales: outside the chain it is loaded once per call.
+    model_cpu_offload_seq = "transformer"
+    _callback_tensor_inputs = ["latents"]
+
+    def __init__(self, transformer: VARTransformer, vqvae: VQVAEModel):
+        super().__init__()
+        _check_components(transformer, vqvae)
+        self.register_modules(transformer=transformer, vqvae=vqvae)
+        self.image_processor = VaeImageProcessor(vae_scale_factor=vqvae.config.downsampling_factor)
+
+    @property
+    def guidance_scale(self) -> float:
+        """The current guidance scale, which a callback may change between the scales."""
+        return self._guidance_scale
+
+    @property
+    def num_timesteps(self) -> int:
+        """Number of steps of the last call: the scales."""
+        return self._num_timesteps
+
+    @property
+    def interrupt(self) -> bool:
+        """Whether the remaining scales are left out; a callback sets `pipe._interrupt`."""
+        return self._interrupt
+
+    def get_label_ids(self, labels: Labels) -> list[int]:
+        r"""
+        Ids of class labels.
+
+        Args:
+            labels (`int`, `str`, `None`, `torch.Tensor` or a list of these):
+                Ids, names of `transformer.config.id2label` or their comma-separated synonyms; `None` and -1 are
+                unconditional.
+
+        Returns:
+            `list[int]`, where the number of labels stands for unconditional.
+
+        Raises:
+            `ValueError`: If a label is out of range, unknown (the message suggests near names) or ambiguous.
+        """
+        return label_ids(labels, self.transformer.config.id2label)
+
+    def enable_group_offload(self, *args, exclude_modules: str | list[str] | None = None, **kwargs) -> None:
+        r"""
+        Offload groups of the transformer's layers, see diffusers' `DiffusionPipeline.enable_group_offload`. The vqvae
+        stays on the device: it is small, and it works between the scales.
+        """
+        excluded = [exclude_modules] if isinstance(exclude_modules, str) else list(exclude_modules or [])
+        super().enable_group_offload(*args, exclude_modules=[*excluded, "vqvae"], **kwargs)
+
+    @torch.no_grad()
+    def __call__(
+        self,
+        class_labels: Labels = None,
+        guidance_scale: float = 2.5,
+        top_k: int | None = None,
+        top_p: float = 0.96,
+        temperature: float = 1.0,
+        smooth: bool = False,
+        num_images_per_label: int = 1,
+        generator: Generators = None,
+        output_type: str = "pil",
+        return_dict: bool = True,
+        callback_on_step_end: Callable[[Any, int, int, dict], dict]
+        | PipelineCallback
+        | MultiPipelineCallbacks
+        | None = None,
+        callback_on_step_end_tensor_inputs: list[str] = ["latents"],  # noqa: B006 - the signature of diffusers' pipelines
+    ) -> VARPipelineOutput | tuple:
+        r"""
+        Generate images.
+
+        Args:
+            class_labels (`int`, `str`, `None`, `torch.Tensor` or a list of these, *optional*):
+                Ids or names, one image each; `None` and -1 are unconditional.
+            guidance_scale (`float`, *optional*, defaults to 2.5):
+                Classifier-free guidance at the last scale, 1 is off; it grows linearly from 1 at the first scale. The
+                official code's `cfg` is `guidance_scale - 1`, so that its `cfg=1.5` is 2.5 here.
+            top_k (`int`, *optional*):
+                Draw from this many most likely codes. `None` means 900, or all of a smaller codebook; 0 means all.
+            top_p (`float`, *optional*, defaults to 0.96):
+                Draw from the most likely codes of this joint probability; 0 and 1 mean all.
+            temperature (`float`, *optional*, defaults to 1.0):
+                Divides the guided logits: above 1 for more variety, below 1 for less.
+            smooth (`bool`, *optional*, defaults to `False`):
+                Mix code vectors instead of choosing one (official `more_smooth`): smoother pictures, worse metrics.
+                The returned codes are the draws behind the mixtures.
+            num_images_per_label (`int`, *optional*, defaults to 1):
+                Images for each label, next to each other.
+            generator (`torch.Generator` or a list of them, *optional*):
+                Source of randomness, on any device. With a list, one for each image, an image does not depend on the
+                others of its batch.
+            output_type (`str`, *optional*, defaults to `"pil"`):
+                `"pil"`, `"np"`, `"pt"` or `"latent"`.
+            return_dict (`bool`, *optional*, defaults to `True`):
+                Whether to return a [`VARPipelineOutput`] instead of a tuple.
+            callback_on_step_end (`Callable`, *optional*):
+                Called after each scale as `callback(pipe, k, k, {"latents": latents})`. It may return a dictionary with
+                other `latents`, from which the next scale goes on.
+            callback_on_step_end_tensor_inputs (`list[str]`, *optional*, defaults to `["latents"]`):
+                Tensors that the callback gets.
+
+        Returns:
+            [`VARPipelineOutput`] or a tuple of its fields.
+
+        Raises:
+            `ValueError`: If an argument is out of range, before anything is computed.
+
+        Example:
+
+        ```python
+        >>> import torch
+        >>> from hf_var import DIGITS_CHECKPOINT, VARPipeline
+
+        >>> pipe = VARPipeline.from_pretrained(DIGITS_CHECKPOINT)
+        >>> images = pipe(class_labels=[3, 1, 4], generator=torch.Generator().manual_seed(0)).images
+        ```
+        """
+        if isinstance(callback_on_step_end, (PipelineCallback, MultiPipelineCallbacks)):
+            callback_on_step_end_tensor_inputs = callback_on_step_end.tensor_inputs
+        ids = self.get_label_ids(class_labels)
+        top_k = self._check_inputs(
+            guidance_scale,
+            top_k,
+            top_p,
+            temperature,
+            num_images_per_label,
+            output_type,
+            callback_on_step_end_tensor_inputs,
+        )
+        ids = [label for label in ids for _ in range(num_images_per_label)]
+        batch_size = len(ids)
+        if isinstance(generator, list) and len(generator) != batch_size:
+            raise ValueError(
+                f"`generator` must be one generator or {batch_size}, one per image, got {len(generator)}."
+            )
+
+        config = self.transformer.config
+        num_scales = len(config.patch_nums)
+        self._guidance_scale = guidance_scale
+        self._num_timesteps = num_scales
+        self._interrupt = False
+        unconditional = config.num_labels
+        guided = guidance_scale != 1 and any(label != unconditional for label in ids)
+        labels = torch.tensor(ids + [unconditional] * batch_size if guided else ids, device=self._execution_device)
+
+        cache = VARCache(config)
+        latents, scale_inputs, codes = None, None, []
+        with self.progress_bar(total=num_scales) as progress_bar:
+            for k in range(num_scales):
+                if self.interrupt:
+                    break
+                # The cache knows the class after the first scale.
+                logits = self.transformer(
+                    class_labels=labels if k == 0 else None, scale_inputs=scale_inputs, past_key_values=cache
+                ).logits
+                if guided:
+                    logits = apply_guidance(logits, guidance_weight(self.guidance_scale, k, num_scales))
+                logits = filter_logits(
+                    logits / temperature, top_k, top_p
+                )  # (batch, length of the scale, codebook_size)
+                codes.append(draw_codes(logits, generator))
+                if smooth:
+                    weights = smooth_weights(logits, k, num_scales, generator)
+                    latents, scale_inputs = self.vqvae.next_scale(latents, self.vqvae.mix_code_vectors(weights), k)
+                else:
+                    latents, scale_inputs = self.vqvae.next_scale(latents, codes[-1], k)
+                if callback_on_step_end is not None:
+                    available = {"latents": latents}
+                    requested = {name: available[name] for name in callback_on_step_end_tensor_inputs}
+                    returned = callback_on_step_end(self, k, k, requested) or {}
+                    latents = returned.pop("latents", latents)
+                    scale_inputs = self.vqvae.scale_inputs(latents, k + 1) if k + 1 < num_scales else None
+                if guided and scale_inputs is not None:
+                    scale_inputs = scale_inputs.repeat(2, 1, 1)
+                progress_bar.update()
+
+        if output_type == "latent":
+            images = latents
+        else:
+            images = self.image_processor.postprocess(
+                self.vqvae.decode(latents=latents).sample, output_type=output_type
+            )
+        self.maybe_free_model_hooks()
+
+        codes = torch.cat(codes, dim=1)
+        return VARPipelineOutput(images=images, codes=codes) if return_dict else (images, codes)
+
+    def _check_inputs(
+        self,
+        guidance_scale: float,
+        top_k: int | None,
+        top_p: float,
+        temperature: float,
+        num_images_per_label: int,
+        output_type: str,
+        callback_tensor_inputs: list[str],
+    ) -> int:
+        """Check the arguments and resolve `top_k`."""
+        codebook_size = self.transformer.config.codebook_size
+        if (
+            isinstance(guidance_scale, bool)
+            or not isinstance(guidance_scale, (int, float))
+            or not math.isfinite(guidance_scale)
+        ):
+            raise ValueError(f"`guidance_scale` must be a finite number, 1 for no guidance, got {guidance_scale!r}.")
+        if top_k is None:
+            top_k = min(DEFAULT_TOP_K, codebook_size)
+        elif isinstance(top_k, bool) or not isinstance(top_k, int) or not 0 <= top_k <= codebook_size:
+            raise ValueError(
+                f"`top_k` must be from 1 to codebook_size={codebook_size}, 0 for all codes or `None` for the default, "
+                f"got {top_k!r}."
+            )
+        if isinstance(top_p, bool) or not isinstance(top_p, (int, float)) or not 0 <= top_p <= 1:
+            raise ValueError(f"`top_p` must be in [0, 1], where 0 and 1 mean all codes, got {top_p!r}.")
+        if (
+            isinstance(temperature, bool)
+            or not isinstance(temperature, (int, float))
+            or not 0 < temperature < math.inf
+        ):
+            raise ValueError(
+                f"`temperature` must be a number above 0, got {temperature!r}; greedy choice is `top_k=1`."
+            )
+        if (
+            isinstance(num_images_per_label, bool)
+            or not isinstance(num_images_per_label, int)
+            or num_images_per_label < 1
+        ):
+            raise ValueError(f"`num_images_per_label` must be an integer of at least 1, got {num_images_per_label!r}.")
+        if output_type not in ("pil", "np", "pt", "latent"):
+            raise ValueError(f"`output_type` must be 'pil', 'np', 'pt' or 'latent', got {output_type!r}.")
+        channels = self.vqvae.config.num_output_channels
+        if output_type == "pil" and channels not in (1, 3, 4):
+            raise ValueError(
+                f"`output_type` must be 'np', 'pt' or 'latent' for images of {channels} channels, got 'pil'."
+            )
+        unknown = [name for name in callback_tensor_inputs if name not in self._callback_tensor_inputs]
+        if unknown:
+            raise ValueError(
+                f"`callback_on_step_end_tensor_inputs` must be among {self._callback_tensor_inputs}, got {unknown}."
+            )
+        return top_k
+
+
+def _check_components(transformer: VARTransformer, vqvae: VQVAEModel) -> None:
+    for field in ("codebook_size", "latent_channels", "patch_nums"):
+        ours, theirs = getattr(transformer.config, field), getattr(vqvae.config, field)
+        if ours != theirs:
+            raise ValueError(
+                f"`transformer` and `vqvae` do not belong together: {field} is {ours} in the transformer and {theirs} in "
+                "the vqvae."
+            )
+    if transformer.config.block_lengths != transformer.config.scale_lengths:
+        raise ValueError(
+            "`transformer` must predict a whole scale at a time, got block_sizes="
+            f"{transformer.config.block_sizes} for patch_nums={transformer.config.patch_nums}."
+        )

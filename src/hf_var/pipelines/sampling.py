@@ -1,0 +1,122 @@
+# SPDX-License-Identifier: Apache-2.0
+"""From logits to codes: guidance, filters and draws, each a function of tensors."""
+
+import torch
+from torch.nn import functional
+
+
+Generators = torch.Generator | list[torch.Generator] | None
+
+
+def guidance_weight(guidance_scale: float, k: int, num_scales: int) -> float:
+    """
+    Weight of the conditional logits at scale `k`: it grows linearly from 1, no guidance, to `guidance_scale`, since
+    the coarse scales decide on the composition and suffer from guidance (Tian et al. 2024, official code).
+    """
+    depth = k / (num_scales - 1) if num_scales > 1 else 1.0
+    return 1 + (guidance_scale - 1) * depth
+
+
+def apply_guidance(logits: torch.Tensor, weight: float) -> torch.Tensor:
+    """
+    Classifier-free guidance (Ho and Salimans 2022).
+
+    Args:
+        logits (`torch.Tensor` of shape `(2 * batch, length, codebook_size)`): Conditional, then unconditional logits.
+        weight (`float`): 1 is off.
+
+    Returns:
+        `torch.Tensor` of shape `(batch, length, codebook_size)`.
+    """
+    conditional, unconditional = logits.chunk(2)
+    return conditional if weight == 1 else weight * conditional + (1 - weight) * unconditional
+
+
+def filter_logits(logits: torch.Tensor, top_k: int, top_p: float) -> torch.Tensor:
+    """
+    Set all but the `top_k` largest logits to minus infinity, then of these all but the smallest set that holds the
+    probability `top_p` (Holtzman et al. 2020).
+
+    The result is that of transformers' top-k and top-p warpers, one after the other, which sort the whole codebook;
+    here only the `top_k` survivors are sorted.
+
+    Args:
+        logits (`torch.Tensor` of shape `(..., codebook_size)`): Logits, not changed.
+        top_k (`int`): 0 switches this filter off. Codes as likely as the last one kept stay, too.
+        top_p (`float`): 0 and 1 switch this filter off. The most likely code always stays.
+    """
+    codebook_size = logits.shape[-1]
+    filters_by_k = 0 < top_k < codebook_size
+    filters_by_p = 0 < top_p < 1
+    if not filters_by_k and not filters_by_p:
+        return logits
+    largest = logits.topk(top_k if filters_by_k else codebook_size, dim=-1).values  # descending
+    kept = logits >= largest[..., -1:]
+    if filters_by_p:
+        log_total = logits.masked_fill(~kept, -torch.inf).logsumexp(dim=-1, keepdim=True)
+        probabilities = (largest - log_total).exp()
+        mass_before = probabilities.cumsum(dim=-1) - probabilities
+        last = (mass_before < top_p).sum(dim=-1, keepdim=True).clamp(min=1) - 1
+        boundary = largest.gather(-1, last)
+        # Of several codes with the boundary's logit only as many stay as the probability needs, the last ones.
+        tied = logits == boundary
+        mass_above = (probabilities * (largest > boundary)).sum(dim=-1, keepdim=True)
+        num_tied_kept = ((top_p - mass_above) / (boundary - log_total).exp()).ceil().clamp(min=1)
+        rank_from_end = tied.flip(-1).cumsum(dim=-1).flip(-1)
+        kept = (logits > boundary) | (tied & (rank_from_end <= num_tied_kept))
+    return logits.masked_fill(~kept, -torch.inf)
+
+
+def draw_codes(logits: torch.Tensor, generator: Generators = None) -> torch.LongTensor:
+    """
+    Draw a code for every token, by one multinomial draw per scale, or per image with a list of generators.
+
+    Args:
+        logits (`torch.Tensor` of shape `(batch, length, codebook_size)`): Filtered logits.
+        generator (`torch.Generator` or list of them, *optional*):
+            May live on another device than the logits: the draw happens there.
+
+    Returns:
+        `torch.LongTensor` of shape `(batch, length)`.
+    """
+    probabilities = functional.softmax(logits, dim=-1)
+    if isinstance(generator, list):
+        return torch.cat(
+            [_multinomial(image, single) for image, single in zip(probabilities.split(1), generator, strict=True)]
+        )
+    return _multinomial(probabilities, generator)
+
+
+def _multinomial(probabilities: torch.Tensor, generator: torch.Generator | None) -> torch.LongTensor:
+    device = probabilities.device if generator is None else generator.device
+    codes = torch.multinomial(probabilities.flatten(0, 1).to(device), num_samples=1, generator=generator)
+    return codes.view(probabilities.shape[:-1]).to(probabilities.device)
+
+
+def smooth_weights(logits: torch.Tensor, k: int, num_scales: int, generator: Generators = None) -> torch.Tensor:
+    """
+    Weights for a mixture of code vectors in place of a single one, by the Gumbel softmax (Jang et al. 2017): sharper
+    and cooler with the scale. Official `more_smooth`, for pictures that please rather than for metrics.
+
+    Args:
+        logits (`torch.Tensor` of shape `(batch, length, codebook_size)`): Filtered logits.
+        k (`int`): Scale, from 0.
+        num_scales (`int`): Number of scales.
+        generator (`torch.Generator` or list of them, *optional*): Source of the noise.
+
+    Returns:
+        `torch.Tensor` of shape `(batch, length, codebook_size)`.
+    """
+    depth = k / (num_scales - 1) if num_scales > 1 else 1.0
+    temperature = max(0.27 * (1 - 0.95 * depth), 0.005)
+    if isinstance(generator, list):
+        noise = torch.cat([_gumbel(image, single) for image, single in zip(logits.split(1), generator, strict=True)])
+    else:
+        noise = _gumbel(logits, generator)
+    return functional.softmax((logits * (1 + depth) + noise) / temperature, dim=-1)
+
+
+def _gumbel(like: torch.Tensor, generator: torch.Generator | None) -> torch.Tensor:
+    device = like.device if generator is None else generator.device
+    exponential = torch.empty(like.shape, dtype=like.dtype, device=device).exponential_(generator=generator)
+    return -exponential.log().to(like.device)

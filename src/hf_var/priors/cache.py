@@ -1,0 +1,120 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What a VAR transformer keeps between two blocks of one image."""
+
+import torch
+from transformers.cache_utils import Cache, CacheLayerMixin
+
+from .configuration_var import VARConfig
+
+
+class VARCacheLayer(CacheLayerMixin):
+    """
+    Keys and values of one layer in a buffer of the full length, allocated once.
+
+    The schedule is known, so nothing grows by concatenation; `update` hands out views of the part written so far, so
+    that attention needs no mask.
+    """
+
+    is_croppable = True
+
+    def __init__(self, max_length: int):
+        super().__init__()
+        self.max_length = max_length
+        self.length = 0
+
+    def lazy_initialization(self, key_states: torch.Tensor, value_states: torch.Tensor) -> None:
+        batch_size, num_heads, _, head_dim = key_states.shape
+        shape = (batch_size, num_heads, self.max_length, head_dim)
+        self.dtype, self.device = key_states.dtype, key_states.device
+        self.keys = torch.empty(shape, dtype=self.dtype, device=self.device)
+        self.values = torch.empty(shape, dtype=self.dtype, device=self.device)
+        self.is_initialized = True
+
+    def update(
+        self, key_states: torch.Tensor, value_states: torch.Tensor, *args, **kwargs
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        if not self.is_initialized:
+            self.lazy_initialization(key_states, value_states)
+        end = self.length + key_states.shape[-2]
+        self.keys[:, :, self.length : end] = key_states
+        self.values[:, :, self.length : end] = value_states
+        self.length = end
+        return self.keys[:, :, :end], self.values[:, :, :end]  # (batch, heads, length so far, head_dim)
+
+    def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
+        return self.length + query_length, 0
+
+    def get_seq_length(self) -> int:
+        return self.length
+
+    def get_max_length(self) -> int:
+        return self.max_length
+
+    def reset(self) -> None:
+        self.length = 0
+
+    def crop(self, tokens_to_remove: int) -> None:
+        """Forget the last `-tokens_to_remove` positions (transformers counts them with a negative number)."""
+        if tokens_to_remove > 0 or self.length + tokens_to_remove < 0:
+            raise ValueError(f"`tokens_to_remove` must be from {-self.length} to 0, got {tokens_to_remove}.")
+        self.length += tokens_to_remove
+
+    def batch_repeat_interleave(self, repeats: int) -> None:
+        if self.is_initialized:
+            self.keys = self.keys.repeat_interleave(repeats, dim=0)
+            self.values = self.values.repeat_interleave(repeats, dim=0)
+
+    def batch_select_indices(self, indices: torch.Tensor) -> None:
+        if self.is_initialized:
+            self.keys = self.keys[indices]
+            self.values = self.values[indices]
+
+
+class VARCache(Cache):
+    """
+    Keys and values of every layer, and the AdaLN vectors, which depend on the class alone and are computed once.
+
+    Args:
+        config ([`VARConfig`]): Configuration of the transformer that fills the cache.
+
+    Example:
+
+    ```python
+    >>> import torch
+    >>> from hf_var import VARCache, VARConfig, VARTransformer
+
+    >>> config = VARConfig(num_labels=10, patch_nums=(1, 2), hidden_size=64, num_hidden_layers=2, num_attention_heads=2)
+    >>> model, cache = VARTransformer(config).eval(), VARCache(config)
+    >>> model(torch.tensor([3]), past_key_values=cache).logits.shape
+    torch.Size([1, 1, 4096])
+    >>> cache.get_seq_length()
+    1
+    ```
+    """
+
+    def __init__(self, config: VARConfig):
+        super().__init__(layers=[VARCacheLayer(config.length) for _ in range(config.num_hidden_layers)])
+        self.modulations: dict[int, torch.Tensor] = {}
+
+    def reset(self) -> None:
+        """Forget the image and its class, keep the buffers."""
+        super().reset()
+        self.modulations.clear()
+
+    def reorder_cache(self, beam_idx: torch.LongTensor) -> None:
+        super().reorder_cache(beam_idx)
+        self._map_modulations(lambda vectors: vectors.index_select(0, beam_idx.to(vectors.device)))
+
+    def batch_repeat_interleave(self, repeats: int) -> None:
+        super().batch_repeat_interleave(repeats)
+        self._map_modulations(lambda vectors: vectors.repeat_interleave(repeats, dim=0))
+
+    def batch_select_indices(self, indices: torch.Tensor) -> None:
+        super().batch_select_indices(indices)
+        self._map_modulations(lambda vectors: vectors[indices])
+
+    def _map_modulations(self, function) -> None:
+        self.modulations = {key: function(vectors) for key, vectors in self.modulations.items()}
+
+
+__all__ = ["VARCache"]

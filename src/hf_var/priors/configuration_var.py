@@ -1,0 +1,203 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Configuration of the VAR transformer."""
+
+import math
+from itertools import accumulate
+
+from transformers import PreTrainedConfig
+
+from ..scales import check_fractions, check_positive_integers, normalize_patch_nums, scale_sizes
+
+
+class VARConfig(PreTrainedConfig):
+    r"""
+    Configuration of a [`VARTransformer`]. The defaults are those of VAR-d16 (Tian et al. 2024, section 4.2): depth d,
+    width 64 d, d heads.
+
+    Args:
+        num_labels (`int`, *optional*, defaults to 1000):
+            Number of classes; 0 makes an unconditional model. Their names are `id2label`, whose length must agree.
+        codebook_size (`int`, *optional*, defaults to 4096):
+            Number of codes of the tokenizer.
+        latent_channels (`int`, *optional*, defaults to 32):
+            Length of the tokenizer's code vectors.
+        patch_nums (`list`, *optional*, defaults to `(1, 2, 3, 4, 5, 6, 8, 10, 13, 16)`):
+            Size of the token map of every scale, coarse to fine: an integer for a square map or a (height, width)
+            pair.
+        block_sizes (`list[int]`, *optional*):
+            Lengths of the blocks that are predicted in one step each. `None` means one block per scale; all ones means
+            raster order, one token after the other.
+        hidden_size (`int`, *optional*, defaults to 1024):
+            Width of the transformer.
+        num_hidden_layers (`int`, *optional*, defaults to 16):
+            Number of layers.
+        num_attention_heads (`int`, *optional*, defaults to 16):
+            Attention heads, a divisor of `hidden_size`.
+        mlp_ratio (`float`, *optional*, defaults to 4.0):
+            Width of the feed-forward layers as a multiple of `hidden_size`.
+        qk_norm (`bool`, *optional*, defaults to `True`):
+            Whether queries and keys have unit length, with a learned scale per head.
+        shared_adaln (`bool`, *optional*, defaults to `False`):
+            Whether one projection of the class serves all layers, each with an offset of its own (VAR-d36), instead of
+            one projection per layer.
+        layer_norm_eps (`float`, *optional*, defaults to 1e-6):
+            Epsilon of the layer normalisations.
+        dropout (`float`, *optional*, defaults to 0.0):
+            Dropout probability after attention and feed-forward layers.
+        attention_dropout (`float`, *optional*, defaults to 0.0):
+            Dropout probability of the attention weights.
+        drop_path_rate (`float`, *optional*):
+            Probability to skip the branches of the last layer in training; it grows linearly from 0 at the first.
+            `None` means the rule of the released models, `0.1 * num_hidden_layers / 24`.
+        class_dropout_prob (`float`, *optional*, defaults to 0.1):
+            Probability to replace a label by the unconditional one in training, for classifier-free guidance.
+        label_smoothing (`float`, *optional*, defaults to 0.0):
+            Label smoothing of the loss.
+        initializer_range (`float`, *optional*):
+            Standard deviation of the initial weights. `None` means `sqrt(1 / (3 * hidden_size))`.
+        initializer_head_factor (`float`, *optional*, defaults to 0.02):
+            Factor on the initial weights of the output projection.
+        initializer_adaln_factor (`float`, *optional*, defaults to 0.5):
+            Factor on the initial AdaLN weights.
+        initializer_adaln_gamma_factor (`float`, *optional*, defaults to 1e-5):
+            Factor on the initial AdaLN weights that gate the branches. The released models used 1e-3 (d16, d20), 1e-4
+            (d24), 1e-5 (d30) and 5e-6 (d36).
+        use_cache (`bool`, *optional*, defaults to `False`):
+            Whether `forward` makes and returns a cache when none is passed.
+
+    Raises:
+        `ValueError`: If a field is out of its range or fields contradict each other.
+
+    Example:
+
+    ```python
+    >>> from hf_var import VARConfig, VARTransformer
+
+    >>> config = VARConfig(num_labels=10, patch_nums=(1, 2, 4), hidden_size=64, num_hidden_layers=2, num_attention_heads=2)
+    >>> config.length
+    21
+    >>> model = VARTransformer(config)
+    ```
+    """
+
+    model_type = "hf_var"
+
+    codebook_size: int = 4096
+    latent_channels: int = 32
+    patch_nums: list[int | list[int]] | tuple[int | tuple[int, int], ...] = (1, 2, 3, 4, 5, 6, 8, 10, 13, 16)
+    block_sizes: list[int] | None = None
+    hidden_size: int = 1024
+    num_hidden_layers: int = 16
+    num_attention_heads: int = 16
+    mlp_ratio: float = 4.0
+    qk_norm: bool = True
+    shared_adaln: bool = False
+    layer_norm_eps: float = 1e-6
+    dropout: float = 0.0
+    attention_dropout: float = 0.0
+    drop_path_rate: float | None = None
+    class_dropout_prob: float = 0.1
+    label_smoothing: float = 0.0
+    initializer_range: float | None = None
+    initializer_head_factor: float = 0.02
+    initializer_adaln_factor: float = 0.5
+    initializer_adaln_gamma_factor: float = 1e-5
+    use_cache: bool = False
+
+    def __post_init__(self, num_labels: int | None = None, **kwargs):
+        if self.id2label is None:
+            kwargs["num_labels"] = 1000 if num_labels is None else num_labels
+            if not isinstance(kwargs["num_labels"], int) or kwargs["num_labels"] < 0:
+                raise ValueError(f"`num_labels` must be an integer of at least 0, got {num_labels!r}.")
+        else:
+            self._check_label_names(num_labels)
+        super().__post_init__(**kwargs)
+        if self.label2id is None or len(self.label2id) != len(self.id2label):
+            self.label2id = {name: label for label, name in self.id2label.items()}
+        check_positive_integers(
+            codebook_size=self.codebook_size,
+            latent_channels=self.latent_channels,
+            hidden_size=self.hidden_size,
+            num_hidden_layers=self.num_hidden_layers,
+            num_attention_heads=self.num_attention_heads,
+        )
+        check_fractions(
+            dropout=self.dropout,
+            attention_dropout=self.attention_dropout,
+            class_dropout_prob=self.class_dropout_prob,
+            label_smoothing=self.label_smoothing,
+        )
+        if self.drop_path_rate is not None:
+            check_fractions(drop_path_rate=self.drop_path_rate)
+        if self.hidden_size % self.num_attention_heads:
+            raise ValueError(
+                f"`hidden_size` must be a multiple of `num_attention_heads`, got {self.hidden_size} and "
+                f"{self.num_attention_heads}."
+            )
+        if self.mlp_ratio <= 0:
+            raise ValueError(f"`mlp_ratio` must be positive, got {self.mlp_ratio}.")
+        self.patch_nums = normalize_patch_nums(self.patch_nums)
+        if self.block_sizes is not None:
+            for index, size in enumerate(self.block_sizes):
+                check_positive_integers(**{f"block_sizes[{index}]": size})
+            if sum(self.block_sizes) != self.length:
+                raise ValueError(
+                    f"`block_sizes` must add up to the {self.length} tokens of patch_nums={self.patch_nums}, got "
+                    f"{sum(self.block_sizes)} tokens in {len(self.block_sizes)} blocks."
+                )
+            self.block_sizes = list(self.block_sizes)
+
+    def _check_label_names(self, num_labels: int | None) -> None:
+        if num_labels is not None and num_labels != len(self.id2label):
+            raise ValueError(
+                f"`num_labels` is {num_labels} but `id2label` names {len(self.id2label)} labels. Pass an `id2label` of "
+                "the new length (`id2label={0: ...}`), which sets the number of labels."
+            )
+        ids = sorted(int(label) for label in self.id2label)
+        if ids != list(range(len(ids))):
+            raise ValueError(f"`id2label` must name the ids 0 to {len(ids) - 1}, got the ids {ids[:5]}...{ids[-5:]}.")
+
+    @property
+    def scale_sizes(self) -> list[tuple[int, int]]:
+        """`(height, width)` of the token map of every scale."""
+        return scale_sizes(self.patch_nums)
+
+    @property
+    def scale_lengths(self) -> list[int]:
+        """Tokens of every scale."""
+        return [height * width for height, width in self.scale_sizes]
+
+    @property
+    def length(self) -> int:
+        """Tokens of an image."""
+        return sum(self.scale_lengths)
+
+    @property
+    def block_lengths(self) -> list[int]:
+        """Tokens of every block that one step predicts."""
+        return self.scale_lengths if self.block_sizes is None else self.block_sizes
+
+    @property
+    def block_ends(self) -> list[int]:
+        """Position past the last token of every block."""
+        return list(accumulate(self.block_lengths))
+
+    @property
+    def head_dim(self) -> int:
+        """Width of one attention head."""
+        return self.hidden_size // self.num_attention_heads
+
+    @property
+    def drop_path_rates(self) -> list[float]:
+        """Probability to skip the branches of every layer in training."""
+        last = 0.1 * self.num_hidden_layers / 24 if self.drop_path_rate is None else self.drop_path_rate
+        steps = max(self.num_hidden_layers - 1, 1)
+        return [last * layer / steps for layer in range(self.num_hidden_layers)]
+
+    @property
+    def initial_std(self) -> float:
+        """Standard deviation of the initial weights."""
+        return math.sqrt(1 / (3 * self.hidden_size)) if self.initializer_range is None else self.initializer_range
+
+
+__all__ = ["VARConfig"]

@@ -1,0 +1,316 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The VAR transformer: p(token maps | class), predicted block by block."""
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+from torch.nn import functional
+from transformers import PreTrainedModel
+from transformers import initialization as init
+from transformers.cache_utils import Cache
+from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
+from transformers.utils import ModelOutput
+from transformers.utils.output_capturing import capture_outputs
+
+from .cache import VARCache
+from .configuration_var import VARConfig
+from .layers import AdaLN, VARAttention, VARBlock, VAREmbeddings, VARHeadNorm
+
+
+@dataclass
+class VARTransformerOutput(ModelOutput):
+    """
+    Output of [`VARTransformer`].
+
+    Args:
+        loss (`torch.FloatTensor` of shape `()`, *optional*): Mean cross-entropy in nats per token, with `labels`.
+        logits (`torch.FloatTensor` of shape `(batch, length, codebook_size)`): In fp32.
+        past_key_values ([`VARCache`], *optional*): The cache, now with these blocks.
+        hidden_states (`tuple(torch.FloatTensor)`, *optional*): Input of the first layer and output of every layer.
+        attentions (`tuple(torch.FloatTensor)`, *optional*): Attention weights of every layer.
+    """
+
+    loss: torch.FloatTensor | None = None
+    logits: torch.FloatTensor | None = None
+    past_key_values: Cache | None = None
+    hidden_states: tuple[torch.FloatTensor, ...] | None = None
+    attentions: tuple[torch.FloatTensor, ...] | None = None
+
+
+class VARTransformer(PreTrainedModel):
+    r"""
+    Visual autoregressive transformer (Tian et al. 2024): it predicts each token map from the class and all coarser
+    ones, a whole map at once.
+
+    Args:
+        config ([`VARConfig`]): Sizes and schedule.
+
+    Example:
+
+    ```python
+    >>> import torch
+    >>> from hf_var import VARConfig, VARTransformer
+
+    >>> config = VARConfig(num_labels=10, patch_nums=(1, 2), hidden_size=64, num_hidden_layers=2, num_attention_heads=2)
+    >>> model = VARTransformer(config)
+    >>> codes = torch.randint(0, config.codebook_size, (3, config.length))
+    >>> output = model(torch.tensor([3, 1, 4]), scale_inputs=torch.randn(3, config.length - 1, 32), labels=codes)
+    >>> output.logits.shape
+    torch.Size([3, 5, 4096])
+    ```
+    """
+
+    config: VARConfig
+    config_class = VARConfig
+    base_model_prefix = "var"
+    main_input_name = "class_labels"
+    input_modalities = ("image",)
+    supports_gradient_checkpointing = True
+    _no_split_modules = ["VARBlock"]
+    _skip_keys_device_placement = ["past_key_values"]
+    _supports_sdpa = True
+    _supports_flex_attn = True
+    _supports_flash_attn = True
+    _supports_attention_backend = True
+    _can_compile_fullgraph = True
+    _can_record_outputs = {"hidden_states": VARBlock, "attentions": VARAttention}
+
+    def __init__(self, config: VARConfig):
+        super().__init__(config)
+        self.embeddings = VAREmbeddings(config)
+        self.shared_adaln = AdaLN(config, 6) if config.shared_adaln else None
+        self.layers = nn.ModuleList(VARBlock(config, layer_idx) for layer_idx in range(config.num_hidden_layers))
+        self.head_norm = VARHeadNorm(config)
+        self.head = nn.Linear(config.hidden_size, config.codebook_size)
+        self.post_init()
+
+    def get_input_embeddings(self) -> nn.Module:
+        return self.embeddings.input_proj
+
+    def get_output_embeddings(self) -> nn.Module:
+        return self.head
+
+    @torch.no_grad()
+    def _init_weights(self, module: nn.Module) -> None:
+        """
+        The official scheme: all weights Gaussian with `config.initial_std`, residual branches narrowed with depth, and
+        AdaLN such that every branch starts nearly closed.
+        """
+        config, std = self.config, self.config.initial_std
+        if isinstance(module, VARTransformer):
+            init.trunc_normal_(module.head.weight, std=std * config.initializer_head_factor)
+            init.zeros_(module.head.bias)
+        elif isinstance(module, VAREmbeddings):
+            for weight in (module.start_position, module.level_embedding, module.position_embedding):
+                init.trunc_normal_(weight, std=std)
+        elif isinstance(module, nn.Embedding):
+            init.trunc_normal_(module.weight, std=std)
+        elif isinstance(module, VARBlock):
+            for projection in (module.attention.o_proj, module.mlp.fc2):
+                init.trunc_normal_(projection.weight, std=std / math.sqrt(2 * config.num_hidden_layers))
+                init.zeros_(projection.bias)
+            # The first two of the six vectors gate the branches.
+            factors = torch.tensor([config.initializer_adaln_gamma_factor] * 2 + [config.initializer_adaln_factor] * 4)
+            if isinstance(module.adaln, AdaLN):
+                weight = module.adaln.linear.weight
+                factors = factors.to(weight).repeat_interleave(config.hidden_size)
+                init.copy_(weight, torch.randn_like(weight) * std * factors.unsqueeze(1))
+            else:
+                offset = module.adaln.offset
+                init.copy_(
+                    offset, torch.randn_like(offset) * factors.to(offset).unsqueeze(1) / config.hidden_size**0.5
+                )
+        elif isinstance(module, VARHeadNorm):
+            init.trunc_normal_(module.adaln.linear.weight, std=std * config.initializer_adaln_factor)
+        elif isinstance(module, VARAttention) and module.log_query_scale is not None:
+            init.constant_(module.log_query_scale, math.log(4))
+        elif isinstance(module, nn.Linear):
+            init.trunc_normal_(module.weight, std=std)
+            if module.bias is not None:
+                init.zeros_(module.bias)
+
+    @capture_outputs(tie_last_hidden_states=False)
+    def forward(
+        self,
+        class_labels: torch.LongTensor | None = None,
+        scale_inputs: torch.FloatTensor | None = None,
+        labels: torch.LongTensor | None = None,
+        class_embeds: torch.FloatTensor | None = None,
+        past_key_values: Cache | None = None,
+        use_cache: bool | None = None,
+        **kwargs,
+    ) -> VARTransformerOutput:
+        r"""
+        Predict consecutive whole blocks, beginning where the cache ends.
+
+        The first block has no input but the class; every later one reads its part of `scale_inputs`. Training is the
+        call with all of them and no cache, a sampling step the call with one block and a cache.
+
+        Args:
+            class_labels (`torch.LongTensor` of shape `(batch,)`, *optional*):
+                Classes; -1 and `config.num_labels` mean unconditional, and so does `None` on an empty cache. A
+                [`VARCache`] remembers the class after the first call.
+            scale_inputs (`torch.FloatTensor` of shape `(batch, tokens, latent_channels)`, *optional*):
+                Inputs of the blocks, from the second one on: [`VQVAEModel.teacher_forcing`] or
+                [`VQVAEModel.next_scale`] make them. Left out, the first block is run alone.
+            labels (`torch.LongTensor` of shape `(batch, length)`, *optional*):
+                Codes of the blocks of this call, for the loss; -100 leaves a token out.
+            class_embeds (`torch.FloatTensor` of shape `(batch, hidden_size)`, *optional*):
+                Class embeddings in place of `class_labels`, for instance between two classes.
+            past_key_values (`Cache`, *optional*):
+                The blocks before, changed in place: a [`VARCache`], or any other cache of transformers, which needs
+                the class at every call.
+            use_cache (`bool`, *optional*):
+                Whether to make a [`VARCache`] if none is passed.
+
+        Raises:
+            `ValueError`: If the arguments contradict each other, a label is out of range, or the tokens are no whole
+                blocks.
+        """
+        if use_cache is None:
+            use_cache = self.config.use_cache
+        if past_key_values is None and use_cache:
+            past_key_values = VARCache(self.config)
+        self._check_attention(kwargs.get("output_attentions", self.config.output_attentions))
+        begin = 0 if past_key_values is None else past_key_values.get_seq_length()
+        num_blocks, length = self._check_blocks(begin, scale_inputs, labels)
+
+        remembers_class = begin > 0 and isinstance(past_key_values, VARCache)
+        if remembers_class:
+            if class_embeds is not None:
+                raise ValueError("`class_embeds` must be passed with an image's first block only: the cache keeps it.")
+            class_embedding = condition = None
+        else:
+            class_embedding = self._embed_class(class_labels, class_embeds, scale_inputs, labels, begin)
+            condition = class_embedding if self.shared_adaln is None else self.shared_adaln(class_embedding)
+
+        hidden_states = self.embeddings(class_embedding, scale_inputs, begin)
+        # One block sees everything that is there.
+        attention_mask = self._block_mask(hidden_states, begin, length) if num_blocks > 1 else None
+        for layer in self.layers:
+            hidden_states = layer(
+                hidden_states, condition, attention_mask=attention_mask, past_key_values=past_key_values, **kwargs
+            )
+        hidden_states = self.head_norm(hidden_states, class_embedding, past_key_values)
+        logits = self.head(hidden_states).float()  # (batch, length, codebook_size)
+
+        loss = None
+        if labels is not None:
+            loss = functional.cross_entropy(
+                logits.flatten(0, 1), labels.flatten(), label_smoothing=self.config.label_smoothing
+            )
+        return VARTransformerOutput(loss=loss, logits=logits, past_key_values=past_key_values)
+
+    def _embed_class(
+        self,
+        class_labels: torch.Tensor | None,
+        class_embeds: torch.Tensor | None,
+        scale_inputs: torch.Tensor | None,
+        labels: torch.Tensor | None,
+        begin: int,
+    ) -> torch.Tensor:
+        num_labels = self.config.num_labels
+        if class_embeds is not None:
+            if class_labels is not None:
+                raise ValueError("Pass one of `class_labels` and `class_embeds`, not both.")
+            return class_embeds.to(self.embeddings.start_position.dtype)
+        if class_labels is None:
+            if begin > 0:
+                raise ValueError(
+                    "`class_labels` must be passed at every call with a cache which is not a `VARCache`, because only "
+                    "that one remembers the class."
+                )
+            example = labels if scale_inputs is None else scale_inputs
+            batch_size = 1 if example is None else example.shape[0]
+            device = self.embeddings.start_position.device if example is None else example.device
+            class_labels = torch.full((batch_size,), num_labels, device=device)
+        elif class_labels.ndim != 1:
+            raise ValueError(f"`class_labels` must have the shape (batch,), got {tuple(class_labels.shape)}.")
+        elif class_labels.device.type == "cpu" and not torch.compiler.is_compiling() and class_labels.numel() > 0:
+            # Elsewhere the comparison would wait for the device.
+            if int(class_labels.min()) < -1 or int(class_labels.max()) > num_labels:
+                raise ValueError(
+                    f"`class_labels` must be in [0, {num_labels}), or -1 or {num_labels} for unconditional, got "
+                    f"{class_labels.tolist()}."
+                )
+        if self.training and self.config.class_dropout_prob > 0:
+            # Classifier-free guidance needs the unconditional class now and then (Ho and Salimans 2022).
+            dropped = torch.rand(class_labels.shape, device=class_labels.device) < self.config.class_dropout_prob
+            class_labels = torch.where(dropped, num_labels, class_labels)
+        return self.embeddings.embed_labels(class_labels)
+
+    def _check_blocks(
+        self, begin: int, scale_inputs: torch.Tensor | None, labels: torch.Tensor | None
+    ) -> tuple[int, int]:
+        """Number of blocks and tokens of a call which begins at position `begin`."""
+        ends = [0, *self.config.block_ends]
+        if begin == ends[-1]:
+            raise ValueError(
+                f"`past_key_values` is full: it holds all {begin} tokens. Pass a new one or `reset()` it."
+            )
+        if begin not in ends:
+            raise ValueError(
+                f"`past_key_values` must end with a whole block, at one of {ends[:-1]}, got {begin} tokens."
+            )
+        length = self.config.block_lengths[0] if begin == 0 else 0
+        if scale_inputs is not None:
+            if scale_inputs.ndim != 3 or scale_inputs.shape[-1] != self.config.latent_channels:
+                raise ValueError(
+                    f"`scale_inputs` must have the shape (batch, tokens, {self.config.latent_channels}), got "
+                    f"{tuple(scale_inputs.shape)}."
+                )
+            length += scale_inputs.shape[1]
+        if length == 0:
+            raise ValueError("`scale_inputs` must be passed: only the first block goes without.")
+        if begin + length not in ends:
+            fitting = [end - begin - (ends[1] if begin == 0 else 0) for end in ends if end > begin]
+            raise ValueError(
+                f"`scale_inputs` must hold whole blocks after position {begin}, that is one of {fitting} tokens for "
+                f"patch_nums={self.config.patch_nums}, got {scale_inputs.shape[1]}."
+            )
+        if labels is not None and labels.shape[1:] != (length,):
+            raise ValueError(f"`labels` must have the shape (batch, {length}), got {tuple(labels.shape)}.")
+        return ends.index(begin + length) - ends.index(begin), length
+
+    def _block_mask(self, hidden_states: torch.Tensor, begin: int, length: int):
+        """Each token sees its own block and all before; in the form the attention implementation wants."""
+        device, end = hidden_states.device, begin + length
+        lengths = torch.tensor(self.config.block_lengths, device=device)
+        blocks = torch.arange(len(self.config.block_lengths), device=device)
+        blocks = blocks.repeat_interleave(lengths, output_size=self.config.length)
+
+        def is_visible(batch_idx, head_idx, query_idx, key_idx):
+            return blocks[key_idx] <= blocks[query_idx]
+
+        if "flash" in self.config._attn_implementation:
+            raise ValueError(
+                f"The attention implementation {self.config._attn_implementation!r} has no block-causal mask, so it runs "
+                "one block per call only: use 'sdpa' or 'flex_attention' to train or to prefill a cache."
+            )
+        make_mask = ALL_MASK_ATTENTION_FUNCTIONS[self.config._attn_implementation]
+        return make_mask(
+            batch_size=hidden_states.shape[0],
+            q_length=length,
+            kv_length=end,
+            q_offset=begin,
+            kv_offset=0,
+            mask_function=is_visible,
+            attention_mask=None,
+            allow_is_causal_skip=False,
+            dtype=hidden_states.dtype,
+            config=self.config,
+            device=device,
+        )
+
+    def _check_attention(self, output_attentions: bool) -> None:
+        implementation = self.config._attn_implementation
+        if output_attentions and implementation != "eager":
+            raise ValueError(
+                f"`output_attentions` needs the attention implementation 'eager', not {implementation!r}: call "
+                "`set_attn_implementation('eager')`."
+            )
+
+
+__all__ = ["VARTransformer", "VARTransformerOutput"]
