@@ -1,0 +1,149 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The house rules that can be read off the sources: who imports whom, sizes of files, no prints, documented names."""
+
+import ast
+import importlib.util
+import inspect
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+import hf_var
+
+
+ROOT = Path(__file__).resolve().parents[1]
+PACKAGE = ROOT / "src" / "hf_var"
+SOURCES = sorted(PACKAGE.rglob("*.py"))
+
+MAX_LINES = 400
+OFFLOAD_DECORATOR = "diffusers.utils.accelerate_utils.apply_forward_hook"
+IMPORT_DECORATOR = "from diffusers.utils.accelerate_utils import apply_forward_hook"
+STAGES = {"scales", "autoencoders", "priors"}
+LIBRARY = STAGES | {"pipelines", "registration", "conversion"}
+CORE = {"torch", "transformers", "huggingface_hub", "safetensors", "numpy", "PIL"}
+TRAIN = {"accelerate", "datasets", "lpips", "matplotlib", "peft", "sklearn", "tensorboard", "torchvision", "yaml"}
+TRAIN |= {"pyarrow", "tqdm"}  # datasets always brings these
+
+# What each part of the package may import beside itself and the standard library: other parts, then other packages.
+# A part is a folder or module directly in src/hf_var. Accelerate, though always installed, belongs to training alone.
+MAY_IMPORT: dict[str, tuple[set[str], set[str]]] = {
+    "scales": (set(), set()),
+    "autoencoders": ({"scales"}, {"torch", "transformers", OFFLOAD_DECORATOR}),
+    "priors": ({"scales"}, {"torch", "transformers"}),
+    "pipelines": (STAGES, CORE | {"diffusers"}),
+    "registration": (STAGES | {"pipelines"}, {"transformers", "diffusers"}),
+    "conversion": (STAGES | {"pipelines"}, CORE),
+    "training": (STAGES, CORE | TRAIN),
+    "__init__": (LIBRARY, {"transformers", "diffusers"}),
+    "cli": (LIBRARY | {"__init__"}, CORE | {"diffusers"}),
+}
+
+
+def relative(path: Path) -> str:
+    return path.relative_to(ROOT).as_posix()
+
+
+def part_of(path: Path) -> str:
+    return path.relative_to(PACKAGE).with_suffix("").parts[0]
+
+
+def imported_names(source: str, package: str) -> Iterator[str]:
+    """
+    Yields the full dotted name of everything that `source`, a module of `package`, imports, wherever in the module
+    the import stands: `from ..scales import bounds` in `hf_var.priors` is `hf_var.scales.bounds`.
+    """
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            base = importlib.util.resolve_name("." * node.level + (node.module or ""), package)
+            yield from (f"{base.rstrip('.')}.{alias.name}" for alias in node.names)
+        elif isinstance(node, ast.Call) and ast.unparse(node.func) in ("importlib.import_module", "import_module"):
+            target = node.args[0]
+            # A computed name cannot be checked, so it counts as an import of something unknown.
+            yield target.value if isinstance(target, ast.Constant) else ast.unparse(target)
+
+
+def violations(source: str, path: Path) -> list[str]:
+    """Names that `source`, standing at `path`, imports against the table."""
+    part = part_of(path)
+    parts, packages = MAY_IMPORT[part]
+    package = ".".join(path.relative_to(PACKAGE.parent).parent.parts)
+    forbidden = []
+    for name in imported_names(source, package):
+        head, _, rest = name.partition(".")
+        if head == "hf_var":
+            # What is not a part of its own is a name that the package's __init__ defines.
+            target = rest.partition(".")[0]
+            allowed = (target if target in MAY_IMPORT else "__init__") in parts | {part}
+        else:
+            allowed = head in sys.stdlib_module_names or any(
+                name == entry or name.startswith(entry + ".") for entry in packages
+            )
+        if not allowed:
+            forbidden.append(name)
+    return forbidden
+
+
+@pytest.mark.parametrize("path", SOURCES, ids=relative)
+def test_imports_run_downwards(path):
+    assert part_of(path) in MAY_IMPORT, f"{relative(path)} is a new part: say in MAY_IMPORT where it stands"
+    assert violations(path.read_text(encoding="utf-8"), path) == []
+
+
+@pytest.mark.parametrize(
+    ("module", "statement", "forbidden"),
+    [
+        ("autoencoders/layers.py", "from ..priors import VARConfig", "hf_var.priors.VARConfig"),
+        ("autoencoders/layers.py", "from .. import priors", "hf_var.priors"),
+        ("autoencoders/layers.py", "from hf_var import VARConfig", "hf_var.VARConfig"),
+        ("autoencoders/layers.py", "import numpy as np", "numpy"),
+        ("autoencoders/layers.py", "from diffusers.utils import logging", "diffusers.utils.logging"),
+        ("priors/layers.py", IMPORT_DECORATOR, OFFLOAD_DECORATOR),
+        ("priors/layers.py", "import torchvision", "torchvision"),
+        ("pipelines/sampling.py", "def late():\n    from ..training import losses", "hf_var.training.losses"),
+        ("pipelines/sampling.py", "import importlib\nimportlib.import_module('hf_var.cli')", "hf_var.cli"),
+        ("pipelines/sampling.py", "import accelerate.utils", "accelerate.utils"),
+        ("conversion.py", "from .cli import main", "hf_var.cli.main"),
+        ("training/data.py", "from diffusers.training_utils import EMAModel", "diffusers.training_utils.EMAModel"),
+        ("__init__.py", "from .training import losses", "hf_var.training.losses"),
+        ("cli.py", "import datasets", "datasets"),
+    ],
+)
+def test_a_forbidden_import_is_found(module, statement, forbidden):
+    assert violations(statement, PACKAGE / module) == [forbidden]
+
+
+def test_allowed_imports_pass():
+    statements = ["import math", "from torch import nn", "from ..scales import bounds", "from . import quantization"]
+    assert violations("\n".join([*statements, IMPORT_DECORATOR]), PACKAGE / "autoencoders" / "layers.py") == []
+
+
+@pytest.mark.parametrize("path", SOURCES, ids=relative)
+def test_a_file_is_short_licensed_and_silent(path):
+    source = path.read_text(encoding="utf-8")
+    assert len(source.splitlines()) <= MAX_LINES
+    assert source.startswith("# SPDX-License-Identifier: Apache-2.0\n")
+    if path != PACKAGE / "cli.py":
+        calls = (node.func for node in ast.walk(ast.parse(source)) if isinstance(node, ast.Call))
+        assert not [call.lineno for call in calls if isinstance(call, ast.Name) and call.id == "print"]
+
+
+def test_no_folder_is_named_like_a_pipeline_of_diffusers():
+    # diffusers would write such a folder's name into model_index.json and look for the class among its own.
+    (diffusers,) = importlib.util.find_spec("diffusers").submodule_search_locations
+    taken = {path.name for path in Path(diffusers, "pipelines").iterdir() if path.is_dir()}
+    assert "stable_diffusion" in taken
+    assert not taken & {path.name for path in PACKAGE.rglob("*") if path.is_dir()} - {"__pycache__"}
+
+
+@pytest.mark.parametrize("name", hf_var.__all__)
+def test_a_public_name_is_documented(name):
+    value = getattr(hf_var, name)
+    if inspect.isclass(value) or inspect.isroutine(value):
+        # A class's own docstring, which is not inherited; what @dataclass writes in its place is only the signature.
+        documentation = vars(value).get("__doc__") if inspect.isclass(value) else value.__doc__
+        assert documentation, f"{name} has no docstring"
+        assert not documentation.startswith(f"{name}("), f"{name} has no docstring but its signature"
