@@ -7,6 +7,8 @@ overridden with any field of the configuration: the mixing ratio of phi (0.5), t
 search and 32 groups per normalisation.
 """
 
+import dataclasses
+import difflib
 import json
 import math
 import os
@@ -18,10 +20,13 @@ from importlib import resources
 import safetensors.torch
 import torch
 from safetensors import SafetensorError
+from transformers.utils import logging
 
 from .autoencoders import VQVAEConfig, VQVAEModel
 from .priors import VARConfig, VARTransformer
 
+
+logger = logging.get_logger(__name__)
 
 StateDict = dict[str, torch.Tensor]
 
@@ -53,12 +58,14 @@ def load_official_vqvae(checkpoint: str | os.PathLike | Mapping, **config_overri
         `ValueError`: If the file cannot be read, is no such model (the message lists the keys that are missing or left
             over), or leaves something open.
     """
+    _check_overrides(VQVAEConfig, config_overrides)
     state_dict = _read_checkpoint(checkpoint, section="vae_local")
-    _require_keys(state_dict, "VQVAE", ["encoder.conv_in.weight", "quantize.embedding.weight", "quant_conv.weight"])
     fields = _infer_vqvae_fields(state_dict, config_overrides)
     config = VQVAEConfig(**{**fields, **config_overrides})
+    for name in [name for name in state_dict if name.startswith("quantize.")]:
+        state_dict[name] = state_dict[name].float()  # the quantizer's dtype, also where a file is in half precision
     hits = state_dict.get("quantize.ema_vocab_hit_SV")
-    if hits is None or hits.shape != (len(config.patch_nums), config.codebook_size):
+    if hits is None or hits.ndim != 2 or len(hits) != len(config.patch_nums):
         # Usage statistics of another schedule say nothing about this one; the official code drops them likewise.
         state_dict["quantize.ema_vocab_hit_SV"] = torch.zeros(len(config.patch_nums), config.codebook_size)
     with torch.device("meta"):
@@ -86,9 +93,8 @@ def load_official_var(checkpoint: str | os.PathLike | Mapping, **config_override
         `ValueError`: If the file cannot be read, is no such model (the message lists the keys that are missing or left
             over), or leaves something open.
     """
+    _check_overrides(VARConfig, config_overrides)
     state_dict = _read_checkpoint(checkpoint, section="var_wo_ddp")
-    required = ["word_embed.weight", "class_emb.weight", "pos_1LC", "lvl_embed.weight", "blocks.0.ffn.fc1.weight"]
-    _require_keys(state_dict, "VAR transformer", [*required, "blocks.0.attn.mat_qkv.weight", "head.weight"])
     config = VARConfig(**{**_infer_var_fields(state_dict, config_overrides), **config_overrides})
     with torch.device("meta"):
         model = VARTransformer(config)
@@ -116,7 +122,7 @@ def export_official_var(model: VARTransformer) -> StateDict:
         )
     weights = model.state_dict()
     parts: dict[str, list[torch.Tensor]] = {}
-    for ours, (official, row_part) in _var_names(model).items():
+    for ours, (official, _) in _var_names(model).items():
         parts.setdefault(official, []).append(weights[ours])
     exported = {name: torch.cat(tensors) for name, tensors in parts.items()}
     for name, tensor in exported.items():
@@ -141,19 +147,20 @@ def imagenet_id2label() -> dict[int, str]:
 
 def _read_checkpoint(checkpoint: str | os.PathLike | Mapping, section: str) -> StateDict:
     """Read a state dict; `section` is the model's place in a checkpoint of the official trainer."""
+    content = checkpoint if isinstance(checkpoint, Mapping) else _read_file(os.fspath(checkpoint))
+    if isinstance(content, Mapping) and isinstance(content.get("trainer"), Mapping):
+        parts = content["trainer"]
+        if section not in parts:
+            raise ValueError(f"`checkpoint` of the official trainer has no {section!r}, it holds {sorted(parts)}.")
+        content = parts[section]
+    if not isinstance(content, Mapping):
+        raise ValueError(f"`checkpoint` must hold a dictionary of tensors by name, got {type(content).__name__}.")
+    others = [name for name, value in content.items() if not (isinstance(name, str) and torch.is_tensor(value))]
+    if others:
+        raise ValueError(f"`checkpoint` must hold tensors by name and nothing else, got {_listing(others)} as well.")
     if isinstance(checkpoint, Mapping):
         # The model must not share memory with a state dict that its owner may go on using.
-        content = {
-            name: value.clone() if isinstance(value, torch.Tensor) else value for name, value in checkpoint.items()
-        }
-    else:
-        content = _read_file(os.fspath(checkpoint))
-    if isinstance(content, Mapping) and isinstance(content.get("trainer"), Mapping):
-        content = content["trainer"].get(section, {})
-    if not isinstance(content, Mapping) or not all(isinstance(value, torch.Tensor) for value in content.values()):
-        raise ValueError(
-            f"`checkpoint` must hold a dictionary of tensors, got {type(content).__name__} in {checkpoint}."
-        )
+        return {name: tensor.clone() for name, tensor in content.items()}
     return dict(content)
 
 
@@ -169,25 +176,46 @@ def _read_file(path: str):
             if "mmap can only be used with files saved with" not in str(error):
                 raise
             return torch.load(path, map_location="cpu", weights_only=True)  # the format before torch 1.6
-    except (RuntimeError, pickle.UnpicklingError, SafetensorError, EOFError, ValueError, KeyError) as error:
+    except pickle.UnpicklingError as error:
+        # torch's own message advises to switch the protection off.
+        foreign = re.search(r"GLOBAL (\S+)", str(error))
+        detail = f"it refers to {foreign.group(1)}" if foreign else "it is no pickle of tensors"
+        raise ValueError(f"`checkpoint` {path!r} cannot be read as weights and nothing else: {detail}.") from error
+    except (RuntimeError, SafetensorError, EOFError, ValueError, KeyError) as error:
+        detail = str(error).partition("\n")[0] or type(error).__name__
         raise ValueError(
-            f"`checkpoint` {path!r} cannot be read as weights: it is truncated, no checkpoint of torch or holds more "
-            f"than tensors ({str(error).splitlines()[0] if str(error) else type(error).__name__})."
+            f"`checkpoint` {path!r} cannot be read as weights, it is truncated or no such file: {detail}."
         ) from error
 
 
-def _require_keys(state_dict: StateDict, kind: str, required: list[str]) -> None:
+def _check_overrides(config_class: type, overrides: dict) -> None:
+    known = {"num_labels", *(field.name for field in dataclasses.fields(config_class))}
+    for name in overrides:
+        if name not in known:
+            near = difflib.get_close_matches(name, known, n=1)
+            hint = f" Did you mean `{near[0]}`?" if near else ""
+            raise ValueError(f"`{name}` is no field of {config_class.__name__}.{hint}")
+
+
+def _require_keys(state_dict: StateDict, kind: str, required: dict[str, int]) -> None:
+    """Raise a `ValueError` unless the tensors are there that tell the configuration, with these dimensions."""
     missing = [name for name in required if name not in state_dict]
     if missing:
         present = [name for name in state_dict if name not in required]
         raise ValueError(
             f"`checkpoint` is no official {kind}: the keys {missing} are missing, and it holds {_listing(present)}."
         )
+    for name, num_dimensions in required.items():
+        if state_dict[name].ndim != num_dimensions:
+            raise ValueError(
+                f"`checkpoint` is no official {kind}: {name} has {state_dict[name].ndim} instead of {num_dimensions} "
+                "dimensions."
+            )
 
 
-def _listing(names: list[str], limit: int = 8) -> str:
+def _listing(names: list, limit: int = 8) -> str:
     more = f" and {len(names) - limit} more" if len(names) > limit else ""
-    return f"{sorted(names)[:limit]}{more}"
+    return f"{sorted(map(str, names))[:limit]}{more}"
 
 
 def _count(state_dict: StateDict, pattern: str) -> int:
@@ -197,30 +225,35 @@ def _count(state_dict: StateDict, pattern: str) -> int:
 
 
 def _infer_vqvae_fields(state_dict: StateDict, overrides: dict) -> dict:
+    num_levels = max(_count(state_dict, r"encoder\.down\.(\d+)\.block\."), 1)
+    level_convs = [f"encoder.down.{level}.block.0.conv1.weight" for level in range(num_levels)]
+    ends = ["encoder.conv_in.weight", "decoder.conv_out.weight", "quant_conv.weight"]
+    _require_keys(state_dict, "VQVAE", {"quantize.embedding.weight": 2, **dict.fromkeys([*ends, *level_convs], 4)})
     base_channels, in_channels = state_dict["encoder.conv_in.weight"].shape[:2]
-    num_levels = _count(state_dict, r"encoder\.down\.(\d+)\.block\.0\.conv1\.weight")
-    widths = [state_dict[f"encoder.down.{level}.block.0.conv1.weight"].shape[0] for level in range(num_levels)]
+    out_channels = state_dict["decoder.conv_out.weight"].shape[0]
+
+    def has(prefix: str) -> bool:
+        return any(name.startswith(prefix) for name in state_dict)
+
     hits = state_dict.get("quantize.ema_vocab_hit_SV")
-    num_scales = None if hits is None else hits.shape[0]
+    num_scales = len(hits) if hits is not None and hits.ndim == 2 else None
     fields = {
         "in_channels": in_channels,
+        "out_channels": None if out_channels == in_channels else out_channels,
         "base_channels": base_channels,
-        "channel_multipliers": [width // base_channels for width in widths],
+        "channel_multipliers": [state_dict[name].shape[0] // base_channels for name in level_convs],
         "num_res_blocks": _count(state_dict, r"encoder\.down\.0\.block\.(\d+)\."),
-        "last_level_attention": f"encoder.down.{num_levels - 1}.attn.0.norm.weight" in state_dict,
-        "mid_block_attention": "encoder.mid.attn_1.norm.weight" in state_dict,
+        "last_level_attention": has(f"encoder.down.{num_levels - 1}.attn."),
+        "mid_block_attention": has("encoder.mid.attn_1."),
         "latent_channels": state_dict["quantize.embedding.weight"].shape[1],
         "quant_conv_kernel_size": state_dict["quant_conv.weight"].shape[-1],
         "codebook_size": state_dict["quantize.embedding.weight"].shape[0],
     }
-    out_channels = state_dict["decoder.conv_out.weight"].shape[0] if "decoder.conv_out.weight" in state_dict else None
-    if out_channels != in_channels:
-        fields["out_channels"] = out_channels
-    if "quantize.quant_resi.qresi.weight" in state_dict:
+    if has("quantize.quant_resi.qresi."):
         fields["num_refinement_convs"] = 1
-    elif "quantize.quant_resi.qresi_ls.0.weight" in state_dict:
+    elif has("quantize.quant_resi.qresi_ls."):
         fields["num_refinement_convs"] = _count(state_dict, r"quantize\.quant_resi\.qresi_ls\.(\d+)\.")
-    elif "quantize.quant_resi.0.weight" in state_dict:
+    elif has("quantize.quant_resi."):
         fields["num_refinement_convs"] = 0
     else:
         fields["refinement_ratio"] = 0.0
@@ -233,13 +266,21 @@ def _infer_vqvae_fields(state_dict: StateDict, overrides: dict) -> dict:
                 "for instance patch_nums=(1, 2, 3, 4)."
             )
         fields["patch_nums"] = released[0]
+        if len(released) > 1:
+            logger.warning(
+                "The file tells the number of scales only: taking the schedule of the 256-pixel models, "
+                f"patch_nums={released[0]}. Pass `patch_nums` for another one of {num_scales} scales."
+            )
     return fields
 
 
 def _infer_var_fields(state_dict: StateDict, overrides: dict) -> dict:
+    matrices = ["word_embed.weight", "class_emb.weight", "lvl_embed.weight", "blocks.0.ffn.fc1.weight", "head.weight"]
+    required = dict.fromkeys([*matrices, "blocks.0.attn.mat_qkv.weight"], 2)
+    _require_keys(state_dict, "VAR transformer", {"pos_1LC": 3, **required})
     hidden_size, latent_channels = state_dict["word_embed.weight"].shape
     depth = _count(state_dict, r"blocks\.(\d+)\.")
-    scale = state_dict.get("blocks.0.attn.scale_mul_1H11")
+    scale = next((tensor for name, tensor in state_dict.items() if name.endswith(".scale_mul_1H11")), None)
     num_labels = state_dict["class_emb.weight"].shape[0] - 1
     fields = {
         "codebook_size": state_dict["head.weight"].shape[0],
@@ -248,7 +289,7 @@ def _infer_var_fields(state_dict: StateDict, overrides: dict) -> dict:
         "num_hidden_layers": depth,
         "mlp_ratio": state_dict["blocks.0.ffn.fc1.weight"].shape[0] / hidden_size,
         "qk_norm": scale is not None,
-        "shared_adaln": "shared_ada_lin.1.weight" in state_dict,
+        "shared_adaln": any(name.startswith("shared_ada_lin.") for name in state_dict),
     }
     if "id2label" not in overrides and "num_labels" not in overrides:
         if num_labels == 1000:
@@ -276,7 +317,7 @@ def _infer_patch_nums(state_dict: StateDict) -> list[int]:
         if sum(number**2 for number in numbers) == length and len(numbers) == len(state_dict["lvl_embed.weight"]):
             return list(numbers)
     if "lvl_1L" in state_dict:
-        lengths = state_dict["lvl_1L"].flatten().bincount().tolist()
+        lengths = state_dict["lvl_1L"].flatten().long().bincount().tolist()
         sides = [math.isqrt(tokens) for tokens in lengths]
         if [side**2 for side in sides] == lengths:
             return sides
@@ -362,7 +403,7 @@ def _fill(model, names: dict[str, tuple[str, int | None]], state_dict: StateDict
     for ours, target in model.state_dict().items():
         official, row_part = names[ours]
         source = state_dict[official] if row_part is None else state_dict[official].chunk(3)[row_part]
-        if source.numel() != target.numel():
+        if source.shape != _official_view(official, target).shape:
             raise ValueError(
                 f"`checkpoint` does not fit its {kind} configuration: {official} has the shape "
                 f"{tuple(state_dict[official].shape)}, {ours} needs {tuple(target.shape)}."

@@ -22,6 +22,13 @@ def check_fractions(**values) -> None:
             raise ValueError(f"`{name}` must be a number of at least 0 and below 1, got {value!r}.")
 
 
+def check_weights(**values) -> None:
+    """Raise a `ValueError` which names the first of `values` that is not a number of at least 0."""
+    for name, value in values.items():
+        if not isinstance(value, (int, float)) or isinstance(value, bool) or not value >= 0:
+            raise ValueError(f"`{name}` must be a number of at least 0, got {value!r}.")
+
+
 def normalize_patch_nums(patch_nums: PatchNums) -> list[int | list[int]]:
     """
     `patch_nums` as JSON gives it back: a list of integers (square maps) and `[height, width]` lists.

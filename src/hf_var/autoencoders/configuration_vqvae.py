@@ -3,7 +3,7 @@
 
 from transformers import PreTrainedConfig
 
-from ..scales import check_fractions, check_positive_integers, normalize_patch_nums, scale_sizes
+from ..scales import check_fractions, check_positive_integers, check_weights, normalize_patch_nums, scale_sizes
 
 
 class VQVAEConfig(PreTrainedConfig):
@@ -104,6 +104,11 @@ class VQVAEConfig(PreTrainedConfig):
         if self.out_channels is not None:
             check_positive_integers(out_channels=self.out_channels)
         check_fractions(dropout=self.dropout)
+        check_weights(
+            refinement_ratio=self.refinement_ratio,
+            commitment_loss_weight=self.commitment_loss_weight,
+            codebook_loss_weight=self.codebook_loss_weight,
+        )
         if not isinstance(self.channel_multipliers, (list, tuple)) or len(self.channel_multipliers) == 0:
             raise ValueError(
                 f"`channel_multipliers` must be a list with one multiple per level, got {self.channel_multipliers!r}."
@@ -117,9 +122,9 @@ class VQVAEConfig(PreTrainedConfig):
                 )
         if self.quant_conv_kernel_size % 2 == 0:
             raise ValueError(f"`quant_conv_kernel_size` must be odd, got {self.quant_conv_kernel_size}.")
-        if not 0 <= self.refinement_ratio <= 1:
+        if self.refinement_ratio > 1:
             raise ValueError(f"`refinement_ratio` must be in [0, 1], got {self.refinement_ratio}.")
-        if not isinstance(self.num_refinement_convs, int) or self.num_refinement_convs < 0:
+        if type(self.num_refinement_convs) is not int or self.num_refinement_convs < 0:
             raise ValueError(
                 "`num_refinement_convs` must be the number of shared convolutions or 0 for one per scale, got "
                 f"{self.num_refinement_convs!r}."

@@ -2,6 +2,7 @@
 """Multi-scale VQ-VAE: images to token maps and back."""
 
 import math
+from contextlib import nullcontext
 from dataclasses import dataclass
 
 import torch
@@ -97,6 +98,8 @@ class VQVAEModel(PreTrainedModel):
     main_input_name = "pixel_values"
     input_modalities = ("image",)
     supports_gradient_checkpointing = True
+    # Everything that is called from outside the root's forward: diffusers' group offloading loads the rest there only.
+    _group_offload_block_modules = ["encoder", "quant_conv", "quantizer", "codebook", "post_quant_conv", "decoder"]
     _no_split_modules = ["ResnetBlock", "AttentionBlock", "MultiScaleResidualQuantizer"]
     _keep_in_fp32_modules_strict = ["quantizer"]
     _input_embed_layer = "conv_in"
@@ -309,7 +312,11 @@ class VQVAEModel(PreTrainedModel):
 
         Returns:
             `torch.FloatTensor` of shape `(*codes.shape, latent_channels)`, in fp32.
+
+        Raises:
+            `ValueError`: If a code is out of range.
         """
+        self._check_range(codes)
         with self._quantizer_precision(codes):
             return self.quantizer.codebook(codes)
 
@@ -323,7 +330,14 @@ class VQVAEModel(PreTrainedModel):
 
         Returns:
             `torch.FloatTensor` of shape `(..., latent_channels)`, in fp32.
+
+        Raises:
+            `ValueError`: If there is not one weight per code.
         """
+        if weights.shape[-1] != self.config.codebook_size:
+            raise ValueError(
+                f"`weights` must have the shape (..., {self.config.codebook_size}), got {tuple(weights.shape)}."
+            )
         with self._quantizer_precision(weights):
             all_codes = torch.arange(self.config.codebook_size, device=weights.device)
             return weights.float() @ self.quantizer.codebook(all_codes)
@@ -369,6 +383,9 @@ class VQVAEModel(PreTrainedModel):
                 f"`codes` must be integers of the shape (batch, {' or '.join(map(str, lengths))}) for "
                 f"patch_nums={self.config.patch_nums}, got {codes.dtype} of the shape {tuple(codes.shape)}."
             )
+        self._check_range(codes)
+
+    def _check_range(self, codes: torch.Tensor) -> None:
         # Elsewhere the comparison would wait for the device.
         if codes.device.type == "cpu" and not torch.compiler.is_compiling() and codes.numel() > 0:
             lowest, highest = int(codes.min()), int(codes.max())
@@ -382,7 +399,9 @@ class VQVAEModel(PreTrainedModel):
 
     @staticmethod
     def _quantizer_precision(tensor: torch.Tensor):
-        return torch.autocast(tensor.device.type, enabled=False)
+        # The meta device, for one, has no autocast to switch off.
+        available = torch.amp.is_autocast_available(tensor.device.type)
+        return torch.autocast(tensor.device.type, enabled=False) if available else nullcontext()
 
 
 __all__ = ["VQVAEDecoderOutput", "VQVAEEncoderOutput", "VQVAEModel", "VQVAEOutput"]

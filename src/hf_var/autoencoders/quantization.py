@@ -75,14 +75,17 @@ class RefinementConv(Float32Weights, nn.Conv2d):
 def refinement_conv_indices(num_scales: int, num_convs: int) -> list[int]:
     """
     Which of `num_convs` shared convolutions serves each scale: the one whose tick is nearest to the scale's relative
-    depth. Released checkpoints depend on the ticks, whose margins are narrower for four convolutions than for any
-    other number.
+    depth. The ticks' margins are narrower for four convolutions than for any other number.
+
+    Many schedules, that of the released models among them, have scales exactly between two ticks. Which one is nearer
+    is then a matter of rounding: the order of the operations below is part of the checkpoints.
     """
-    margin = 1 / (3 * num_convs) if num_convs == 4 else 1 / (2 * num_convs)
-    step = (1 - 2 * margin) / (num_convs - 1) if num_convs > 1 else 0.0
-    ticks = [margin + step * index for index in range(num_convs)]
+    margin = 1 / 3 / num_convs if num_convs == 4 else 1 / 2 / num_convs
+    last_tick = 1 - margin
+    step = (last_tick - margin) / max(num_convs - 1, 1)
+    ticks = [margin + index * step for index in range(num_convs)]
     if num_convs > 1:
-        ticks[-1] = 1 - margin
+        ticks[-1] = last_tick
     depths = [scale / (num_scales - 1) if num_scales > 1 else 0.0 for scale in range(num_scales)]
     return [min(range(num_convs), key=lambda index: abs(ticks[index] - depth)) for depth in depths]
 
@@ -113,16 +116,20 @@ class MultiScaleResidualQuantizer(nn.Module):
         self.codebook_loss_weight = config.codebook_loss_weight
         self.codebook = Codebook(config)
         num_scales = len(self.scale_sizes)
-        num_convs = 0 if config.refinement_ratio == 0 else config.num_refinement_convs or num_scales
-        self.refinement_convs = nn.ModuleList(RefinementConv(config) for _ in range(num_convs))
-        self.refinement_indices = (
-            refinement_conv_indices(num_scales, num_convs) if config.num_refinement_convs else list(range(num_scales))
+        # As many convolutions as scales give each scale its own.
+        num_convs = config.num_refinement_convs or num_scales
+        self.refinement_indices = refinement_conv_indices(num_scales, num_convs)
+        self.refinement_convs = nn.ModuleList(
+            RefinementConv(config) for _ in range(num_convs if config.refinement_ratio > 0 else 0)
         )
 
     def pool(self, latents: torch.Tensor, scale: int) -> torch.Tensor:
         """Reduce a map of the size of the latents to that of `scale` by averaging over areas."""
         if self.scale_sizes[scale] == tuple(latents.shape[-2:]):
             return latents
+        if latents.device.type == "mps":
+            # Apple's kernel pools to divisors of the size only.
+            return functional.interpolate(latents.cpu(), size=self.scale_sizes[scale], mode="area").to(latents.device)
         return functional.interpolate(latents, size=self.scale_sizes[scale], mode="area")
 
     def expand(self, code_vectors: torch.Tensor, scale: int) -> torch.Tensor:

@@ -1,0 +1,86 @@
+# SPDX-License-Identifier: Apache-2.0
+import json
+import warnings
+
+import pytest
+
+from hf_var import VQVAEConfig
+
+
+def test_defaults_are_the_released_tokenizer():
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        config = VQVAEConfig()
+    assert config.image_size == (256, 256)
+    assert config.latent_size == (16, 16)
+    assert sum(config.scale_lengths) == 680
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {},
+        {"patch_nums": (1, 2, 4), "channel_multipliers": (1, 2)},
+        {"patch_nums": ((1, 1), (1, 2), (4, 6)), "out_channels": 1, "dropout": 0.25},
+        {"patch_nums": [3], "num_refinement_convs": 0, "refinement_ratio": 0},
+    ],
+    ids=str,
+)
+def test_json_round_trip(tmp_path, fields):
+    config = VQVAEConfig(**fields)
+    config.save_pretrained(tmp_path)
+    loaded = VQVAEConfig.from_pretrained(tmp_path)
+    assert loaded.to_dict() == config.to_dict()
+    loaded.save_pretrained(tmp_path)
+    assert VQVAEConfig.from_pretrained(tmp_path) == loaded
+    assert loaded.patch_nums == config.patch_nums
+    assert VQVAEConfig(**json.loads(config.to_json_string())).to_dict() == config.to_dict()
+    assert "image_size" not in config.to_dict()  # derived values are not stored
+
+
+def test_pairs_and_integers_are_the_same_sizes():
+    config = VQVAEConfig(patch_nums=(1, (2, 3), (4, 4)))
+    assert config.patch_nums == [1, [2, 3], 4]
+    assert config.scale_sizes == [(1, 1), (2, 3), (4, 4)]
+    assert config.scale_lengths == [1, 6, 16]
+    assert VQVAEConfig(patch_nums=[1, [2, 3], 4]).to_dict() == config.to_dict()
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"in_channels": 0}, "`in_channels`.*got 0"),
+        ({"out_channels": -1}, "`out_channels`.*got -1"),
+        ({"base_channels": "160"}, "`base_channels`.*got '160'"),
+        ({"base_channels": 100}, r"`base_channels` times `channel_multipliers\[0\]`.*`norm_num_groups` = 32"),
+        ({"norm_num_groups": 3}, "`norm_num_groups` = 3"),
+        ({"num_res_blocks": 1.5}, "`num_res_blocks`.*got 1.5"),
+        ({"latent_channels": True}, "`latent_channels`.*got True"),
+        ({"codebook_size": 0}, "`codebook_size`.*got 0"),
+        ({"quant_conv_kernel_size": 2}, "`quant_conv_kernel_size` must be odd, got 2"),
+        ({"dropout": 1.0}, "`dropout`.*got 1.0"),
+        ({"channel_multipliers": 2}, "`channel_multipliers`.*got 2"),
+        ({"channel_multipliers": ()}, r"`channel_multipliers`.*got \(\)"),
+        ({"channel_multipliers": (1, 0)}, r"`channel_multipliers\[1\]`.*got 0"),
+        ({"num_refinement_convs": -1}, "`num_refinement_convs`.*got -1"),
+        ({"num_refinement_convs": True}, "`num_refinement_convs`.*got True"),
+        ({"refinement_ratio": 1.5}, "`refinement_ratio`.*got 1.5"),
+        ({"refinement_ratio": -0.5}, "`refinement_ratio`.*got -0.5"),
+        ({"refinement_ratio": "half"}, "`refinement_ratio`.*got 'half'"),
+        ({"commitment_loss_weight": -0.25}, "`commitment_loss_weight`.*got -0.25"),
+        ({"codebook_loss_weight": float("nan")}, "`codebook_loss_weight`.*got nan"),
+        ({"patch_nums": 16}, "`patch_nums`.*got 16"),
+        ({"patch_nums": "1,2,4"}, "`patch_nums`.*got '1,2,4'"),
+        ({"patch_nums": ()}, r"`patch_nums`.*got \(\)"),
+        ({"patch_nums": (1, 0, 4)}, "`patch_nums`.*entry 0"),
+        ({"patch_nums": (1, 2.0, 4)}, "`patch_nums`.*entry 2.0"),
+        ({"patch_nums": (True, 4)}, "`patch_nums`.*entry True"),
+        ({"patch_nums": (1, (2, 3, 4))}, r"`patch_nums`.*entry \(2, 3, 4\)"),
+        ({"patch_nums": (4, 2)}, r"`patch_nums` must end with its largest map.*\[4, 2\]"),
+        ({"patch_nums": ((1, 5), (4, 4))}, "`patch_nums` must end with its largest map"),
+    ],
+    ids=str,
+)
+def test_wrong_fields(fields, message):
+    with pytest.raises(ValueError, match=message):
+        VQVAEConfig(**fields)

@@ -1,0 +1,199 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The tokenizer's public methods: shapes, agreement with each other, and what they refuse."""
+
+import pytest
+import torch
+
+from hf_var import VQVAEDecoderOutput, VQVAEEncoderOutput, VQVAEOutput
+
+
+@torch.no_grad()
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"channel_multipliers": (1,)},
+        {"channel_multipliers": (1, 2)},
+        {"channel_multipliers": (1, 1, 2), "num_res_blocks": 2},
+        {"channel_multipliers": (2, 1, 3, 2), "last_level_attention": False},
+        {"mid_block_attention": False, "last_level_attention": False},
+        {"in_channels": 1},
+        {"in_channels": 4, "quant_conv_kernel_size": 1},
+        {"in_channels": 6, "out_channels": 2},
+        {"norm_num_groups": 1, "base_channels": 5, "channel_multipliers": (1, 3)},
+        {"norm_num_groups": 8, "dropout": 0.5},
+        {"patch_nums": ((1, 2), (3, 5)), "channel_multipliers": (1, 1, 1)},
+        {"patch_nums": (4,)},
+    ],
+    ids=str,
+)
+def test_shapes(make_vqvae, make_images, fields):
+    model = make_vqvae(**fields)
+    config = model.config
+    factor = 2 ** (len(config.channel_multipliers) - 1)
+    height, width = (4, 4) if "patch_nums" not in fields or fields["patch_nums"] == (4,) else (3, 5)
+    assert config.image_size == (factor * height, factor * width)
+    output = model(make_images(model))
+    assert output.features.shape == output.latents.shape == (3, config.latent_channels, height, width)
+    assert output.codes.shape == (3, sum(config.scale_lengths))
+    assert output.codes.dtype == torch.int64
+    assert output.sample.shape == (3, fields.get("out_channels", config.in_channels), factor * height, factor * width)
+    assert output.sample.std() > 0.05
+    assert output.loss.shape == ()
+    # Every setting changes how many weights there are; attention only where it is asked for.
+    attentions = sum(type(module).__name__ == "AttentionBlock" for module in model.modules())
+    blocks = config.num_res_blocks
+    assert attentions == 2 * config.mid_block_attention + (2 * blocks + 1) * config.last_level_attention
+
+
+def test_outputs_are_named_and_tuples(vqvae, images, codes):
+    output = vqvae(images)
+    assert isinstance(output, VQVAEOutput)
+    assert [*output.keys()] == ["loss", "sample", "features", "latents", "codes"]
+    values = vqvae(images, return_dict=False)
+    assert torch.equal(values[1], output.sample)
+    assert isinstance(vqvae.encode(images), VQVAEEncoderOutput)
+    assert torch.equal(vqvae.encode(images, return_dict=False)[2], codes)
+    assert isinstance(vqvae.decode(codes), VQVAEDecoderOutput)
+    assert torch.equal(vqvae.decode(codes, return_dict=False)[0], vqvae.decode(codes).sample)
+
+
+@torch.no_grad()
+def test_methods_agree(vqvae, images):
+    encoded, output = vqvae.encode(images), vqvae(images)
+    assert torch.equal(output.codes, encoded.codes)
+    assert torch.equal(output.features, encoded.features)
+    decoded = vqvae.decode(encoded.codes).sample
+    assert torch.equal(decoded, vqvae.decode(latents=encoded.latents).sample)
+    torch.testing.assert_close(decoded, output.sample.clamp(-1, 1), rtol=0, atol=1e-5)
+    assert output.sample.abs().max() > 1 >= decoded.abs().max()
+
+
+@torch.no_grad()
+def test_decode_some_scales(vqvae, codes):
+    latents, ends = None, [1, 5, 21]
+    for scale, end in enumerate(ends):
+        latents, _ = vqvae.next_scale(latents, codes[:, end - vqvae.config.scale_lengths[scale] : end], scale)
+        expected = vqvae.decode(latents=latents).sample
+        # The scales after the last one may be missing and are not looked at.
+        assert torch.equal(vqvae.decode(codes[:, :end], num_scales=scale + 1).sample, expected)
+        assert torch.equal(vqvae.decode(codes, num_scales=scale + 1).sample, expected)
+    assert torch.equal(expected, vqvae.decode(codes).sample)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("patch_nums", [(1, 2, 4), ((1, 2), (2, 2), (3, 4)), (2, 2, 2)])
+def test_teacher_forcing_is_stepping(make_vqvae, make_images, patch_nums):
+    model = make_vqvae(patch_nums=patch_nums)
+    codes = model.encode(make_images(model)).codes
+    by_codes, by_vectors, with_codes, with_vectors, begin = [], [], None, None, 0
+    for scale, length in enumerate(model.config.scale_lengths):
+        part = codes[:, begin : begin + length]
+        with_codes, inputs = model.next_scale(with_codes, part, scale)
+        by_codes.append(inputs)
+        with_vectors, inputs = model.next_scale(with_vectors, model.code_vectors(part), scale)
+        by_vectors.append(inputs)
+        if inputs is not None:
+            assert torch.equal(model.scale_inputs(with_vectors, scale + 1), inputs)
+        begin += length
+    expected = model.teacher_forcing(codes)
+    assert expected.shape == (3, codes.shape[1] - model.config.scale_lengths[0], 4)
+    assert torch.equal(torch.cat(by_codes[:-1], dim=1), expected)
+    assert torch.equal(torch.cat(by_vectors[:-1], dim=1), expected)
+    assert by_codes[-1] is None
+    # The last scale's codes are what is predicted last; no input depends on them.
+    changed = codes.clone()
+    changed[:, -model.config.scale_lengths[-1] :] += 1
+    assert torch.equal(model.teacher_forcing(changed % model.config.codebook_size), expected)
+
+
+@torch.no_grad()
+def test_one_scale_throughout(make_vqvae, make_images):
+    model = make_vqvae(patch_nums=(4,))
+    encoded = model.encode(make_images(model))
+    latents, inputs = model.next_scale(None, encoded.codes, 0)
+    assert torch.equal(latents, encoded.latents)
+    assert inputs is None
+    assert model.teacher_forcing(encoded.codes).shape == (3, 0, 4)
+    assert torch.equal(model.decode(encoded.codes, num_scales=1).sample, model.decode(encoded.codes).sample)
+    with pytest.raises(ValueError, match="`k`"):
+        model.scale_inputs(latents, 1)
+
+
+@torch.no_grad()
+def test_mixed_code_vectors(vqvae):
+    weights = torch.rand(2, 3, 32, generator=torch.Generator().manual_seed(0))
+    expected = torch.einsum("bnv,vc->bnc", weights, vqvae.code_vectors(torch.arange(32)))
+    torch.testing.assert_close(vqvae.mix_code_vectors(weights), expected, rtol=0, atol=1e-5)
+    one_hot = torch.nn.functional.one_hot(torch.tensor([[4, 7]]), 32)
+    assert torch.equal(vqvae.mix_code_vectors(one_hot), vqvae.code_vectors(torch.tensor([[4, 7]])))
+
+
+@pytest.mark.parametrize(
+    ("shape", "got"),
+    [
+        ((1, 3, 8, 12), r"\(1, 3, 8, 12\)"),
+        ((1, 3, 16, 16), r"\(1, 3, 16, 16\)"),
+        ((1, 1, 8, 8), r"\(1, 1, 8, 8\)"),
+        ((3, 8, 8), r"\(3, 8, 8\)"),
+    ],
+)
+@pytest.mark.parametrize("method", ["forward", "encode"])
+def test_wrong_images(vqvae, method, shape, got):
+    with pytest.raises(ValueError, match=r"`pixel_values`.*\(batch, 3, 8, 8\).*" + got):
+        getattr(vqvae, method)(torch.zeros(shape))
+
+
+def codes_of(length, value=0, dtype=torch.int64):
+    return torch.full((2, length), value, dtype=dtype)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({}, "exactly one of `codes` and `latents`"),
+        ({"codes": codes_of(21), "latents": torch.zeros(2, 4, 4, 4)}, "exactly one of `codes` and `latents`"),
+        ({"codes": codes_of(20)}, r"`codes`.*\(batch, 21\).*\(2, 20\)"),
+        ({"codes": codes_of(5)}, r"`codes`.*\(batch, 21\)"),
+        ({"codes": codes_of(21)[0]}, r"`codes`.*\(batch, 21\).*\(21,\)"),
+        ({"codes": codes_of(21, dtype=torch.float32)}, "`codes` must be integers.*float32"),
+        ({"codes": codes_of(21, 32)}, r"`codes` must be in \[0, 32\).*32"),
+        ({"codes": codes_of(21, -1)}, r"`codes` must be in \[0, 32\).*-1"),
+        ({"codes": codes_of(21), "num_scales": 0}, "`num_scales` must be from 1 to 3, got 0"),
+        ({"codes": codes_of(21), "num_scales": 4}, "`num_scales` must be from 1 to 3, got 4"),
+        ({"codes": codes_of(4), "num_scales": 2}, r"`codes`.*\(batch, 5 or 21\)"),
+        ({"latents": torch.zeros(2, 4, 4, 4), "num_scales": 2}, "`num_scales` goes with `codes`"),
+        ({"latents": torch.zeros(2, 4, 2, 2)}, r"`latents`.*\(batch, 4, 4, 4\).*\(2, 4, 2, 2\)"),
+        ({"latents": torch.zeros(2, 3, 4, 4)}, r"`latents`.*\(batch, 4, 4, 4\)"),
+    ],
+    ids=lambda value: None if isinstance(value, dict) else value,
+)
+def test_wrong_decode(vqvae, arguments, message):
+    with pytest.raises(ValueError, match=message):
+        vqvae.decode(**arguments)
+
+
+LATENTS = torch.zeros(2, 4, 4, 4)
+
+
+@pytest.mark.parametrize(
+    ("method", "arguments", "message"),
+    [
+        ("next_scale", (LATENTS, codes_of(4), 3), "`k` must be a scale from 0 to 2, got 3"),
+        ("next_scale", (LATENTS, codes_of(4), -1), "`k` must be a scale from 0 to 2, got -1"),
+        ("next_scale", (LATENTS, codes_of(5), 1), r"`codes`.*\(batch, 4\)"),
+        ("next_scale", (LATENTS, codes_of(4, 99), 1), r"`codes` must be in \[0, 32\)"),
+        ("next_scale", (LATENTS, torch.zeros(2, 5, 4), 1), r"`code vectors`.*\(batch, 4, 4\)"),
+        ("next_scale", (LATENTS, torch.zeros(2, 4, 3), 1), r"`code vectors`.*\(batch, 4, 4\)"),
+        ("next_scale", (LATENTS[:, :3], codes_of(4), 1), r"`latents`.*\(batch, 4, 4, 4\)"),
+        ("scale_inputs", (LATENTS, 0), "`k` must be a scale with an input, from 1 to 2, got 0"),
+        ("scale_inputs", (LATENTS, 3), "`k` must be a scale with an input, from 1 to 2, got 3"),
+        ("scale_inputs", (LATENTS[..., :2], 1), r"`latents`.*\(batch, 4, 4, 4\)"),
+        ("teacher_forcing", (codes_of(5),), r"`codes`.*\(batch, 21\)"),
+        ("teacher_forcing", (codes_of(21, 32),), r"`codes` must be in \[0, 32\)"),
+        ("code_vectors", (codes_of(7, 32),), r"`codes` must be in \[0, 32\)"),
+        ("mix_code_vectors", (torch.zeros(2, 31),), r"`weights`.*\(\.\.\., 32\)"),
+    ],
+)
+def test_wrong_arguments(vqvae, method, arguments, message):
+    with pytest.raises(ValueError, match=message):
+        getattr(vqvae, method)(*arguments)

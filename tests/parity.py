@@ -1,0 +1,117 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The golden numbers of the official implementation; `fixtures/README.md` says what they are."""
+
+import copy
+import functools
+import json
+import lzma
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import safetensors.torch
+import torch
+from torch import nn
+
+
+FIXTURES = Path(__file__).parent / "fixtures"
+CASES = ("A", "B")
+
+
+@dataclass(frozen=True)
+class ParityCase:
+    """
+    One pair of models and what the official code made of them.
+
+    Attributes:
+        vqvae_weights, var_weights (`dict[str, torch.Tensor]`): Official state dicts.
+        var_overrides (`dict`): What the transformer's state dict leaves open.
+        inputs, expected (`dict[str, torch.Tensor]`): Arguments and results, half precision cast to fp32.
+        manifest (`dict`): Everything else.
+    """
+
+    vqvae_weights: dict[str, torch.Tensor]
+    var_weights: dict[str, torch.Tensor]
+    var_overrides: dict
+    inputs: dict[str, torch.Tensor]
+    expected: dict[str, torch.Tensor]
+    manifest: dict
+
+    @property
+    def patch_nums(self) -> list[int]:
+        return self.manifest["vae_args"]["v_patch_nums"]
+
+    @property
+    def scalars(self) -> dict:
+        return self.manifest["expected_scalars"]
+
+    def assert_close(self, name: str, actual: torch.Tensor) -> None:
+        """Compare with the expected tensor `name`: integers exactly, others within what rounding explains."""
+        expected = self.expected[name]
+        if expected.is_floating_point():
+            tolerance = 3 * self.manifest["sensitivity_1e-6"][name] + 2e-6
+        else:
+            tolerance = 0
+        actual = actual.detach().to(expected.dtype)
+        torch.testing.assert_close(actual, expected, rtol=0, atol=tolerance, msg=lambda text: f"{name}: {text}")
+
+    def assert_gradients_close(self, section: str, gradients: dict[str, torch.Tensor]) -> None:
+        """Compare every gradient's norm and, where they are stored, its elements; `gradients` has official names."""
+        norms = self.scalars[f"{section}/grad_norms"]
+        assert norms.keys() <= gradients.keys()
+        for name, norm in norms.items():
+            actual = gradients[name].double().norm().item()
+            assert abs(actual - norm) <= 1e-4 * norm + 2e-6, f"{section}/grad_norms {name}: {actual} for {norm}"
+        stored = [name for name in self.expected if name.startswith(f"{section}/grad/")]
+        assert stored
+        for name in stored:
+            self.assert_close(name, gradients[name.removeprefix(f"{section}/grad/")])
+
+
+@functools.cache
+def load_case(name: str) -> ParityCase:
+    """Read a case once per process; nothing may change its tensors."""
+    folder = FIXTURES / "parity" / name
+    manifest = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))
+    heads = manifest["var_args"]["num_heads"]
+    weights = [
+        _upcast(safetensors.torch.load(lzma.decompress((folder / f"{part}.safetensors.xz").read_bytes())))
+        for part in ("vae", "var")
+    ]
+    return ParityCase(
+        vqvae_weights=weights[0],
+        var_weights=weights[1],
+        var_overrides={} if manifest["var_args"]["attn_l2_norm"] else {"num_attention_heads": heads},
+        inputs=_upcast(safetensors.torch.load_file(folder / "inputs.safetensors")),
+        expected=_upcast(safetensors.torch.load_file(folder / "expected.safetensors")),
+        manifest=manifest,
+    )
+
+
+def official_gradients(model: nn.Module, export: Callable) -> dict[str, torch.Tensor]:
+    """The gradients of `model` under official names: what `export` makes of a copy whose weights they are."""
+    gradients = copy.deepcopy(model)
+    for parameter, holder in zip(model.parameters(), gradients.parameters(), strict=True):
+        holder.data = torch.zeros_like(parameter) if parameter.grad is None else parameter.grad.clone()
+    return export(gradients)
+
+
+def assert_same_tensors(actual: dict[str, torch.Tensor], expected: dict[str, torch.Tensor]) -> None:
+    """Compare names, types, shapes and every bit."""
+    assert actual.keys() == expected.keys()
+    for name, tensor in expected.items():
+        assert actual[name].dtype == tensor.dtype, name
+        assert actual[name].shape == tensor.shape, name
+        assert torch.equal(actual[name], tensor), name
+
+
+def make_contrast(model: nn.Module) -> nn.Module:
+    """Random values in every weight and buffer, so that no two of them can be mistaken for each other."""
+    generator = torch.Generator().manual_seed(0)
+    for tensor in model.state_dict().values():
+        tensor.copy_(torch.randn(tensor.shape, generator=generator) * 0.2)
+    return model.eval()
+
+
+def _upcast(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    return {name: tensor.float() if tensor.is_floating_point() else tensor for name, tensor in tensors.items()}
