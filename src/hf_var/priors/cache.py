@@ -44,6 +44,11 @@ class VARCacheLayer(CacheLayerMixin):
     def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
         return self.length + query_length, 0
 
+    @property
+    def batch_size(self) -> int:
+        """Images that the buffers are for; -1 before the first call."""
+        return -1 if self.keys is None else self.keys.shape[0]
+
     def get_seq_length(self) -> int:
         return self.length
 
@@ -60,12 +65,12 @@ class VARCacheLayer(CacheLayerMixin):
         self.length += tokens_to_remove
 
     def batch_repeat_interleave(self, repeats: int) -> None:
-        if self.is_initialized:
+        if self.keys is not None and self.values is not None:
             self.keys = self.keys.repeat_interleave(repeats, dim=0)
             self.values = self.values.repeat_interleave(repeats, dim=0)
 
     def batch_select_indices(self, indices: torch.Tensor) -> None:
-        if self.is_initialized:
+        if self.keys is not None and self.values is not None:
             self.keys = self.keys[indices]
             self.values = self.values[indices]
 
@@ -73,6 +78,9 @@ class VARCacheLayer(CacheLayerMixin):
 class VARCache(Cache):
     """
     Keys and values of every layer, and the AdaLN vectors, which depend on the class alone and are computed once.
+
+    Later calls write into the same buffers, so gradients reach no further back than one call: to train through several,
+    pass transformers' `DynamicCache`.
 
     Args:
         config ([`VARConfig`]): Configuration of the transformer that fills the cache.

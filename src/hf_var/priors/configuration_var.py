@@ -3,6 +3,8 @@
 
 import math
 from itertools import accumulate
+from textwrap import shorten
+from typing import Any
 
 from transformers import PreTrainedConfig
 
@@ -110,10 +112,11 @@ class VARConfig(PreTrainedConfig):
             if not isinstance(kwargs["num_labels"], int) or kwargs["num_labels"] < 0:
                 raise ValueError(f"`num_labels` must be an integer of at least 0, got {num_labels!r}.")
         else:
-            self._check_label_names(num_labels)
+            self._check_label_names(self.id2label, num_labels)
         super().__post_init__(**kwargs)
-        if self.label2id is None or len(self.label2id) != len(self.id2label):
-            self.label2id = {name: label for label, name in self.id2label.items()}
+        names = self.id2label or {}
+        if self.label2id is None or set(self.label2id) != set(names.values()):
+            self.label2id = {name: int(label) for label, name in names.items()}
         check_positive_integers(
             codebook_size=self.codebook_size,
             latent_channels=self.latent_channels,
@@ -147,15 +150,30 @@ class VARConfig(PreTrainedConfig):
                 )
             self.block_sizes = list(self.block_sizes)
 
-    def _check_label_names(self, num_labels: int | None) -> None:
-        if num_labels is not None and num_labels != len(self.id2label):
+    @staticmethod
+    def _check_label_names(id2label: dict, num_labels: int | None) -> None:
+        if num_labels is not None and num_labels != len(id2label):
             raise ValueError(
-                f"`num_labels` is {num_labels} but `id2label` names {len(self.id2label)} labels. Pass an `id2label` of "
+                f"`num_labels` is {num_labels} but `id2label` names {len(id2label)} labels. Pass an `id2label` of "
                 "the new length (`id2label={0: ...}`), which sets the number of labels."
             )
-        ids = sorted(int(label) for label in self.id2label)
-        if ids != list(range(len(ids))):
-            raise ValueError(f"`id2label` must name the ids 0 to {len(ids) - 1}, got the ids {ids[:5]}...{ids[-5:]}.")
+        # JSON turns the ids into text.
+        ids = [int(label) if str(label).isdecimal() else label for label in id2label]
+        if set(ids) != set(range(len(ids))):
+            raise ValueError(f"`id2label` must name the ids 0 to {len(ids) - 1}, got {shorten(repr(ids), 80)}.")
+
+    @classmethod
+    def from_dict(cls, config_dict: dict[str, Any], **kwargs) -> "VARConfig":
+        # transformers would set overrides on the finished object, past its checks. `dtype` is transformers' own affair.
+        names = (cls.__dataclass_fields__.keys() - {"dtype"}) & kwargs.keys()
+        overrides = {name: kwargs.pop(name) for name in names}
+        if "id2label" in overrides:
+            overrides.setdefault("label2id", None)
+        return super().from_dict({**config_dict, **overrides}, **kwargs)
+
+    def to_diff_dict(self) -> dict[str, Any]:
+        # transformers leaves out what equals its own default, and there two unnamed labels are the default.
+        return {**super().to_diff_dict(), "id2label": self.id2label, "label2id": self.label2id}
 
     @property
     def scale_sizes(self) -> list[tuple[int, int]]:

@@ -115,7 +115,7 @@ class VARAttention(nn.Module):
         if past_key_values is not None:
             key, value = past_key_values.update(key, value, self.layer_idx)
         attention_interface: Callable = ALL_ATTENTION_FUNCTIONS.get_interface(
-            self.config._attn_implementation, eager_attention_forward
+            str(self.config._attn_implementation), eager_attention_forward
         )
         # `is_causal` must be passed: transformers takes a missing one for True where there is no mask.
         attended, weights = attention_interface(
@@ -196,12 +196,13 @@ class VARHeadNorm(nn.Module):
 def modulate(
     adaln: nn.Module, condition: torch.Tensor | None, past_key_values: Cache | None, layer_idx: int
 ) -> torch.Tensor:
-    """The modulation vectors `(batch, vectors, hidden)` of a layer, from the cache after an image's first call."""
-    if not isinstance(past_key_values, VARCache):
-        return adaln(condition)
-    if layer_idx not in past_key_values.modulations:
-        past_key_values.modulations[layer_idx] = adaln(condition)
-    return past_key_values.modulations[layer_idx]
+    """The modulation vectors `(batch, vectors, hidden)` of a layer; those of a `condition` not given are in the cache."""
+    if condition is None and isinstance(past_key_values, VARCache):
+        return past_key_values.modulations[layer_idx]
+    vectors = adaln(condition)
+    if isinstance(past_key_values, VARCache):
+        past_key_values.modulations[layer_idx] = vectors
+    return vectors
 
 
 class VAREmbeddings(nn.Module):
@@ -212,23 +213,23 @@ class VAREmbeddings(nn.Module):
 
     def __init__(self, config: VARConfig):
         super().__init__()
-        self.num_labels = config.num_labels
+        self.num_labels = config.num_labels or 0
         self.scale_lengths = config.scale_lengths
         self.scale_ends = [sum(config.scale_lengths[: scale + 1]) for scale in range(len(config.scale_lengths))]
         # The last row is the unconditional class.
-        self.class_embedding = nn.Embedding(config.num_labels + 1, config.hidden_size)
+        self.class_embedding = nn.Embedding(self.num_labels + 1, config.hidden_size)
         self.input_proj = nn.Linear(config.latent_channels, config.hidden_size)
         self.start_position = nn.Parameter(torch.empty(config.block_lengths[0], config.hidden_size))
         self.level_embedding = nn.Parameter(torch.empty(len(config.patch_nums), config.hidden_size))
         self.position_embedding = nn.Parameter(torch.empty(config.length, config.hidden_size))
 
-    def embed_labels(self, class_labels: torch.LongTensor) -> torch.Tensor:
+    def embed_labels(self, class_labels: torch.Tensor) -> torch.Tensor:
         labels = torch.where(class_labels < 0, self.num_labels, class_labels)
         return self.class_embedding(labels)  # (batch, hidden)
 
     def forward(self, condition: torch.Tensor | None, scale_inputs: torch.Tensor | None, begin: int) -> torch.Tensor:
         tokens = []
-        if begin == 0:
+        if begin == 0 and condition is not None:
             tokens.append(condition.unsqueeze(1) + self.start_position)
         if scale_inputs is not None:
             tokens.append(self.input_proj(scale_inputs.to(self.start_position.dtype)))

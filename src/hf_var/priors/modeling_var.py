@@ -16,7 +16,7 @@ from transformers.utils.output_capturing import capture_outputs
 
 from .cache import VARCache
 from .configuration_var import VARConfig
-from .layers import AdaLN, VARAttention, VARBlock, VAREmbeddings, VARHeadNorm
+from .layers import AdaLN, AdaLNOffset, VARAttention, VARBlock, VAREmbeddings, VARHeadNorm
 
 
 @dataclass
@@ -32,11 +32,11 @@ class VARTransformerOutput(ModelOutput):
         attentions (`tuple(torch.FloatTensor)`, *optional*): Attention weights of every layer.
     """
 
-    loss: torch.FloatTensor | None = None
-    logits: torch.FloatTensor | None = None
+    loss: torch.Tensor | None = None
+    logits: torch.Tensor | None = None
     past_key_values: Cache | None = None
-    hidden_states: tuple[torch.FloatTensor, ...] | None = None
-    attentions: tuple[torch.FloatTensor, ...] | None = None
+    hidden_states: tuple[torch.Tensor, ...] | None = None
+    attentions: tuple[torch.Tensor, ...] | None = None
 
 
 class VARTransformer(PreTrainedModel):
@@ -66,8 +66,9 @@ class VARTransformer(PreTrainedModel):
     config_class = VARConfig
     base_model_prefix = "var"
     main_input_name = "class_labels"
-    input_modalities = ("image",)
+    input_modalities = "image"
     supports_gradient_checkpointing = True
+    _input_embed_layer = "input_proj"
     _no_split_modules = ["VARBlock"]
     _skip_keys_device_placement = ["past_key_values"]
     _supports_sdpa = True
@@ -86,9 +87,6 @@ class VARTransformer(PreTrainedModel):
         self.head = nn.Linear(config.hidden_size, config.codebook_size)
         self.post_init()
 
-    def get_input_embeddings(self) -> nn.Module:
-        return self.embeddings.input_proj
-
     def get_output_embeddings(self) -> nn.Module:
         return self.head
 
@@ -98,38 +96,42 @@ class VARTransformer(PreTrainedModel):
         The official scheme: all weights Gaussian with `config.initial_std`, residual branches narrowed with depth, and
         AdaLN such that every branch starts nearly closed.
         """
-        config, std = self.config, self.config.initial_std
-        if isinstance(module, VARTransformer):
-            init.trunc_normal_(module.head.weight, std=std * config.initializer_head_factor)
-            init.zeros_(module.head.bias)
+        # Rules are for modules that own parameters: outside its package, transformers passes over all others.
+        std = self.config.initial_std
+        if isinstance(module, nn.Linear):
+            factors = torch.tensor(self._initial_factors().get(module, [1.0])).to(module.weight)
+            factors = factors.repeat_interleave(module.out_features // len(factors)).unsqueeze(1)
+            init.copy_(module.weight, torch.randn_like(module.weight) * std * factors)
+            if module.bias is not None:
+                init.zeros_(module.bias)
+        elif isinstance(module, nn.Embedding):
+            init.trunc_normal_(module.weight, std=std)
         elif isinstance(module, VAREmbeddings):
             for weight in (module.start_position, module.level_embedding, module.position_embedding):
                 init.trunc_normal_(weight, std=std)
-        elif isinstance(module, nn.Embedding):
-            init.trunc_normal_(module.weight, std=std)
-        elif isinstance(module, VARBlock):
-            for projection in (module.attention.o_proj, module.mlp.fc2):
-                init.trunc_normal_(projection.weight, std=std / math.sqrt(2 * config.num_hidden_layers))
-                init.zeros_(projection.bias)
-            # The first two of the six vectors gate the branches.
-            factors = torch.tensor([config.initializer_adaln_gamma_factor] * 2 + [config.initializer_adaln_factor] * 4)
-            if isinstance(module.adaln, AdaLN):
-                weight = module.adaln.linear.weight
-                factors = factors.to(weight).repeat_interleave(config.hidden_size)
-                init.copy_(weight, torch.randn_like(weight) * std * factors.unsqueeze(1))
-            else:
-                offset = module.adaln.offset
-                init.copy_(
-                    offset, torch.randn_like(offset) * factors.to(offset).unsqueeze(1) / config.hidden_size**0.5
-                )
-        elif isinstance(module, VARHeadNorm):
-            init.trunc_normal_(module.adaln.linear.weight, std=std * config.initializer_adaln_factor)
+        elif isinstance(module, AdaLNOffset):
+            factors = torch.tensor(self._adaln_factors()).to(module.offset).unsqueeze(1)
+            init.copy_(module.offset, torch.randn_like(module.offset) * factors / self.config.hidden_size**0.5)
         elif isinstance(module, VARAttention) and module.log_query_scale is not None:
             init.constant_(module.log_query_scale, math.log(4))
-        elif isinstance(module, nn.Linear):
-            init.trunc_normal_(module.weight, std=std)
-            if module.bias is not None:
-                init.zeros_(module.bias)
+
+    def _adaln_factors(self) -> list[float]:
+        """Factors on the initial weights of a layer's six modulation vectors, of which the first two gate branches."""
+        return [self.config.initializer_adaln_gamma_factor] * 2 + [self.config.initializer_adaln_factor] * 4
+
+    def _initial_factors(self) -> dict[nn.Module, list[float]]:
+        """Factors on the initial weights of the projections that have any, for equal parts of their rows."""
+        factors: dict[nn.Module, list[float]] = {
+            self.head: [self.config.initializer_head_factor],
+            self.head_norm.adaln.linear: [self.config.initializer_adaln_factor],
+        }
+        for layer in self.modules():
+            if isinstance(layer, VARBlock):
+                residual = [1 / math.sqrt(2 * self.config.num_hidden_layers)]
+                factors |= {layer.attention.o_proj: residual, layer.mlp.fc2: residual}
+                if isinstance(layer.adaln, AdaLN):
+                    factors[layer.adaln.linear] = self._adaln_factors()
+        return factors
 
     @capture_outputs(tie_last_hidden_states=False)
     def forward(
@@ -160,8 +162,8 @@ class VARTransformer(PreTrainedModel):
             class_embeds (`torch.FloatTensor` of shape `(batch, hidden_size)`, *optional*):
                 Class embeddings in place of `class_labels`, for instance between two classes.
             past_key_values (`Cache`, *optional*):
-                The blocks before, changed in place: a [`VARCache`], or any other cache of transformers, which needs
-                the class at every call.
+                The blocks before, changed in place: a [`VARCache`], or transformers' `DynamicCache`, which needs the
+                class at every call.
             use_cache (`bool`, *optional*):
                 Whether to make a [`VARCache`] if none is passed.
 
@@ -176,6 +178,12 @@ class VARTransformer(PreTrainedModel):
         self._check_attention(kwargs.get("output_attentions", self.config.output_attentions))
         begin = 0 if past_key_values is None else past_key_values.get_seq_length()
         num_blocks, length = self._check_blocks(begin, scale_inputs, labels)
+        if past_key_values is not None and past_key_values.get_mask_sizes(1, 0) != (begin + 1, 0):
+            # One block has no mask, which could hide positions that are not written yet.
+            raise ValueError(
+                "`past_key_values` must hand out just the tokens it holds, as `VARCache` and `DynamicCache` do, got "
+                f"{type(past_key_values).__name__}."
+            )
 
         remembers_class = begin > 0 and isinstance(past_key_values, VARCache)
         if remembers_class:
@@ -185,6 +193,13 @@ class VARTransformer(PreTrainedModel):
         else:
             class_embedding = self._embed_class(class_labels, class_embeds, scale_inputs, labels, begin)
             condition = class_embedding if self.shared_adaln is None else self.shared_adaln(class_embedding)
+        _check_batch(
+            past_key_values,
+            class_labels=class_labels,
+            class_embeds=class_embeds,
+            scale_inputs=scale_inputs,
+            labels=labels,
+        )
 
         hidden_states = self.embeddings(class_embedding, scale_inputs, begin)
         # One block sees everything that is there.
@@ -211,10 +226,15 @@ class VARTransformer(PreTrainedModel):
         labels: torch.Tensor | None,
         begin: int,
     ) -> torch.Tensor:
-        num_labels = self.config.num_labels
+        num_labels = self.embeddings.num_labels
         if class_embeds is not None:
             if class_labels is not None:
                 raise ValueError("Pass one of `class_labels` and `class_embeds`, not both.")
+            if class_embeds.ndim != 2 or class_embeds.shape[-1] != self.config.hidden_size:
+                raise ValueError(
+                    f"`class_embeds` must have the shape (batch, {self.config.hidden_size}), got "
+                    f"{tuple(class_embeds.shape)}."
+                )
             return class_embeds.to(self.embeddings.start_position.dtype)
         if class_labels is None:
             if begin > 0:
@@ -225,6 +245,9 @@ class VARTransformer(PreTrainedModel):
             example = labels if scale_inputs is None else scale_inputs
             batch_size = 1 if example is None else example.shape[0]
             device = self.embeddings.start_position.device if example is None else example.device
+            if device.type == "meta":
+                # The weights are offloaded; the hooks that bring them back bring inputs from the CPU along.
+                device = torch.device("cpu")
             class_labels = torch.full((batch_size,), num_labels, device=device)
         elif class_labels.ndim != 1:
             raise ValueError(f"`class_labels` must have the shape (batch,), got {tuple(class_labels.shape)}.")
@@ -268,7 +291,7 @@ class VARTransformer(PreTrainedModel):
             fitting = [end - begin - (ends[1] if begin == 0 else 0) for end in ends if end > begin]
             raise ValueError(
                 f"`scale_inputs` must hold whole blocks after position {begin}, that is one of {fitting} tokens for "
-                f"patch_nums={self.config.patch_nums}, got {scale_inputs.shape[1]}."
+                f"patch_nums={self.config.patch_nums}, got {length - (ends[1] if begin == 0 else 0)}."
             )
         if labels is not None and labels.shape[1:] != (length,):
             raise ValueError(f"`labels` must have the shape (batch, {length}), got {tuple(labels.shape)}.")
@@ -284,12 +307,13 @@ class VARTransformer(PreTrainedModel):
         def is_visible(batch_idx, head_idx, query_idx, key_idx):
             return blocks[key_idx] <= blocks[query_idx]
 
-        if "flash" in self.config._attn_implementation:
+        implementation = str(self.config._attn_implementation)
+        if "flash" in implementation:
             raise ValueError(
-                f"The attention implementation {self.config._attn_implementation!r} has no block-causal mask, so it runs "
+                f"The attention implementation {implementation!r} has no block-causal mask, so it runs "
                 "one block per call only: use 'sdpa' or 'flex_attention' to train or to prefill a cache."
             )
-        make_mask = ALL_MASK_ATTENTION_FUNCTIONS[self.config._attn_implementation]
+        make_mask = ALL_MASK_ATTENTION_FUNCTIONS[implementation]
         return make_mask(
             batch_size=hidden_states.shape[0],
             q_length=length,
@@ -311,6 +335,19 @@ class VARTransformer(PreTrainedModel):
                 f"`output_attentions` needs the attention implementation 'eager', not {implementation!r}: call "
                 "`set_attn_implementation('eager')`."
             )
+
+
+def _check_batch(past_key_values: Cache | None, **inputs: torch.Tensor | None) -> None:
+    """All inputs must be for the same number of images, and so must a cache that was used before."""
+    sizes = {name: tensor.shape[0] for name, tensor in inputs.items() if tensor is not None and tensor.ndim > 0}
+    if past_key_values is not None and past_key_values.batch_size > 0:
+        sizes["past_key_values"] = past_key_values.batch_size
+    batch_size = next(iter(sizes.values()), 1)
+    if any(size != batch_size for size in sizes.values()):
+        raise ValueError(
+            f"All arguments must have the same batch size, got {sizes}. A cache keeps that of its first call: pass a "
+            "new one for another."
+        )
 
 
 __all__ = ["VARTransformer", "VARTransformerOutput"]
