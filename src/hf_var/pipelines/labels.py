@@ -4,10 +4,11 @@
 import difflib
 from collections.abc import Mapping, Sequence
 
+import numpy as np
 import torch
 
 
-Labels = int | str | None | torch.Tensor | Sequence
+Labels = int | str | None | torch.Tensor | np.ndarray | np.generic | Sequence
 
 
 def label_ids(labels: Labels, id2label: Mapping[int, str]) -> list[int]:
@@ -36,10 +37,9 @@ def _flatten(labels: Labels) -> list:
         if labels.is_floating_point() or labels.is_complex() or labels.dtype == torch.bool:
             raise ValueError(f"`class_labels` must be integers, got a tensor of {labels.dtype}.")
         return labels.flatten().tolist()
-    if isinstance(labels, Sequence) and not isinstance(labels, str):
+    if isinstance(labels, Sequence) and not isinstance(labels, (str, bytes)):
         return [single for label in labels for single in _flatten(label)]
-    # numpy's integers and arrays count as Python's.
-    if hasattr(labels, "tolist"):
+    if isinstance(labels, (np.ndarray, np.generic)):
         return _flatten(labels.tolist())
     return [labels]
 

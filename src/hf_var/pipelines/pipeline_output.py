@@ -24,4 +24,4 @@ class VARPipelineOutput(BaseOutput):
     """
 
     images: list[PIL.Image.Image] | np.ndarray | torch.Tensor
-    codes: torch.LongTensor
+    codes: torch.Tensor

@@ -3,6 +3,7 @@
 
 import math
 from collections.abc import Callable
+from numbers import Integral, Real
 from typing import Any
 
 import torch
@@ -10,8 +11,8 @@ from diffusers import DiffusionPipeline
 from diffusers.callbacks import MultiPipelineCallbacks, PipelineCallback
 from diffusers.image_processor import VaeImageProcessor
 
-from ..autoencoders import VQVAEModel
-from ..priors import VARCache, VARTransformer
+from ..autoencoders import VQVAEConfig, VQVAEModel
+from ..priors import VARCache, VARConfig, VARTransformer
 from .labels import Labels, label_ids
 from .pipeline_output import VARPipelineOutput
 from .sampling import Generators, apply_guidance, draw_codes, filter_logits, guidance_weight, smooth_weights
@@ -29,24 +30,45 @@ class VARPipeline(DiffusionPipeline):
     Args:
         transformer ([`VARTransformer`]): Predicts the token maps.
         vqvae ([`VQVAEModel`]): Turns token maps into images.
+        guidance_scale (`float`, *optional*, defaults to 2.5):
+            What `guidance_scale=None` means in a call. It travels with the checkpoint in `model_index.json`, like
+            `top_p` and `temperature`: what suits a model depends on its data and training.
+        top_p (`float`, *optional*, defaults to 0.96): What `top_p=None` means in a call.
+        temperature (`float`, *optional*, defaults to 1.0): What `temperature=None` means in a call.
 
     Raises:
-        `ValueError`: If the two have different codebooks, latents or schedules.
+        `ValueError`: If the two models have different codebooks, latents or schedules, or a number is out of range.
     """
 
     # The tokenizer is small and works between the scales: outside the chain it is loaded once per call.
     model_cpu_offload_seq = "transformer"
     _callback_tensor_inputs = ["latents"]
 
-    def __init__(self, transformer: VARTransformer, vqvae: VQVAEModel):
+    def __init__(
+        self,
+        transformer: VARTransformer,
+        vqvae: VQVAEModel,
+        guidance_scale: float = 2.5,
+        top_p: float = 0.96,
+        temperature: float = 1.0,
+    ):
         super().__init__()
         _check_components(transformer, vqvae)
+        _check_sampling(guidance_scale, top_p, temperature)
         self.register_modules(transformer=transformer, vqvae=vqvae)
+        # As Python's floats: numpy's are no JSON.
+        self.register_to_config(
+            guidance_scale=float(guidance_scale), top_p=float(top_p), temperature=float(temperature)
+        )
+        self._guidance_scale = guidance_scale
         self.image_processor = VaeImageProcessor(vae_scale_factor=vqvae.config.downsampling_factor)
 
     @property
     def guidance_scale(self) -> float:
-        """The current guidance scale, which a callback may change between the scales."""
+        """
+        The current guidance scale. A callback may change it between the scales by setting `pipe._guidance_scale`,
+        unless the call began at 1, where no unconditional logits are computed.
+        """
         return self._guidance_scale
 
     @property
@@ -88,10 +110,10 @@ class VARPipeline(DiffusionPipeline):
     def __call__(
         self,
         class_labels: Labels = None,
-        guidance_scale: float = 2.5,
+        guidance_scale: float | None = None,
         top_k: int | None = None,
-        top_p: float = 0.96,
-        temperature: float = 1.0,
+        top_p: float | None = None,
+        temperature: float | None = None,
         smooth: bool = False,
         num_images_per_label: int = 1,
         generator: Generators = None,
@@ -109,14 +131,14 @@ class VARPipeline(DiffusionPipeline):
         Args:
             class_labels (`int`, `str`, `None`, `torch.Tensor` or a list of these, *optional*):
                 Ids or names, one image each; `None` and -1 are unconditional.
-            guidance_scale (`float`, *optional*, defaults to 2.5):
+            guidance_scale (`float`, *optional*, defaults to the checkpoint's, 2.5 if it has none):
                 Classifier-free guidance at the last scale, 1 is off; it grows linearly from 1 at the first scale. The
                 official code's `cfg` is `guidance_scale - 1`, so that its `cfg=1.5` is 2.5 here.
             top_k (`int`, *optional*):
                 Draw from this many most likely codes. `None` means 900, or all of a smaller codebook; 0 means all.
-            top_p (`float`, *optional*, defaults to 0.96):
+            top_p (`float`, *optional*, defaults to the checkpoint's, 0.96 if it has none):
                 Draw from the most likely codes of this joint probability; 0 and 1 mean all.
-            temperature (`float`, *optional*, defaults to 1.0):
+            temperature (`float`, *optional*, defaults to the checkpoint's, 1.0 if it has none):
                 Divides the guided logits: above 1 for more variety, below 1 for less.
             smooth (`bool`, *optional*, defaults to `False`):
                 Mix code vectors instead of choosing one (official `more_smooth`): smoother pictures, worse metrics.
@@ -155,6 +177,9 @@ class VARPipeline(DiffusionPipeline):
         if isinstance(callback_on_step_end, (PipelineCallback, MultiPipelineCallbacks)):
             callback_on_step_end_tensor_inputs = callback_on_step_end.tensor_inputs
         ids = self.get_label_ids(class_labels)
+        guidance_scale = self.config.guidance_scale if guidance_scale is None else guidance_scale
+        top_p = self.config.top_p if top_p is None else top_p
+        temperature = self.config.temperature if temperature is None else temperature
         top_k = self._check_inputs(
             guidance_scale,
             top_k,
@@ -166,10 +191,7 @@ class VARPipeline(DiffusionPipeline):
         )
         ids = [label for label in ids for _ in range(num_images_per_label)]
         batch_size = len(ids)
-        if isinstance(generator, list) and len(generator) != batch_size:
-            raise ValueError(
-                f"`generator` must be one generator or {batch_size}, one per image, got {len(generator)}."
-            )
+        _check_generator(generator, batch_size)
 
         config = self.transformer.config
         num_scales = len(config.patch_nums)
@@ -182,7 +204,7 @@ class VARPipeline(DiffusionPipeline):
 
         cache = VARCache(config)
         latents, scale_inputs, codes = None, None, []
-        with self.progress_bar(total=num_scales) as progress_bar:
+        with self.progress_bar(total=num_scales) as progress_bar:  # pyright: ignore[reportCallIssue]
             for k in range(num_scales):
                 if self.interrupt:
                     break
@@ -211,9 +233,8 @@ class VARPipeline(DiffusionPipeline):
                     scale_inputs = scale_inputs.repeat(2, 1, 1)
                 progress_bar.update()
 
-        if output_type == "latent":
-            images = latents
-        else:
+        images: Any = latents
+        if output_type != "latent":
             images = self.image_processor.postprocess(
                 self.vqvae.decode(latents=latents).sample, output_type=output_type
             )
@@ -234,34 +255,15 @@ class VARPipeline(DiffusionPipeline):
     ) -> int:
         """Check the arguments and resolve `top_k`."""
         codebook_size = self.transformer.config.codebook_size
-        if (
-            isinstance(guidance_scale, bool)
-            or not isinstance(guidance_scale, (int, float))
-            or not math.isfinite(guidance_scale)
-        ):
-            raise ValueError(f"`guidance_scale` must be a finite number, 1 for no guidance, got {guidance_scale!r}.")
+        _check_sampling(guidance_scale, top_p, temperature)
         if top_k is None:
             top_k = min(DEFAULT_TOP_K, codebook_size)
-        elif isinstance(top_k, bool) or not isinstance(top_k, int) or not 0 <= top_k <= codebook_size:
+        elif not _is_number(top_k, Integral) or not 0 <= top_k <= codebook_size:
             raise ValueError(
                 f"`top_k` must be from 1 to codebook_size={codebook_size}, 0 for all codes or `None` for the default, "
                 f"got {top_k!r}."
             )
-        if isinstance(top_p, bool) or not isinstance(top_p, (int, float)) or not 0 <= top_p <= 1:
-            raise ValueError(f"`top_p` must be in [0, 1], where 0 and 1 mean all codes, got {top_p!r}.")
-        if (
-            isinstance(temperature, bool)
-            or not isinstance(temperature, (int, float))
-            or not 0 < temperature < math.inf
-        ):
-            raise ValueError(
-                f"`temperature` must be a number above 0, got {temperature!r}; greedy choice is `top_k=1`."
-            )
-        if (
-            isinstance(num_images_per_label, bool)
-            or not isinstance(num_images_per_label, int)
-            or num_images_per_label < 1
-        ):
+        if not _is_number(num_images_per_label, Integral) or num_images_per_label < 1:
             raise ValueError(f"`num_images_per_label` must be an integer of at least 1, got {num_images_per_label!r}.")
         if output_type not in ("pil", "np", "pt", "latent"):
             raise ValueError(f"`output_type` must be 'pil', 'np', 'pt' or 'latent', got {output_type!r}.")
@@ -278,7 +280,38 @@ class VARPipeline(DiffusionPipeline):
         return top_k
 
 
+def _is_number(value: Any, kind: type[Real] = Real) -> bool:
+    # numpy's numbers count as Python's.
+    return isinstance(value, kind) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def _check_sampling(guidance_scale: float, top_p: float, temperature: float) -> None:
+    if not _is_number(guidance_scale):
+        raise ValueError(f"`guidance_scale` must be a finite number, 1 for no guidance, got {guidance_scale!r}.")
+    if not _is_number(top_p) or not 0 <= top_p <= 1:
+        raise ValueError(f"`top_p` must be in [0, 1], where 0 and 1 mean all codes, got {top_p!r}.")
+    if not _is_number(temperature) or temperature <= 0:
+        raise ValueError(f"`temperature` must be a number above 0, got {temperature!r}; greedy choice is `top_k=1`.")
+
+
+def _check_generator(generator: Generators, batch_size: int) -> None:
+    if isinstance(generator, list) and len(generator) != batch_size:
+        raise ValueError(f"`generator` must be one generator or {batch_size}, one per image, got {len(generator)}.")
+    for single in generator if isinstance(generator, list) else [generator]:
+        if not isinstance(single, torch.Generator) and (single is not None or isinstance(generator, list)):
+            raise ValueError(
+                "`generator` must be a `torch.Generator`, such as `torch.Generator().manual_seed(0)`, or a list of "
+                f"them, got {single!r}."
+            )
+
+
 def _check_components(transformer: VARTransformer, vqvae: VQVAEModel) -> None:
+    for name, component, config_class in (("transformer", transformer, VARConfig), ("vqvae", vqvae, VQVAEConfig)):
+        # By its configuration: the model itself may be wrapped, by torch.compile for one.
+        if not isinstance(getattr(component, "config", None), config_class):
+            raise ValueError(
+                f"`{name}` must be a model with a {config_class.__name__}, got {type(component).__name__}."
+            )
     for field in ("codebook_size", "latent_channels", "patch_nums"):
         ours, theirs = getattr(transformer.config, field), getattr(vqvae.config, field)
         if ours != theirs:

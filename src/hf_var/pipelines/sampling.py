@@ -67,7 +67,7 @@ def filter_logits(logits: torch.Tensor, top_k: int, top_p: float) -> torch.Tenso
     return logits.masked_fill(~kept, -torch.inf)
 
 
-def draw_codes(logits: torch.Tensor, generator: Generators = None) -> torch.LongTensor:
+def draw_codes(logits: torch.Tensor, generator: Generators = None) -> torch.Tensor:
     """
     Draw a code for every token, by one multinomial draw per scale, or per image with a list of generators.
 
@@ -87,7 +87,7 @@ def draw_codes(logits: torch.Tensor, generator: Generators = None) -> torch.Long
     return _multinomial(probabilities, generator)
 
 
-def _multinomial(probabilities: torch.Tensor, generator: torch.Generator | None) -> torch.LongTensor:
+def _multinomial(probabilities: torch.Tensor, generator: torch.Generator | None) -> torch.Tensor:
     device = probabilities.device if generator is None else generator.device
     codes = torch.multinomial(probabilities.flatten(0, 1).to(device), num_samples=1, generator=generator)
     return codes.view(probabilities.shape[:-1]).to(probabilities.device)
