@@ -1,0 +1,203 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Arguments of the training scripts: `script.py [RECIPE.yaml] --key value ...`."""
+
+import difflib
+import inspect
+import types
+from collections.abc import Sequence
+from dataclasses import dataclass, field, fields, make_dataclass
+from pathlib import Path
+from typing import Any, TypeVar, Union, cast, get_args, get_origin
+
+import yaml
+from transformers import HfArgumentParser, PreTrainedConfig
+
+
+@dataclass
+class TrainingArguments:
+    """Arguments that every training script has."""
+
+    train_data: str = field(
+        metadata={"help": "Hub data set, folder of images in class folders, or glob of parquet or tar files"}
+    )
+    output_dir: str = field(metadata={"help": "folder for the trained model, its log and its checkpoints"})
+
+    # Data
+    train_split: str | None = field(default=None, metadata={"help": "default: train, or the only split"})
+    validation_data: str | None = field(default=None, metadata={"help": "as train_data; default: no validation"})
+    validation_split: str | None = field(
+        default=None, metadata={"help": "default: validation, test or the only split"}
+    )
+    image_column: str | None = field(default=None, metadata={"help": "default: the only column with images"})
+    label_column: str | None = field(
+        default=None, metadata={"help": "default: label, cls or the only column of labels"}
+    )
+    interpolation: str = field(default="lanczos", metadata={"help": "lanczos, bicubic, bilinear, hamming or box"})
+    resize_ratio: float = field(
+        default=1.125, metadata={"help": "images cover this many times the size they are cut to"}
+    )
+    horizontal_flip: bool = field(default=False, metadata={"help": "mirror every other image"})
+    augment_rotation: float = field(default=0.0, metadata={"help": "largest rotation, in degrees"})
+    augment_translation: float = field(default=0.0, metadata={"help": "largest shift, as a share of the size"})
+    augment_zoom: float = field(default=0.0, metadata={"help": "largest zoom in or out: 0.1 means 0.9 to 1.1 times"})
+    augment_shear: float = field(default=0.0, metadata={"help": "largest shear in both directions, in degrees"})
+    dataloader_num_workers: int = field(default=0, metadata={"help": "processes that load images"})
+
+    # Optimisation
+    max_train_steps: int = field(default=10_000, metadata={"help": "optimizer steps"})
+    train_batch_size: int = field(default=64, metadata={"help": "images per process and forward pass"})
+    gradient_accumulation_steps: int = field(default=1, metadata={"help": "forward passes per optimizer step"})
+    learning_rate: float = field(default=3e-4, metadata={"help": "largest learning rate"})
+    lr_scheduler: str = field(default="cosine", metadata={"help": "a name that diffusers' get_scheduler knows"})
+    lr_warmup_steps: int = field(default=100, metadata={"help": "steps over which the learning rate rises from zero"})
+    adam_beta1: float = 0.9
+    adam_beta2: float = 0.95
+    weight_decay: float = field(default=0.05, metadata={"help": "acts on matrices, not on biases and other vectors"})
+    max_grad_norm: float = field(default=2.0, metadata={"help": "gradients are scaled down to this norm"})
+    ema_decay: float = field(
+        default=0.999, metadata={"help": "of the averaged weights, which are saved; 0: no average"}
+    )
+    mixed_precision: str = field(default="no", metadata={"help": "no, fp16 or bf16"})
+    seed: int = field(default=0, metadata={"help": "fixes the initial weights, the data's order and all random draws"})
+
+    # Run
+    checkpointing_steps: int = field(default=1000, metadata={"help": "0: no checkpoints"})
+    checkpoints_total_limit: int = field(default=2, metadata={"help": "older checkpoints are removed"})
+    resume_from_checkpoint: str | None = field(
+        default=None, metadata={"help": "latest, or a folder; latest starts afresh where there is no checkpoint yet"}
+    )
+    validation_steps: int = field(default=0, metadata={"help": "validate this often; 0: at the end only"})
+    logging_steps: int = field(default=10, metadata={"help": "write the loss to train_log.jsonl this often"})
+    report_to: str | None = field(default=None, metadata={"help": "a tracker of Accelerate, such as tensorboard"})
+    push_to_hub: bool = field(default=False, metadata={"help": "upload the result"})
+    hub_model_id: str | None = field(default=None, metadata={"help": "default: the name of output_dir"})
+
+    def __post_init__(self):
+        for name in ("max_train_steps", "train_batch_size", "gradient_accumulation_steps", "logging_steps"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"`{name}` must be at least 1, got {getattr(self, name)}.")
+        for name in ("checkpointing_steps", "validation_steps", "lr_warmup_steps", "dataloader_num_workers"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"`{name}` must be at least 0, got {getattr(self, name)}.")
+        if self.learning_rate <= 0:
+            raise ValueError(f"`learning_rate` must be positive, got {self.learning_rate}.")
+        if not 0 <= self.ema_decay < 1:
+            raise ValueError(f"`ema_decay` must be at least 0 and below 1, got {self.ema_decay}.")
+        if self.mixed_precision not in ("no", "fp16", "bf16"):
+            raise ValueError(f"`mixed_precision` must be no, fp16 or bf16, got {self.mixed_precision!r}.")
+        if self.checkpoints_total_limit < 1:
+            raise ValueError(f"`checkpoints_total_limit` must be at least 1, got {self.checkpoints_total_limit}.")
+
+
+ArgumentsType = TypeVar("ArgumentsType", bound=TrainingArguments)
+
+
+def config_field_types(config_class: type[PreTrainedConfig]) -> dict[str, Any]:
+    """The fields that `config_class` itself declares, with the type each has on the command line."""
+    own = inspect.get_annotations(config_class)
+    return {name: _command_line_type(annotation) for name, annotation in own.items()}
+
+
+def with_config_fields(
+    arguments_class: type[ArgumentsType], config_class: type[PreTrainedConfig]
+) -> type[ArgumentsType]:
+    """
+    A dataclass with the fields of `arguments_class` and, after them, those of `config_class`, which are all `None`
+    unless they are given.
+    """
+    defaults = {config_field.name: config_field.default for config_field in fields(config_class)}
+    added = []
+    for name, kind in config_field_types(config_class).items():
+        if name in arguments_class.__dataclass_fields__:
+            raise ValueError(f"`{name}` is an argument of the script and a field of {config_class.__name__}.")
+        metadata = {"help": f"{config_class.__name__}; default: {defaults.get(name)}"}
+        if kind is bool:
+            metadata |= {"nargs": "?", "const": True}
+        added.append((name, kind | None, field(default=None, metadata=metadata)))
+    return make_dataclass(f"{config_class.__name__}{arguments_class.__name__}", added, bases=(arguments_class,))
+
+
+def given_config_fields(args: TrainingArguments, config_class: type[PreTrainedConfig]) -> dict[str, Any]:
+    """The fields of `config_class` that recipe or command line set."""
+    given = {name: getattr(args, name) for name in config_field_types(config_class)}
+    given = {name: value for name, value in given.items() if value is not None}
+    if "patch_nums" in given:
+        given["patch_nums"] = [_parse_patch_num(entry) for entry in given["patch_nums"]]
+    return given
+
+
+def parse_arguments(arguments_class: type[ArgumentsType], argv: Sequence[str]) -> ArgumentsType:
+    """
+    Read `[RECIPE.yaml] --key value ...`. What the command line gives counts more than the recipe.
+
+    Args:
+        arguments_class (`type`): A dataclass of arguments.
+        argv (`Sequence[str]`): The command line, without the script's name.
+
+    Raises:
+        `ValueError`: If a key of the recipe or of the command line is no argument of the script.
+    """
+    parser = HfArgumentParser(
+        cast(Any, arguments_class), allow_abbrev=False, usage="%(prog)s [RECIPE.yaml] [--key value ...]"
+    )
+    known = {option.lstrip("-") for action in parser._actions for option in action.option_strings}
+    arguments = list(argv)
+    recipe_arguments: list[str] = []
+    if arguments and not arguments[0].startswith("-"):
+        recipe = arguments.pop(0)
+        recipe_arguments = _recipe_arguments(recipe, known)
+    # argparse keeps the last value of an argument that comes twice.
+    args, unknown = parser.parse_args_into_dataclasses(
+        recipe_arguments + arguments, return_remaining_strings=True, look_for_args_file=False
+    )
+    for word in unknown:
+        if word.startswith("--"):
+            _raise_unknown(word[2:].split("=")[0], "the command line", known)
+        raise ValueError(f"The command line has the value {word!r} that belongs to no argument.")
+    return args
+
+
+def _recipe_arguments(path: str, known: set[str]) -> list[str]:
+    if not Path(path).is_file():
+        raise ValueError(f"The recipe {path!r} is not a file. The first argument is a recipe or begins with --.")
+    recipe = yaml.safe_load(Path(path).read_text(encoding="utf-8")) or {}
+    if not isinstance(recipe, dict):
+        raise ValueError(f"The recipe {path!r} must be a list of lines `key: value`, got {type(recipe).__name__}.")
+    arguments = []
+    for key, value in recipe.items():
+        if key not in known:
+            _raise_unknown(str(key), f"the recipe {path!r}", known)
+        if value is not None:
+            words = value if isinstance(value, list) else [value]
+            arguments += [f"--{key}", *(_as_word(word) for word in words)]
+    return arguments
+
+
+def _as_word(value: Any) -> str:
+    if isinstance(value, list):
+        return "x".join(str(entry) for entry in value)
+    return str(value).lower() if isinstance(value, bool) else str(value)
+
+
+def _raise_unknown(key: str, place: str, known: set[str]) -> None:
+    near = difflib.get_close_matches(key, sorted(known), n=3)
+    hint = f" Did you mean {' or '.join(near)}?" if near else " --help lists the arguments."
+    raise ValueError(f"Unknown argument {key!r} in {place}.{hint}")
+
+
+def _command_line_type(annotation: Any) -> Any:
+    """What one field of a config is on the command line: a scalar type, or a list of integers or of words."""
+    if get_origin(annotation) in (Union, types.UnionType):
+        annotation = next(member for member in get_args(annotation) if member is not type(None))
+    if get_origin(annotation) is list:
+        element = get_args(annotation)[0]
+        return list[element if element in (int, float, str) else str]
+    return annotation
+
+
+def _parse_patch_num(text: str) -> int | list[int]:
+    try:
+        sides = [int(side) for side in str(text).split("x")]
+    except ValueError as error:
+        raise ValueError(f"`patch_nums` must be sizes such as 4 or 2x3 (height x width), got {text!r}.") from error
+    return sides[0] if len(sides) == 1 else sides

@@ -1,0 +1,88 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Checkpoints that are whole or absent, and a log that a resumed run continues."""
+
+import json
+import os
+import shutil
+from pathlib import Path
+from typing import Any
+
+from accelerate import Accelerator
+
+
+PREFIX = "step-"
+
+
+def checkpoint_folders(output_dir: str | Path) -> list[Path]:
+    """All whole checkpoints of a run, oldest first."""
+    return sorted((Path(output_dir) / "checkpoints").glob(f"{PREFIX}*"))
+
+
+def checkpoint_step(folder: str | Path) -> int:
+    """The optimizer steps that a checkpoint has behind it."""
+    return int(Path(folder).name.removeprefix(PREFIX))
+
+
+def find_checkpoint(output_dir: str | Path, resume_from_checkpoint: str | None) -> Path | None:
+    """
+    The checkpoint that `--resume_from_checkpoint` means; `None` to start afresh, which is also what `latest` means
+    where there is no checkpoint yet.
+    """
+    if resume_from_checkpoint is None:
+        return None
+    if resume_from_checkpoint == "latest":
+        return next(reversed(checkpoint_folders(output_dir)), None)
+    folder = Path(resume_from_checkpoint)
+    if not folder.is_dir() or not folder.name.startswith(PREFIX):
+        raise ValueError(
+            f"`resume_from_checkpoint` must be latest or a folder {PREFIX}..., got {resume_from_checkpoint!r}. "
+            f"{output_dir} has {[path.name for path in checkpoint_folders(output_dir)]}."
+        )
+    return folder
+
+
+def save_checkpoint(accelerator: Accelerator, output_dir: str | Path, step: int, total_limit: int) -> None:
+    """
+    Save everything that was prepared or registered with `accelerator`, and remove all but the newest checkpoints.
+
+    A checkpoint is written under another name and renamed when it is complete, so that a run which is killed while
+    saving finds the checkpoint before.
+    """
+    folder = Path(output_dir) / "checkpoints" / f"{PREFIX}{step:08d}"
+    unfinished = folder.with_name(f"unfinished-{folder.name}")
+    if accelerator.is_main_process:
+        shutil.rmtree(unfinished, ignore_errors=True)
+    accelerator.wait_for_everyone()
+    accelerator.save_state(str(unfinished))
+    accelerator.wait_for_everyone()
+    if accelerator.is_main_process:
+        shutil.rmtree(folder, ignore_errors=True)
+        os.replace(unfinished, folder)
+        for old in checkpoint_folders(output_dir)[:-total_limit]:
+            shutil.rmtree(old)
+
+
+class TrainingLog:
+    """
+    `train_log.jsonl` in the output folder: one line of JSON for each time something was logged.
+
+    Args:
+        output_dir (`str`): Folder of the run.
+        first_step (`int`): Lines after this step are those of a run which was stopped, and are written again.
+        is_active (`bool`): Whether this process writes.
+    """
+
+    def __init__(self, output_dir: str | Path, first_step: int, is_active: bool):
+        self.path = Path(output_dir) / "train_log.jsonl"
+        self.is_active = is_active
+        if is_active:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            lines = self.path.read_text().splitlines() if first_step > 0 and self.path.exists() else []
+            kept = [line for line in lines if json.loads(line)["step"] <= first_step]
+            self.path.write_text("".join(f"{line}\n" for line in kept))
+
+    def write(self, step: int, **values: Any) -> None:
+        """Add a line."""
+        if self.is_active:
+            with self.path.open("a") as file:
+                file.write(json.dumps({"step": step, **values}) + "\n")

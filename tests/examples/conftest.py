@@ -1,0 +1,83 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Tiny data, and the scripts as modules."""
+
+import importlib.util
+from pathlib import Path
+from types import ModuleType
+
+import numpy as np
+import pytest
+from datasets import ClassLabel, Dataset, Features, Image
+from PIL import Image as PILImage
+
+
+REPOSITORY = Path(__file__).parents[2]
+NAMES = ["cat", "dog", "newt"]
+
+TINY_VQVAE = [
+    "--in_channels",
+    "1",
+    "--base_channels",
+    "8",
+    "--channel_multipliers",
+    "1",
+    "2",
+    "--num_res_blocks",
+    "1",
+    "--norm_num_groups",
+    "4",
+    "--latent_channels",
+    "4",
+    "--codebook_size",
+    "16",
+    "--patch_nums",
+    "1",
+    "2",
+    "4",
+]
+TINY_VAR = ["--hidden_size", "16", "--num_hidden_layers", "2", "--num_attention_heads", "2"]
+SHORT_RUN = ["--max_train_steps", "2", "--train_batch_size", "4", "--logging_steps", "1", "--lr_warmup_steps", "0"]
+
+
+def load_script(path: str) -> ModuleType:
+    """A script of the repository as a module."""
+    spec = importlib.util.spec_from_file_location(Path(path).stem, REPOSITORY / path)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def random_images(number: int, mode: str = "L") -> list[PILImage.Image]:
+    shape = (number, 8, 8) if mode == "L" else (number, 8, 8, 3)
+    pixels = np.random.default_rng(0).integers(0, 256, shape, dtype=np.uint8)
+    return [PILImage.fromarray(image) for image in pixels]
+
+
+@pytest.fixture(scope="session")
+def images_parquet(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """24 gray images of 8x8 pixels with three classes."""
+    path = tmp_path_factory.mktemp("parquet") / "train.parquet"
+    features = Features({"image": Image(), "label": ClassLabel(names=NAMES)})
+    rows = {"image": random_images(24), "label": [index % 3 for index in range(24)]}
+    Dataset.from_dict(rows, features=features).to_parquet(path)
+    return str(path)
+
+
+@pytest.fixture(scope="session")
+def images_folder(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """12 colour images in three class folders."""
+    folder = tmp_path_factory.mktemp("folder")
+    for index, image in enumerate(random_images(12, "RGB")):
+        class_folder = folder / NAMES[index % 3]
+        class_folder.mkdir(exist_ok=True)
+        image.save(class_folder / f"{index}.png")
+    return str(folder)
+
+
+@pytest.fixture(scope="session")
+def vqvae_folder(tmp_path_factory: pytest.TempPathFactory, images_parquet: str) -> str:
+    """A tokenizer that train_vqvae.py made."""
+    output_dir = str(tmp_path_factory.mktemp("vqvae"))
+    run = ["--train_data", images_parquet, "--output_dir", output_dir]
+    load_script("examples/train_vqvae.py").main([*run, *TINY_VQVAE, *SHORT_RUN, "--kmeans_images", "24"])
+    return output_dir
