@@ -1,0 +1,89 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What the documentation shows must run: examples in docstrings, Python snippets in Markdown, links and commands."""
+
+import doctest
+import inspect
+import re
+import shlex
+from pathlib import Path
+
+import pytest
+
+import hf_var
+from hf_var import cli, conversion
+
+
+ROOT = Path(__file__).parent.parent
+PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
+SNIPPET = re.compile(r"```python\n(.*?)```", re.DOTALL)
+# Snippets about files that only a user has.
+NEEDS_FILES = ("var_d16.pth",)
+
+
+def public_objects():
+    for module in (hf_var, conversion):
+        for name in module.__all__:
+            value = getattr(module, name)
+            if inspect.isclass(value) or inspect.isfunction(value):
+                yield f"{module.__name__}.{name}", value
+
+
+def docstrings(name, value):
+    yield name, inspect.getdoc(value) or ""
+    if inspect.isclass(value):
+        for attribute, method in vars(value).items():
+            if inspect.isfunction(method) and not attribute.startswith("_") or attribute == "__call__":
+                yield f"{name}.{attribute}", inspect.getdoc(method) or ""
+
+
+EXAMPLES = [
+    pytest.param(name, text, id=name)
+    for object_name, value in public_objects()
+    for name, text in docstrings(object_name, value)
+    if ">>>" in text and value.__module__.startswith("hf_var")
+]
+
+
+@pytest.mark.parametrize(("name", "text"), EXAMPLES)
+def test_docstring_example(name, text, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    # Without the fences, which doctest would take for expected output.
+    code = "\n".join(line for line in text.splitlines() if not line.strip().startswith("```"))
+    test = doctest.DocTestParser().get_doctest(code, {}, name, None, None)
+    report = []
+    failed, tried = doctest.DocTestRunner(verbose=False).run(test, out=report.append)
+    assert tried > 0 and failed == 0, "".join(report)
+
+
+def test_docstring_examples_exist():
+    assert {"hf_var.VQVAEModel", "hf_var.VARTransformer", "hf_var.VARPipeline.__call__"} <= {
+        example.id for example in EXAMPLES
+    }
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_snippets_run(page, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    namespace: dict = {}
+    for code in SNIPPET.findall(page.read_text(encoding="utf-8")):
+        if not any(name in code for name in NEEDS_FILES):
+            exec(compile(code, page.name, "exec"), namespace)
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_links_lead_somewhere(page):
+    for target in re.findall(r"\]\(([^)#]+)[^)]*\)", page.read_text(encoding="utf-8")):
+        if not target.startswith("http"):
+            assert (page.parent / target).exists(), f"{page.name} links to {target}"
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_commands_parse(page):
+    for block in re.findall(r"```bash\n(.*?)```", page.read_text(encoding="utf-8"), re.DOTALL):
+        for line in block.replace("\\\n", " ").splitlines():
+            words = shlex.split(line, comments=True)
+            if words[:1] == ["hf-var"]:
+                cli._parser().parse_args(words[1:])
+            scripts = [word for word in words if word.endswith((".py", ".yaml"))]
+            for script in scripts:
+                assert (ROOT / script).exists(), f"{page.name} names {script}"
