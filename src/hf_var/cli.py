@@ -5,12 +5,13 @@ import argparse
 import json
 import sys
 from pathlib import Path
+from typing import cast
 
 import torch
 from diffusers.utils import make_image_grid
 from PIL import Image
 
-from . import DIGITS_CHECKPOINT, VARPipeline, __version__
+from . import DIGITS_CHECKPOINT, VARPipeline, VARPipelineOutput, __version__
 from .conversion import load_official_var, load_official_vqvae
 
 
@@ -82,7 +83,7 @@ def _generate(options: argparse.Namespace) -> None:
         options.model, dtype=DTYPES[options.dtype], revision=options.revision, variant=options.variant
     )
     device = options.device or _fastest_device()
-    images = pipe.to(device)(
+    output = pipe.to(device)(
         class_labels=[_label(text) for text in options.class_labels],
         guidance_scale=options.guidance_scale,
         top_k=options.top_k,
@@ -91,7 +92,8 @@ def _generate(options: argparse.Namespace) -> None:
         smooth=options.smooth,
         num_images_per_label=options.num_images_per_label,
         generator=torch.Generator().manual_seed(options.seed),
-    ).images
+    )
+    images = cast(list[Image.Image], cast(VARPipelineOutput, output).images)
     if options.resize is not None:
         images = [image.resize((options.resize, options.resize), Image.Resampling.LANCZOS) for image in images]
     columns = min(options.columns or len(images), len(images))

@@ -12,23 +12,19 @@ import difflib
 import json
 import math
 import os
-import pickle
 import re
 from collections.abc import Mapping
 from importlib import resources
 
-import safetensors.torch
 import torch
-from safetensors import SafetensorError
 from transformers.utils import logging
 
 from .autoencoders import VQVAEConfig, VQVAEModel
 from .priors import VARConfig, VARTransformer
+from .weight_files import StateDict, listing, read_state_dict
 
 
 logger = logging.get_logger(__name__)
-
-StateDict = dict[str, torch.Tensor]
 
 # Token maps of the released models, by resolution in pixels.
 RELEASED_PATCH_NUMS = {
@@ -59,7 +55,7 @@ def load_official_vqvae(checkpoint: str | os.PathLike | Mapping, **config_overri
             over), or leaves something open.
     """
     _check_overrides(VQVAEConfig, config_overrides)
-    state_dict = _read_checkpoint(checkpoint, section="vae_local")
+    state_dict = read_state_dict(checkpoint, section="vae_local")
     fields = _infer_vqvae_fields(state_dict, config_overrides)
     config = VQVAEConfig(**{**fields, **config_overrides})
     for name in [name for name in state_dict if name.startswith("quantize.")]:
@@ -94,7 +90,7 @@ def load_official_var(checkpoint: str | os.PathLike | Mapping, **config_override
             over), or leaves something open.
     """
     _check_overrides(VARConfig, config_overrides)
-    state_dict = _read_checkpoint(checkpoint, section="var_wo_ddp")
+    state_dict = read_state_dict(checkpoint, section="var_wo_ddp")
     config = VARConfig(**{**_infer_var_fields(state_dict, config_overrides), **config_overrides})
     with torch.device("meta"):
         model = VARTransformer(config)
@@ -141,51 +137,10 @@ def export_official_var(model: VARTransformer) -> StateDict:
 
 def imagenet_id2label() -> dict[int, str]:
     """Names of the ImageNet-1k classes, as the Hub's models name them."""
-    names = json.loads(resources.files(__package__).joinpath("imagenet_labels.json").read_text(encoding="utf-8"))
+    names = json.loads(
+        resources.files(__package__ or "hf_var").joinpath("imagenet_labels.json").read_text(encoding="utf-8")
+    )
     return dict(enumerate(names))
-
-
-def _read_checkpoint(checkpoint: str | os.PathLike | Mapping, section: str) -> StateDict:
-    """Read a state dict; `section` is the model's place in a checkpoint of the official trainer."""
-    content = checkpoint if isinstance(checkpoint, Mapping) else _read_file(os.fspath(checkpoint))
-    if isinstance(content, Mapping) and isinstance(content.get("trainer"), Mapping):
-        parts = content["trainer"]
-        if section not in parts:
-            raise ValueError(f"`checkpoint` of the official trainer has no {section!r}, it holds {sorted(parts)}.")
-        content = parts[section]
-    if not isinstance(content, Mapping):
-        raise ValueError(f"`checkpoint` must hold a dictionary of tensors by name, got {type(content).__name__}.")
-    others = [name for name, value in content.items() if not (isinstance(name, str) and torch.is_tensor(value))]
-    if others:
-        raise ValueError(f"`checkpoint` must hold tensors by name and nothing else, got {_listing(others)} as well.")
-    if isinstance(checkpoint, Mapping):
-        # The model must not share memory with a state dict that its owner may go on using.
-        return {name: tensor.clone() for name, tensor in content.items()}
-    return dict(content)
-
-
-def _read_file(path: str):
-    if not os.path.isfile(path):
-        raise ValueError(f"`checkpoint` must be an existing file or a state dict, got {path!r}.")
-    try:
-        if path.endswith(".safetensors"):
-            return safetensors.torch.load_file(path)
-        try:
-            return torch.load(path, map_location="cpu", weights_only=True, mmap=True)
-        except RuntimeError as error:
-            if "mmap can only be used with files saved with" not in str(error):
-                raise
-            return torch.load(path, map_location="cpu", weights_only=True)  # the format before torch 1.6
-    except pickle.UnpicklingError as error:
-        # torch's own message advises to switch the protection off.
-        foreign = re.search(r"GLOBAL (\S+)", str(error))
-        detail = f"it refers to {foreign.group(1)}" if foreign else "it is no pickle of tensors"
-        raise ValueError(f"`checkpoint` {path!r} cannot be read as weights and nothing else: {detail}.") from error
-    except (RuntimeError, SafetensorError, EOFError, ValueError, KeyError) as error:
-        detail = str(error).partition("\n")[0] or type(error).__name__
-        raise ValueError(
-            f"`checkpoint` {path!r} cannot be read as weights, it is truncated or no such file: {detail}."
-        ) from error
 
 
 def _check_overrides(config_class: type, overrides: dict) -> None:
@@ -203,7 +158,7 @@ def _require_keys(state_dict: StateDict, kind: str, required: dict[str, int]) ->
     if missing:
         present = [name for name in state_dict if name not in required]
         raise ValueError(
-            f"`checkpoint` is no official {kind}: the keys {missing} are missing, and it holds {_listing(present)}."
+            f"`checkpoint` is no official {kind}: the keys {missing} are missing, and it holds {listing(present)}."
         )
     for name, num_dimensions in required.items():
         if state_dict[name].ndim != num_dimensions:
@@ -211,11 +166,6 @@ def _require_keys(state_dict: StateDict, kind: str, required: dict[str, int]) ->
                 f"`checkpoint` is no official {kind}: {name} has {state_dict[name].ndim} instead of {num_dimensions} "
                 "dimensions."
             )
-
-
-def _listing(names: list, limit: int = 8) -> str:
-    more = f" and {len(names) - limit} more" if len(names) > limit else ""
-    return f"{sorted(map(str, names))[:limit]}{more}"
 
 
 def _count(state_dict: StateDict, pattern: str) -> int:
@@ -396,8 +346,8 @@ def _fill(model, names: dict[str, tuple[str, int | None]], state_dict: StateDict
     left_over = [name for name in state_dict if name not in expected and not DERIVED_BUFFERS.fullmatch(name)]
     if missing or left_over:
         raise ValueError(
-            f"`checkpoint` is no official {kind} that this package knows: missing keys {_listing(missing)}, left over "
-            f"{_listing(left_over)}."
+            f"`checkpoint` is no official {kind} that this package knows: missing keys {listing(missing)}, left over "
+            f"{listing(left_over)}."
         )
     weights = {}
     for ours, target in model.state_dict().items():

@@ -192,9 +192,13 @@ def test_top_k_defaults_to_900_or_the_whole_codebook(pipe):
     assert torch.equal(default, everything)
     assert not torch.equal(default, narrow)
 
-    large = make_pipeline(codebook_size=1000)
-    default = large([0] * 8, generator=seeded(), **settings).codes
-    assert torch.equal(default, large([0] * 8, top_k=900, generator=seeded(), **settings).codes)
+    # Nearly uniform, so that the hundred codes left out would be drawn.
+    large, settings = make_pipeline(codebook_size=1000), {**settings, "temperature": 20.0}
+    default, expected, everything = (
+        large([0] * 8, top_k=top_k, generator=seeded(), **settings).codes for top_k in (None, 900, 0)
+    )
+    assert torch.equal(default, expected)
+    assert not torch.equal(default, everything)
 
 
 def test_narrow_filters_and_low_temperature_are_greedy(pipe):
@@ -203,6 +207,15 @@ def test_narrow_filters_and_low_temperature_are_greedy(pipe):
         for seed, settings in enumerate(({"top_k": 1}, {"top_k": 0, "top_p": 1e-6}, {"temperature": 1e-6}))
     )
     assert all(torch.equal(greedy, other) for other in others)
+
+
+def test_attention_implementations_draw_the_same(pipe):
+    expected = pipe(LABELS, top_k=1, output_type="pt")
+    assert pipe.transformer.config._attn_implementation == "sdpa"
+    pipe.transformer.set_attn_implementation("eager")
+    output = pipe(LABELS, top_k=1, output_type="pt")
+    assert torch.equal(output.codes, expected.codes)
+    torch.testing.assert_close(output.images, expected.images, rtol=0, atol=1e-4)
 
 
 def test_temperature_spreads_the_draws(pipe):

@@ -28,8 +28,10 @@ def attend(weights, prefix, hidden, visible, num_heads, qk_norm):
 
     def project(name):
         projected = hidden @ weights[f"{prefix}.{name}.weight"].T
-        return projected + weights.get(f"{prefix}.{name}.bias", torch.zeros(()))
+        # The key has no bias, and must not have one even where it would change nothing.
+        return projected if name == "k_proj" else projected + weights[f"{prefix}.{name}.bias"]
 
+    assert f"{prefix}.k_proj.bias" not in weights
     head_dim = hidden.shape[-1] // num_heads
     heads = []
     for head in range(num_heads):

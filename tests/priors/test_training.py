@@ -91,6 +91,23 @@ def test_dropout_acts_in_training_only(field, attention):
         assert (model.train()(**inputs).logits - expected).abs().mean() > 0.05
 
 
+@pytest.mark.parametrize("branch", ["attention", "mlp"])
+def test_dropout_acts_on_either_branch(branch):
+    layer = tiny_model(dropout=0.5).layers[0]
+    hidden_states, condition = torch.randn(2, 3, 32), torch.randn(2, 32)
+    # Close the gate of the other branch.
+    closed = slice(32, 64) if branch == "attention" else slice(0, 32)
+    with torch.no_grad():
+        layer.adaln.linear.weight[closed] = layer.adaln.linear.bias[closed] = 0
+        expected = layer(hidden_states, condition) - hidden_states
+        share = (layer.train()(hidden_states, condition) - hidden_states) / expected
+    # What is not dropped is doubled.
+    is_dropped, is_doubled = share.abs() < 1e-3, (share - 2).abs() < 1e-2
+    assert (is_dropped | is_doubled).all()
+    assert is_dropped.any()
+    assert is_doubled.any()
+
+
 @pytest.mark.parametrize("label_smoothing", [0.0, 0.3])
 def test_loss_is_the_mean_cross_entropy(label_smoothing):
     model = tiny_model(label_smoothing=label_smoothing)

@@ -2,7 +2,8 @@
 """Stage 1: images to codes and back."""
 
 from .configuration_vqvae import VQVAEConfig
-from .modeling_vqvae import VQVAEDecoderOutput, VQVAEEncoderOutput, VQVAEModel, VQVAEOutput
+from .modeling_outputs import VQVAEDecoderOutput, VQVAEEncoderOutput, VQVAEOutput
+from .modeling_vqvae import VQVAEModel
 
 
 __all__ = ["VQVAEConfig", "VQVAEDecoderOutput", "VQVAEEncoderOutput", "VQVAEModel", "VQVAEOutput"]

@@ -3,69 +3,17 @@
 
 import math
 from contextlib import nullcontext
-from dataclasses import dataclass
 
 import torch
 from diffusers.utils.accelerate_utils import apply_forward_hook
 from torch import nn
 from transformers import PreTrainedModel
 from transformers import initialization as init
-from transformers.utils import ModelOutput
 
 from .configuration_vqvae import VQVAEConfig
 from .layers import Decoder, Encoder
+from .modeling_outputs import VQVAEDecoderOutput, VQVAEEncoderOutput, VQVAEOutput
 from .quantization import Codebook, MultiScaleResidualQuantizer
-
-
-@dataclass
-class VQVAEOutput(ModelOutput):
-    """
-    Output of [`VQVAEModel`].
-
-    Args:
-        loss (`torch.FloatTensor` of shape `()`): Codebook and commitment terms of the quantizer, in fp32. The
-            reconstruction terms belong to the training recipe.
-        sample (`torch.FloatTensor` of shape `(batch, out_channels, height, width)`): Reconstruction, not clamped.
-        features (`torch.FloatTensor` of shape `(batch, latent_channels, latent height, latent width)`): The encoder's
-            continuous output.
-        latents (`torch.FloatTensor`, as `features`): Quantized features with straight-through gradient, in fp32.
-        codes (`torch.LongTensor` of shape `(batch, length)`): Token maps, coarse to fine, each row-major.
-    """
-
-    loss: torch.FloatTensor | None = None
-    sample: torch.FloatTensor | None = None
-    features: torch.FloatTensor | None = None
-    latents: torch.FloatTensor | None = None
-    codes: torch.LongTensor | None = None
-
-
-@dataclass
-class VQVAEEncoderOutput(ModelOutput):
-    """
-    Output of [`VQVAEModel.encode`].
-
-    Args:
-        features (`torch.FloatTensor` of shape `(batch, latent_channels, latent height, latent width)`): The encoder's
-            continuous output.
-        latents (`torch.FloatTensor`, as `features`): Quantized features, in fp32.
-        codes (`torch.LongTensor` of shape `(batch, length)`): Token maps, coarse to fine, each row-major.
-    """
-
-    features: torch.FloatTensor | None = None
-    latents: torch.FloatTensor | None = None
-    codes: torch.LongTensor | None = None
-
-
-@dataclass
-class VQVAEDecoderOutput(ModelOutput):
-    """
-    Output of [`VQVAEModel.decode`].
-
-    Args:
-        sample (`torch.FloatTensor` of shape `(batch, out_channels, height, width)`): Images in `[-1, 1]`.
-    """
-
-    sample: torch.FloatTensor | None = None
 
 
 class VQVAEModel(PreTrainedModel):
@@ -96,7 +44,7 @@ class VQVAEModel(PreTrainedModel):
     config_class = VQVAEConfig
     base_model_prefix = "vqvae"
     main_input_name = "pixel_values"
-    input_modalities = ("image",)
+    input_modalities = "image"
     supports_gradient_checkpointing = True
     # Everything that is called from outside the root's forward: diffusers' group offloading loads the rest there only.
     _group_offload_block_modules = ["encoder", "quant_conv", "quantizer", "codebook", "post_quant_conv", "decoder"]
@@ -136,7 +84,7 @@ class VQVAEModel(PreTrainedModel):
             init.zeros_(module.bias)
 
     def forward(
-        self, pixel_values: torch.FloatTensor, return_dict: bool | None = None, **kwargs
+        self, pixel_values: torch.Tensor, return_dict: bool | None = None, **kwargs
     ) -> VQVAEOutput | tuple[torch.Tensor, ...]:
         r"""
         Reconstruct images, with the quantizer's loss and straight-through gradients for training.
@@ -166,7 +114,7 @@ class VQVAEModel(PreTrainedModel):
 
     @apply_forward_hook
     def encode(
-        self, pixel_values: torch.FloatTensor, return_dict: bool | None = None
+        self, pixel_values: torch.Tensor, return_dict: bool | None = None
     ) -> VQVAEEncoderOutput | tuple[torch.Tensor, ...]:
         r"""
         Turn images into token maps.
@@ -189,8 +137,8 @@ class VQVAEModel(PreTrainedModel):
     @apply_forward_hook
     def decode(
         self,
-        codes: torch.LongTensor | None = None,
-        latents: torch.FloatTensor | None = None,
+        codes: torch.Tensor | None = None,
+        latents: torch.Tensor | None = None,
         num_scales: int | None = None,
         return_dict: bool | None = None,
     ) -> VQVAEDecoderOutput | tuple[torch.Tensor, ...]:
@@ -210,19 +158,19 @@ class VQVAEModel(PreTrainedModel):
         Raises:
             `ValueError`: If not exactly one of `codes` and `latents` is given, or shapes or codes do not fit.
         """
-        if (codes is None) == (latents is None):
-            raise ValueError("Pass exactly one of `codes` and `latents`.")
-        if codes is not None:
+        if codes is not None and latents is None:
             latents = self._sum_codes(codes, num_scales)
-        else:
+        elif latents is not None and codes is None:
             if num_scales is not None:
                 raise ValueError(f"`num_scales` goes with `codes`, got num_scales={num_scales} with `latents`.")
             self._check_shape("latents", latents, (self.config.latent_channels, *self.config.latent_size))
+        else:
+            raise ValueError("Pass exactly one of `codes` and `latents`.")
         output = VQVAEDecoderOutput(sample=self._decode_latents(latents).clamp(-1, 1))
         return output if self._wants_dict(return_dict) else output.to_tuple()
 
     @apply_forward_hook
-    def teacher_forcing(self, codes: torch.LongTensor) -> torch.FloatTensor:
+    def teacher_forcing(self, codes: torch.Tensor) -> torch.Tensor:
         r"""
         What a transformer reads to predict `codes`: for every scale but the first, the latents after the scale before,
         reduced to the size of the scale (Tian et al. 2024, section 3.1).
@@ -243,8 +191,8 @@ class VQVAEModel(PreTrainedModel):
 
     @apply_forward_hook
     def next_scale(
-        self, latents: torch.FloatTensor | None, codes: torch.Tensor, k: int
-    ) -> tuple[torch.FloatTensor, torch.FloatTensor | None]:
+        self, latents: torch.Tensor | None, codes: torch.Tensor, k: int
+    ) -> tuple[torch.Tensor, torch.Tensor | None]:
         r"""
         Add the token map of scale `k` to the running reconstruction.
 
@@ -281,7 +229,7 @@ class VQVAEModel(PreTrainedModel):
         return latents, inputs
 
     @apply_forward_hook
-    def scale_inputs(self, latents: torch.FloatTensor, k: int) -> torch.FloatTensor:
+    def scale_inputs(self, latents: torch.Tensor, k: int) -> torch.Tensor:
         r"""
         What a transformer reads to predict the token map of scale `k`: the latents, reduced to its size.
 
@@ -303,7 +251,7 @@ class VQVAEModel(PreTrainedModel):
         return self._tokens(latents.float(), k)
 
     @apply_forward_hook
-    def code_vectors(self, codes: torch.LongTensor) -> torch.FloatTensor:
+    def code_vectors(self, codes: torch.Tensor) -> torch.Tensor:
         r"""
         Look codes up.
 
@@ -321,7 +269,7 @@ class VQVAEModel(PreTrainedModel):
             return self.quantizer.codebook(codes)
 
     @apply_forward_hook
-    def mix_code_vectors(self, weights: torch.FloatTensor) -> torch.FloatTensor:
+    def mix_code_vectors(self, weights: torch.Tensor) -> torch.Tensor:
         r"""
         Weighted sums of all code vectors, as the smooth sampling mode of VAR's demo uses them.
 
@@ -395,7 +343,7 @@ class VQVAEModel(PreTrainedModel):
                 )
 
     def _wants_dict(self, return_dict: bool | None) -> bool:
-        return self.config.return_dict if return_dict is None else return_dict
+        return bool(self.config.return_dict) if return_dict is None else return_dict
 
     @staticmethod
     def _quantizer_precision(tensor: torch.Tensor):
@@ -404,4 +352,4 @@ class VQVAEModel(PreTrainedModel):
         return torch.autocast(tensor.device.type, enabled=False) if available else nullcontext()
 
 
-__all__ = ["VQVAEDecoderOutput", "VQVAEEncoderOutput", "VQVAEModel", "VQVAEOutput"]
+__all__ = ["VQVAEModel"]

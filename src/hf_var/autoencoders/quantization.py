@@ -39,6 +39,8 @@ class Codebook(Float32Weights, nn.Embedding):
     Search and look-up are both `forward`, because offloading hooks bring the weights to the device there only.
     """
 
+    running_hits: torch.Tensor
+
     def __init__(self, config: VQVAEConfig):
         super().__init__(config.codebook_size, config.latent_channels)
         self.normalize = config.normalize_codebook

@@ -177,9 +177,9 @@ class VARPipeline(DiffusionPipeline):
         if isinstance(callback_on_step_end, (PipelineCallback, MultiPipelineCallbacks)):
             callback_on_step_end_tensor_inputs = callback_on_step_end.tensor_inputs
         ids = self.get_label_ids(class_labels)
-        guidance_scale = self.config.guidance_scale if guidance_scale is None else guidance_scale
-        top_p = self.config.top_p if top_p is None else top_p
-        temperature = self.config.temperature if temperature is None else temperature
+        guidance_scale = float(self.config["guidance_scale"]) if guidance_scale is None else guidance_scale
+        top_p = float(self.config["top_p"]) if top_p is None else top_p
+        temperature = float(self.config["temperature"]) if temperature is None else temperature
         top_k = self._check_inputs(
             guidance_scale,
             top_k,

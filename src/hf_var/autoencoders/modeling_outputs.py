@@ -1,0 +1,58 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What the methods of the autoencoders return."""
+
+from dataclasses import dataclass
+
+import torch
+from transformers.utils import ModelOutput
+
+
+@dataclass
+class VQVAEOutput(ModelOutput):
+    """
+    Output of [`VQVAEModel`].
+
+    Args:
+        loss (`torch.FloatTensor` of shape `()`): Codebook and commitment terms of the quantizer, in fp32. The
+            reconstruction terms belong to the training recipe.
+        sample (`torch.FloatTensor` of shape `(batch, out_channels, height, width)`): Reconstruction, not clamped.
+        features (`torch.FloatTensor` of shape `(batch, latent_channels, latent height, latent width)`): The encoder's
+            continuous output.
+        latents (`torch.FloatTensor`, as `features`): Quantized features with straight-through gradient, in fp32.
+        codes (`torch.LongTensor` of shape `(batch, length)`): Token maps, coarse to fine, each row-major.
+    """
+
+    loss: torch.Tensor | None = None
+    sample: torch.Tensor | None = None
+    features: torch.Tensor | None = None
+    latents: torch.Tensor | None = None
+    codes: torch.Tensor | None = None
+
+
+@dataclass
+class VQVAEEncoderOutput(ModelOutput):
+    """
+    Output of [`VQVAEModel.encode`].
+
+    Args:
+        features (`torch.FloatTensor` of shape `(batch, latent_channels, latent height, latent width)`): The encoder's
+            continuous output.
+        latents (`torch.FloatTensor`, as `features`): Quantized features, in fp32.
+        codes (`torch.LongTensor` of shape `(batch, length)`): Token maps, coarse to fine, each row-major.
+    """
+
+    features: torch.Tensor | None = None
+    latents: torch.Tensor | None = None
+    codes: torch.Tensor | None = None
+
+
+@dataclass
+class VQVAEDecoderOutput(ModelOutput):
+    """
+    Output of [`VQVAEModel.decode`].
+
+    Args:
+        sample (`torch.FloatTensor` of shape `(batch, out_channels, height, width)`): Images in `[-1, 1]`.
+    """
+
+    sample: torch.Tensor | None = None
