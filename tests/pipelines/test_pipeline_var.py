@@ -303,3 +303,24 @@ def test_generator_on_the_cpu_with_a_model_elsewhere(smooth, as_list):
     assert (output.codes.cpu() == expected.codes).float().mean() > 0.9
     there = torch.Generator(accelerator).manual_seed(0)
     assert len(pipe(LABELS, generator=there).images) == 4
+
+
+def test_models_in_training_draw_as_in_evaluation_and_keep_their_mode():
+    pipe = VARPipeline(transformer=make_transformer(class_dropout_prob=0.9, drop_path_rate=0.9), vqvae=make_vqvae())
+    pipe.set_progress_bar_config(disable=True)
+    for component in (pipe.transformer, pipe.vqvae):
+        component.eval()
+    expected = pipe(LABELS, generator=seeded(), output_type="pt")
+    pipe.transformer.train()
+    pipe.transformer.layers[0].eval()
+    modes = {name: module.training for name, module in pipe.transformer.named_modules()}
+
+    def fail(*_):
+        raise RuntimeError("stopped by the callback")
+
+    output = pipe(LABELS, generator=seeded(), output_type="pt")
+    with pytest.raises(RuntimeError, match="stopped"):
+        pipe(LABELS, callback_on_step_end=fail)
+    assert torch.equal(output.codes, expected.codes)
+    assert torch.equal(output.images, expected.images)
+    assert {name: module.training for name, module in pipe.transformer.named_modules()} == modes

@@ -85,6 +85,7 @@ def test_reset_makes_room_for_the_next_image(model, inputs):
     before = pointers(cache)
     cache.reset()
     assert cache.get_seq_length() == 0
+    assert not cache.modulations
     other = tiny_inputs(model.config, seed=1)
     logits = logits_by_calls(model, other, [1, 1, 1], cache)
     assert torch.equal(logits, logits_block_by_block(model, other))

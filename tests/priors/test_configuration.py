@@ -85,6 +85,9 @@ def test_new_names_replace_the_old_ones_in_both_directions(tmp_path):
     renamed = reloaded(config, tmp_path, id2label={"0": "Katze", "1": "Hund"})
     assert renamed.id2label == {0: "Katze", 1: "Hund"}
     assert renamed.label2id == {"Katze": 0, "Hund": 1}
+    # A file whose names were edited by hand in one place only.
+    edited = VARConfig.from_dict(config.to_dict() | {"id2label": {"0": "Katze", "1": "Hund"}})
+    assert edited.label2id == {"Katze": 0, "Hund": 1}
     more = reloaded(config, tmp_path, id2label={0: "cat", 1: "dog", 2: "emu"})
     assert more.num_labels == 3
     assert more.label2id == {"cat": 0, "dog": 1, "emu": 2}

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Images from class labels."""
 
+import functools
 import math
 from collections.abc import Callable
 from numbers import Integral, Real
@@ -20,6 +21,24 @@ from .sampling import Generators, apply_guidance, draw_codes, filter_logits, gui
 
 # The official default, unless the codebook is smaller.
 DEFAULT_TOP_K = 900
+
+
+def _in_evaluation_mode(call: Callable) -> Callable:
+    """Draw without dropout from models that are being trained, and give every module its mode back."""
+
+    @functools.wraps(call)
+    def wrapper(pipeline: "VARPipeline", *args, **kwargs):
+        models = (pipeline.transformer, pipeline.vqvae)
+        training = [module for model in models for module in model.modules() if module.training]
+        for module in training:
+            module.training = False
+        try:
+            return call(pipeline, *args, **kwargs)
+        finally:
+            for module in training:
+                module.training = True
+
+    return wrapper
 
 
 class VARPipeline(DiffusionPipeline):
@@ -107,6 +126,7 @@ class VARPipeline(DiffusionPipeline):
         super().enable_group_offload(*args, exclude_modules=[*excluded, "vqvae"], **kwargs)
 
     @torch.no_grad()
+    @_in_evaluation_mode
     def __call__(
         self,
         class_labels: Labels = None,
