@@ -3,6 +3,7 @@
 
 from collections.abc import Sequence
 from itertools import accumulate
+from typing import Any
 
 
 PatchNums = Sequence[int | Sequence[int]]
@@ -68,3 +69,26 @@ def bounds(lengths: Sequence[int]) -> list[tuple[int, int]]:
     """First position and position past the last of consecutive pieces of these lengths."""
     ends = list(accumulate(lengths))
     return list(zip([0, *ends[:-1]], ends, strict=True))
+
+
+class ScheduleMixin:
+    """What the configurations of both stages share: values that follow from `patch_nums`, and checks while loading."""
+
+    patch_nums: Any
+
+    @classmethod
+    def from_dict(cls, config_dict: dict[str, Any], **kwargs) -> Any:
+        # transformers would set overrides on the finished object, past its checks. `dtype` is transformers' own affair.
+        names = (vars(cls)["__dataclass_fields__"].keys() - {"dtype"}) & kwargs.keys()
+        overrides = {name: kwargs.pop(name) for name in names}
+        return super().from_dict({**config_dict, **overrides}, **kwargs)  # pyright: ignore[reportAttributeAccessIssue]
+
+    @property
+    def scale_sizes(self) -> list[tuple[int, int]]:
+        """`(height, width)` of the token map of every scale."""
+        return scale_sizes(self.patch_nums)
+
+    @property
+    def scale_lengths(self) -> list[int]:
+        """Tokens of every scale."""
+        return [height * width for height, width in self.scale_sizes]

@@ -84,3 +84,12 @@ def test_pairs_and_integers_are_the_same_sizes():
 def test_wrong_fields(fields, message):
     with pytest.raises(ValueError, match=message):
         VQVAEConfig(**fields)
+
+
+def test_overrides_at_loading_are_checked_like_any_value(tmp_path):
+    VQVAEConfig(base_channels=32).save_pretrained(tmp_path)
+    loaded = VQVAEConfig.from_pretrained(tmp_path, patch_nums=(2, (4, 4)), dropout=0.5)
+    assert loaded.patch_nums == [2, 4]
+    assert loaded.dropout == 0.5
+    with pytest.raises(ValueError, match="patch_nums"):
+        VQVAEConfig.from_pretrained(tmp_path, patch_nums=(4, 2))

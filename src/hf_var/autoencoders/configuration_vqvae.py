@@ -3,10 +3,10 @@
 
 from transformers import PreTrainedConfig
 
-from ..scales import check_fractions, check_positive_integers, check_weights, normalize_patch_nums, scale_sizes
+from ..scales import ScheduleMixin, check_fractions, check_positive_integers, check_weights, normalize_patch_nums
 
 
-class VQVAEConfig(PreTrainedConfig):
+class VQVAEConfig(ScheduleMixin, PreTrainedConfig):
     r"""
     Configuration of a [`VQVAEModel`]. The defaults are those of the tokenizer that was released with VAR (Tian et al.
     2024, section 3.2 and appendix): 16 times smaller latents, 4096 codes of 32 channels.
@@ -131,16 +131,6 @@ class VQVAEConfig(PreTrainedConfig):
             )
         self.channel_multipliers = list(self.channel_multipliers)
         self.patch_nums = normalize_patch_nums(self.patch_nums)
-
-    @property
-    def scale_sizes(self) -> list[tuple[int, int]]:
-        """`(height, width)` of the token map of every scale."""
-        return scale_sizes(self.patch_nums)
-
-    @property
-    def scale_lengths(self) -> list[int]:
-        """Tokens of every scale."""
-        return [height * width for height, width in self.scale_sizes]
 
     @property
     def latent_size(self) -> tuple[int, int]:

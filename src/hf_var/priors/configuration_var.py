@@ -8,10 +8,10 @@ from typing import Any
 
 from transformers import PreTrainedConfig
 
-from ..scales import check_fractions, check_positive_integers, normalize_patch_nums, scale_sizes
+from ..scales import ScheduleMixin, check_fractions, check_positive_integers, normalize_patch_nums
 
 
-class VARConfig(PreTrainedConfig):
+class VARConfig(ScheduleMixin, PreTrainedConfig):
     r"""
     Configuration of a [`VARTransformer`]. The defaults are those of VAR-d16 (Tian et al. 2024, section 4.2): depth d,
     width 64 d, d heads.
@@ -164,26 +164,13 @@ class VARConfig(PreTrainedConfig):
 
     @classmethod
     def from_dict(cls, config_dict: dict[str, Any], **kwargs) -> "VARConfig":
-        # transformers would set overrides on the finished object, past its checks. `dtype` is transformers' own affair.
-        names = (cls.__dataclass_fields__.keys() - {"dtype"}) & kwargs.keys()
-        overrides = {name: kwargs.pop(name) for name in names}
-        if "id2label" in overrides:
-            overrides.setdefault("label2id", None)
-        return super().from_dict({**config_dict, **overrides}, **kwargs)
+        if "id2label" in kwargs:
+            kwargs.setdefault("label2id", None)
+        return super().from_dict(config_dict, **kwargs)
 
     def to_diff_dict(self) -> dict[str, Any]:
         # transformers leaves out what equals its own default, and there two unnamed labels are the default.
         return {**super().to_diff_dict(), "id2label": self.id2label, "label2id": self.label2id}
-
-    @property
-    def scale_sizes(self) -> list[tuple[int, int]]:
-        """`(height, width)` of the token map of every scale."""
-        return scale_sizes(self.patch_nums)
-
-    @property
-    def scale_lengths(self) -> list[int]:
-        """Tokens of every scale."""
-        return [height * width for height, width in self.scale_sizes]
 
     @property
     def length(self) -> int:

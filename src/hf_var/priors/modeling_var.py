@@ -90,6 +90,9 @@ class VARTransformer(PreTrainedModel):
     def get_output_embeddings(self) -> nn.Module:
         return self.head
 
+    def set_output_embeddings(self, new_embeddings: nn.Module) -> None:
+        self.head = new_embeddings
+
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
         """
