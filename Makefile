@@ -10,7 +10,7 @@ PYTEST_FLAGS ?= -n 2 --dist loadfile
 .NOTPARALLEL:
 
 demo: .venv/.core
-	$(BIN)/hf-var generate --class-labels 3 1 4 1 5 --output digits.png
+	$(BIN)/hf-var generate --class-labels 3 1 4 1 5 --resize 128 --output digits.png
 	@echo "The picture is $(CURDIR)/digits.png"
 
 test: .venv/.test

@@ -121,6 +121,9 @@ def test_embeddings_are_found_and_can_be_replaced(model, inputs):
     model.set_input_embeddings(replacement)
     assert model.get_input_embeddings() is model.embeddings.input_proj is replacement
     assert not torch.allclose(model(**inputs).logits, expected, atol=0.1)
+    head = torch.nn.Linear(32, model.config.codebook_size)
+    model.set_output_embeddings(head)
+    assert model.get_output_embeddings() is model.head is head
 
 
 def test_adapters_train_through_reentrant_checkpointing(model, inputs):
