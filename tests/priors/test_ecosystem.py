@@ -130,7 +130,7 @@ def test_adapters_train_through_reentrant_checkpointing(model, inputs):
     """With all weights frozen, nothing that enters the first layer needs a gradient unless it is asked to."""
     model.requires_grad_(False)
     model.layers[0].attention.q_proj.requires_grad_(True)
-    model.activation_checkpointing_enable({"use_reentrant": True})
+    model.gradient_checkpointing_enable({"use_reentrant": True})
     model.enable_input_require_grads()
     model.train()(**inputs).loss.backward()
     assert model.layers[0].attention.q_proj.weight.grad.abs().sum() > 0

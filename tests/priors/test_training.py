@@ -189,7 +189,7 @@ def test_autocast_training_steps_lower_the_loss():
 def test_gradient_checkpointing_changes_no_gradient(shared_adaln, use_reentrant):
     overrides = {"shared_adaln": shared_adaln, "drop_path_rate": 0.3, "dropout": 0.1}
     model, checkpointed = (tiny_model(**overrides).train() for _ in range(2))
-    checkpointed.activation_checkpointing_enable({"use_reentrant": use_reentrant})
+    checkpointed.gradient_checkpointing_enable({"use_reentrant": use_reentrant})
     assert checkpointed.is_activation_checkpointing
     calls = []
     checkpointed.layers[0].mlp.register_forward_hook(lambda *_: calls.append(1))
