@@ -190,7 +190,7 @@ def test_gradient_checkpointing_changes_no_gradient(shared_adaln, use_reentrant)
     overrides = {"shared_adaln": shared_adaln, "drop_path_rate": 0.3, "dropout": 0.1}
     model, checkpointed = (tiny_model(**overrides).train() for _ in range(2))
     checkpointed.gradient_checkpointing_enable({"use_reentrant": use_reentrant})
-    assert checkpointed.is_activation_checkpointing
+    assert checkpointed.is_gradient_checkpointing
     calls = []
     checkpointed.layers[0].mlp.register_forward_hook(lambda *_: calls.append(1))
     inputs = tiny_inputs(model.config)
