@@ -201,8 +201,8 @@ def test_gradient_checkpointing_changes_no_gradient(shared_adaln, use_reentrant)
     expected = gradients(model)
     for name, gradient in gradients(checkpointed).items():
         torch.testing.assert_close(gradient, expected[name], msg=name)
-    checkpointed.activation_checkpointing_disable()
-    assert not checkpointed.is_activation_checkpointing
+    checkpointed.gradient_checkpointing_disable()
+    assert not checkpointed.is_gradient_checkpointing
 
 
 EVERYTHING = slice(None)
