@@ -134,7 +134,8 @@ class DeadCodes:
 
     def count(self, codes: torch.Tensor) -> None:
         """Count the codes of a batch."""
-        self.hits += torch.bincount(codes.flatten(), minlength=len(self.hits)).cpu()
+        # Where the codes are, so that no step waits for the device.
+        self.hits = self.hits.to(codes.device) + torch.bincount(codes.flatten(), minlength=len(self.hits))
 
     @torch.no_grad()
     def restart(self, vqvae: VQVAEModel, features: torch.Tensor, codes: torch.Tensor, seed: int) -> torch.Tensor:
