@@ -23,8 +23,18 @@ IMPORT_DECORATOR = "from diffusers.utils.accelerate_utils import apply_forward_h
 STAGES = {"scales", "autoencoders", "priors"}
 LIBRARY = STAGES | {"pipelines", "registration", "conversion"}
 CORE = {"torch", "transformers", "huggingface_hub", "safetensors", "numpy", "PIL"}
-TRAIN = {"accelerate", "datasets", "lpips", "matplotlib", "peft", "sklearn", "tensorboard", "torchvision", "yaml"}
-TRAIN |= {"pyarrow", "tqdm"}  # datasets always brings these
+TRAIN = {
+    "accelerate",
+    "datasets",
+    "lpips",
+    "matplotlib",
+    "peft",
+    "sklearn",
+    "tensorboard",
+    "torchmetrics",
+    "torchvision",
+}
+TRAIN |= {"yaml", "pyarrow", "tqdm"}  # datasets always brings these
 
 # What each part of the package may import beside itself and the standard library: other parts, then other packages.
 # A part is a folder or module directly in src/hf_var. Accelerate, though always installed, belongs to training alone.
@@ -36,7 +46,7 @@ MAY_IMPORT: dict[str, tuple[set[str], set[str]]] = {
     "registration": (STAGES | {"pipelines"}, {"transformers", "diffusers"}),
     "weight_files": (set(), {"torch", "safetensors"}),
     "conversion": (STAGES | {"weight_files"}, CORE),
-    "training": (STAGES, CORE | TRAIN),
+    "training": (STAGES | {"weight_files"}, CORE | TRAIN),
     "__init__": (LIBRARY, {"transformers", "diffusers"}),
     "cli": (LIBRARY | {"__init__"}, CORE | {"diffusers"}),
 }

@@ -1,0 +1,54 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What a training leaves on the Hub: all that its readers need, loadable, and nothing of the machine it ran on."""
+
+import re
+from pathlib import Path
+
+import pytest
+
+
+CLIENTS = Path(__file__).parent / "clients"
+
+CHECK = """
+import sys
+from huggingface_hub import ModelCard
+from safetensors.torch import load_file
+values = load_file(sys.argv[1])
+with torch.no_grad():
+    assert torch.equal(vqvae.encode(values["images"]).codes, values["codes"])
+assert codes.shape == (1, 21) and sample.shape == coarse.shape == (1, 3, 8, 8), (codes.shape, sample.shape)
+assert sample.std() > 0.02 and not torch.equal(sample, coarse)
+card = ModelCard.load("user/tokenizer").data
+assert card.library_name == "hf_var" and card.datasets is None
+assert {result.metric_type: result.metric_value for result in card.eval_results} == {"psnr": 27.1, "rfid": 3.5}
+assert {result.dataset_type for result in card.eval_results} == {"user/birds"}
+"""
+
+
+@pytest.fixture(scope="module")
+def pushed(run_in_hub_process, tmp_path_factory) -> tuple[Path, list[str]]:
+    """The folder of the result, and what the client printed."""
+    folder = tmp_path_factory.mktemp("somebodys_home") / "tokenizer"
+    return folder, run_in_hub_process(CLIENTS / "push_result.py", folder).splitlines()
+
+
+def test_result_without_checkpoints_is_uploaded(hub, pushed):
+    folder, addresses = pushed
+    assert addresses == [f"{hub.url}/user/tokenizer"] * 2
+    files = hub.files("user/tokenizer")
+    pictures = {"reconstruction.png", "usage.png"}
+    texts = {"README.md", "config.json", "train_log.jsonl"}
+    assert files.keys() == {".gitattributes", "model.safetensors", *texts, *pictures}
+    assert (folder / "checkpoints" / "step-00000001" / "model.safetensors").exists()
+    for path in texts:
+        assert "somebodys_home" not in files[path].decode(), path
+        assert str(folder) not in files[path].decode(), path
+    for path in pictures:
+        assert f"]({path})" in files["README.md"].decode()
+
+
+def test_example_of_the_card_runs_as_it_stands(hub, pushed, run_in_hub_process):
+    folder, _ = pushed
+    (snippet,) = re.findall(r"```python\n(.*?)```", hub.files("user/tokenizer")["README.md"].decode(), re.DOTALL)
+    assert 'from_pretrained("user/tokenizer")' in snippet
+    run_in_hub_process(snippet + CHECK, folder.with_name("expected.safetensors"), token=None)
