@@ -1,12 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
 """
-A good start for the codebook and a second life for codes that nobody uses.
+A good start for the codebook, a second life for codes that nobody uses, and codes that follow a moving average.
 
 Without them a tokenizer trained from scratch settles on a few codes per scale: an untrained encoder's features lie close
 together, the few codes nearest to them take all gradients, and the rest are never chosen again.
 """
 
-from typing import cast
+from typing import Any, cast
 
 import torch
 from accelerate.utils import broadcast, reduce
@@ -31,13 +31,16 @@ class VQVAEWarmup(nn.Module):
 
     def forward(self, pixel_values: torch.Tensor, quantize: bool = True) -> VQVAEOutput:
         """Output of [`VQVAEModel`], without codes unless `quantize`."""
+        # Distributed training waits for a gradient of every parameter: the quantizer may not be used at all, and a
+        # schedule of few scales does not use all refinement convolutions.
+        nothing = 0.0 * torch.stack([parameter.sum() for parameter in self.vqvae.quantizer.parameters()]).sum()
         if quantize:
-            return self.vqvae(pixel_values)
+            output = self.vqvae(pixel_values)
+            output.loss = output.loss + nothing
+            return output
         features = self.vqvae.quant_conv(self.vqvae.encoder(pixel_values))
         sample = self.vqvae.decoder(self.vqvae.post_quant_conv(features))
-        # Distributed training waits for a gradient of every parameter, the unused quantizer's included.
-        unused = torch.stack([parameter.sum() for parameter in self.vqvae.quantizer.parameters()])
-        return VQVAEOutput(loss=cast(torch.FloatTensor, unused.sum() * 0.0), sample=sample, features=features)
+        return VQVAEOutput(loss=cast(torch.FloatTensor, nothing), sample=sample, features=features)
 
 
 @torch.no_grad()
@@ -73,17 +76,18 @@ def quantizer_inputs(
 
 @torch.no_grad()
 def initialize_codebook(
-    vqvae: VQVAEModel, pixel_values: torch.Tensor, seed: int, rounds: int = 3, vectors_per_scale: int = 8192
+    vqvae: VQVAEModel, features: torch.Tensor, seed: int, rounds: int = 3, vectors_per_scale: int = 8192
 ) -> None:
     """
     Set the codes to k-means centres of what the quantizer looks up, equally many vectors from each scale.
 
     What a scale looks up depends on the codes of the scales before it: the first round takes those to be exact, every
-    further round starts from the codes so far and looks at the residuals that they really leave.
+    further round starts from the codes so far and looks at the residuals that they really leave. With several
+    processes all take the codes of the first.
 
     Args:
         vqvae ([`VQVAEModel`]): The tokenizer, changed in place.
-        pixel_values (`torch.FloatTensor` of shape `(images, channels, height, width)`): Images to learn from.
+        features (`torch.FloatTensor` of shape `(images, latent_channels, height, width)`): The encoder's output.
         seed (`int`): Seed of the choice of vectors and of k-means.
         rounds (`int`, *optional*, defaults to 3): Runs of k-means.
         vectors_per_scale (`int`, *optional*, defaults to 8192): At most so many vectors of each scale are used.
@@ -91,77 +95,156 @@ def initialize_codebook(
     Raises:
         `ValueError`: If the images give fewer vectors than there are codes.
     """
-    from sklearn.cluster import KMeans
+    from sklearn.cluster import KMeans, kmeans_plusplus
 
     weight = vqvae.quantizer.codebook.weight
     generator = torch.Generator().manual_seed(seed)
+    features = features.float()
     centers = None
     for _ in range(rounds):
-        batches = cast(tuple[torch.FloatTensor, ...], pixel_values.split(256))
-        encoded = [vqvae.encode(batch, return_dict=False) for batch in batches]
-        features, _, codes = (torch.cat(tensors) for tensors in zip(*encoded, strict=True))
-        inputs = [vectors.cpu() for vectors in quantizer_inputs(vqvae, features, None if centers is None else codes)]
+        codes = None if centers is None else vqvae.quantizer(features).codes
+        inputs = [vectors.cpu() for vectors in quantizer_inputs(vqvae, features, codes)]
         sample = torch.cat([_choose(vectors, vectors_per_scale, generator) for vectors in inputs])
         if len(sample) < len(weight):
             raise ValueError(
-                f"{len(pixel_values)} images give {len(sample)} vectors, too few for a k-means start of `codebook_size` = "
-                f"{len(weight)} codes."
+                f"`kmeans_images` gives {len(sample)} vectors ({len(features)} images), too few for a k-means start of "
+                f"`codebook_size` = {len(weight)} codes."
             )
-        means = KMeans(
-            n_clusters=len(weight),
-            init="k-means++" if centers is None else centers,
-            n_init=1,  # pyright: ignore[reportArgumentType]
-            max_iter=20,
-            random_state=seed,
-        )
-        centers = means.fit(sample.numpy()).cluster_centers_
-        weight.copy_(broadcast(torch.from_numpy(centers).to(weight)))
+        # The cosine search sees directions alone: codes that differ in length only would share their vectors.
+        points = functional.normalize(sample, dim=-1) if vqvae.config.normalize_codebook else sample
+        if centers is None:
+            # k-means++ takes one pass over its points per centre, so it sees a part of them.
+            start = _choose(points, 8 * len(weight), generator).numpy()
+            centers, _ = kmeans_plusplus(start, len(weight), random_state=seed)
+        means = KMeans(len(weight), init=centers, n_init=1, max_iter=20)  # pyright: ignore[reportArgumentType]
+        means.fit(points.numpy())
+        centers = means.cluster_centers_
+        labels = torch.from_numpy(means.labels_).long()
+        members = labels.bincount(minlength=len(weight)).clamp(min=1)
+        vectors = torch.zeros(weight.shape).index_add_(0, labels, sample) / members[:, None]
+        weight.copy_(cast(torch.Tensor, broadcast(vectors.to(weight))))
 
 
-class DeadCodes:
+@torch.no_grad()
+def restart_dead_codes(
+    vqvae: VQVAEModel,
+    hits: torch.Tensor,
+    features: torch.Tensor,
+    codes: torch.Tensor,
+    seed: int,
+    threshold: float = 0.03,
+) -> torch.Tensor:
     """
-    Counts how often codes are chosen and moves those that are hardly chosen to vectors that are looked up right now.
+    Move the codes that are hardly ever chosen to random vectors that the quantizer looks up right now.
 
     Args:
-        codebook_size (`int`): Number of codes.
+        vqvae ([`VQVAEModel`]): The tokenizer, changed in place.
+        hits (`torch.LongTensor` of shape `(codebook_size,)`):
+            How often each code was chosen lately, the same in all processes.
+        features (`torch.FloatTensor` of shape `(batch, latent_channels, height, width)`): The encoder's output.
+        codes (`torch.LongTensor` of shape `(batch, length)`): The codes of `features`.
+        seed (`int`): Seed of the choice of vectors.
         threshold (`float`, *optional*, defaults to 0.03):
             A code is dead if it was chosen less than this many times as often as the average code.
+
+    Returns:
+        `torch.LongTensor`: The codes that moved.
+    """
+    weight = vqvae.quantizer.codebook.weight
+    dead = is_dead(hits, threshold).nonzero().flatten().to(weight.device)
+    if len(dead) > 0:
+        candidates = torch.cat(quantizer_inputs(vqvae, features, codes))
+        chosen = torch.randint(len(candidates), (len(dead),), generator=torch.Generator().manual_seed(seed))
+        vectors = candidates[chosen.to(candidates.device)].to(weight)
+        # The last process has the batch that a single process with accumulated gradients would have seen last.
+        weight[dead] = cast(torch.Tensor, broadcast(vectors, from_process=_num_processes() - 1))
+    return dead
+
+
+def is_dead(hits: torch.Tensor, threshold: float = 0.03) -> torch.Tensor:
+    """Which codes were chosen less than `threshold` times as often as the average one; `hits` is `(codebook_size,)`."""
+    return hits < threshold * hits.float().mean()
+
+
+class MovingAverageCodebook:
+    """
+    Codes as moving averages of the vectors that chose them (van den Oord et al. 2017, appendix A.1), in place of a
+    gradient. The refinement convolutions are still trained by the quantizer's codebook term.
+
+    A vector counts for the area of the latents that it stands for: that of a map of n tokens `1 / n` times as much as that
+    of a whole map. So the codes go where they make the smallest error of the latents, and the few tokens of coarse scales
+    are not outvoted. With one scale, or with equal scales, this is the plain average.
+
+    One update per optimizer step, from all of its batches and processes, so that neither number changes the result.
+
+    Args:
+        vqvae ([`VQVAEModel`]): The tokenizer, whose codebook gets no gradient from here on.
+        decay (`float`): Weight of the past, gamma in the paper.
+        epsilon (`float`, *optional*, defaults to 1e-5): Pseudo-count that keeps codes without vectors finite.
     """
 
-    def __init__(self, codebook_size: int, threshold: float = 0.03):
-        self.threshold = threshold
-        self.hits = torch.zeros(codebook_size, dtype=torch.long)
-
-    def count(self, codes: torch.Tensor) -> None:
-        """Count the codes of a batch."""
-        # Where the codes are, so that no step waits for the device.
-        self.hits = self.hits.to(codes.device) + torch.bincount(codes.flatten(), minlength=len(self.hits))
+    def __init__(self, vqvae: VQVAEModel, decay: float, epsilon: float = 1e-5):
+        self.vqvae = vqvae
+        self.decay = decay
+        self.epsilon = epsilon
+        weight = vqvae.quantizer.codebook.weight.requires_grad_(False)
+        self.sizes = torch.ones(len(weight), device=weight.device)
+        self.sums = weight.detach().clone()
+        self._new_sizes, self._new_sums = torch.zeros_like(self.sizes), torch.zeros_like(self.sums)
 
     @torch.no_grad()
-    def restart(self, vqvae: VQVAEModel, features: torch.Tensor, codes: torch.Tensor, seed: int) -> torch.Tensor:
-        """
-        Move the dead codes to random vectors of a batch and begin to count anew.
+    def observe(self, features: torch.Tensor, codes: torch.Tensor) -> None:
+        """Note what chose which code in a batch: `features` `(batch, channels, height, width)`, `codes` `(batch, length)`."""
+        vectors = torch.cat(quantizer_inputs(self.vqvae, features, codes))
+        lengths = self.vqvae.config.scale_lengths
+        parts = codes.split(lengths, dim=1)
+        chosen = torch.cat([part.flatten() for part in parts])
+        areas = torch.cat([torch.full_like(part.flatten(), lengths[-1]) / part.shape[1] for part in parts])
+        self._to(vectors.device)
+        self._new_sizes.index_add_(0, chosen, areas)
+        self._new_sums.index_add_(0, chosen, vectors * areas[:, None])
 
-        Returns:
-            `torch.LongTensor`: The codes that moved.
-        """
-        weight = vqvae.quantizer.codebook.weight
-        hits = cast(torch.Tensor, reduce(self.hits.to(weight.device), reduction="sum"))
-        dead = (hits < self.threshold * hits.float().mean()).nonzero().flatten()
-        if len(dead) > 0:
-            candidates = torch.cat(quantizer_inputs(vqvae, features, codes))
-            chosen = torch.randint(len(candidates), (len(dead),), generator=torch.Generator().manual_seed(seed))
-            weight[dead] = cast(torch.Tensor, broadcast(candidates[chosen.to(candidates.device)].to(weight)))
-        self.hits.zero_()
-        return dead
+    @torch.no_grad()
+    def finish_step(self) -> None:
+        """Move the codes by what was observed since the last call."""
+        new = torch.cat([self._new_sizes[:, None], self._new_sums], dim=1)
+        new = cast(torch.Tensor, reduce(new, reduction="sum"))  # (codebook_size, 1 + latent_channels)
+        self.sizes.lerp_(new[:, 0], 1 - self.decay)
+        self.sums.lerp_(new[:, 1:], 1 - self.decay)
+        total = self.sizes.sum()
+        smoothed = (self.sizes + self.epsilon) / (total + len(self.sizes) * self.epsilon) * total
+        self.vqvae.quantizer.codebook.weight.copy_(self.sums / smoothed[:, None])
+        self._new_sizes.zero_()
+        self._new_sums.zero_()
+
+    @torch.no_grad()
+    def restart(self, codes: torch.Tensor | None = None) -> None:
+        """Let the averages of `codes` (of all, if `None`) begin at their present vectors, with an average weight."""
+        weight = self.vqvae.quantizer.codebook.weight
+        self._to(weight.device)
+        chosen = torch.arange(len(weight), device=weight.device) if codes is None else codes
+        size = self.sizes.mean()
+        self.sizes[chosen] = size
+        self.sums[chosen] = weight[chosen] * size
 
     def state_dict(self) -> dict[str, torch.Tensor]:
         """For Accelerate's checkpoints."""
-        return {"hits": self.hits}
+        return {"sizes": self.sizes, "sums": self.sums}
 
-    def load_state_dict(self, state_dict: dict[str, torch.Tensor]) -> None:
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """For Accelerate's checkpoints."""
-        self.hits.copy_(state_dict["hits"])
+        self.sizes.copy_(state_dict["sizes"])
+        self.sums.copy_(state_dict["sums"])
+
+    def _to(self, device: torch.device) -> None:
+        # The model may be moved after this object was made.
+        if self.sums.device != device:
+            for name in ("sizes", "sums", "_new_sizes", "_new_sums"):
+                setattr(self, name, getattr(self, name).to(device))
+
+
+def _num_processes() -> int:
+    return torch.distributed.get_world_size() if torch.distributed.is_initialized() else 1
 
 
 def _choose(vectors: torch.Tensor, number: int, generator: torch.Generator) -> torch.Tensor:
