@@ -27,13 +27,12 @@ from accelerate import Accelerator
 from accelerate.utils import set_seed
 from diffusers.optimization import get_scheduler
 from diffusers.training_utils import EMAModel
-from torch.utils.data import DataLoader
 
 from hf_var import VARConfig, VARPipeline, VARTransformer, VQVAEConfig, VQVAEModel
 from hf_var.training import data
 from hf_var.training.arguments import TrainingArguments, given_config_fields, parse_arguments, with_config_fields
 from hf_var.training.optimization import averaged_weights, make_optimizer
-from hf_var.training.run import TrainingRun
+from hf_var.training.run import TrainingRun, make_accelerator
 
 
 # --------------------------------------------------------------------------------------------------------------------
@@ -80,30 +79,37 @@ def make_config(args: VARTrainingArguments, tokenizer: VQVAEConfig, id2label: di
 # Data
 
 
-def find_labels(args: VARTrainingArguments, dataset: datasets.Dataset) -> tuple[str | None, dict[int, str] | None]:
+def find_labels(args: VARTrainingArguments, dataset: data.AnyDataset) -> tuple[str | None, dict[int, str] | None]:
     """The column of labels and their names; neither where `num_labels` is 0."""
     if args.num_labels == 0:
         return None, None
     label_column = data.find_label_column(dataset, args.label_column)
-    id2label = data.label_names(dataset, label_column)
-    if args.num_labels is not None and args.num_labels != len(id2label):
-        if isinstance(dataset.features[label_column], datasets.ClassLabel):
-            raise ValueError(f"`num_labels` is {args.num_labels}, but the data names the labels {id2label}.")
+    if args.num_labels is None or isinstance(dataset.features[label_column], datasets.ClassLabel):
+        id2label = data.label_names(dataset, label_column)
+    else:
         id2label = {label: str(label) for label in range(args.num_labels)}
+    if args.num_labels not in (None, len(id2label)):
+        raise ValueError(f"`num_labels` is {args.num_labels}, but the data names the labels {id2label}.")
     data.check_labels(dataset, label_column, len(id2label))
     return label_column, id2label
 
 
 def make_row_reader(
-    args: VARTrainingArguments, vqvae: VQVAEModel, dataset: datasets.Dataset, label_column: str | None, augment: bool
+    args: VARTrainingArguments,
+    vqvae: VQVAEModel,
+    dataset: data.AnyDataset,
+    label_column: str | None,
+    num_labels: int,
+    augment: bool,
 ):
     """How a row becomes an item: from codes as they are, or from an image."""
     config = vqvae.config
     if data.is_codes_dataset(dataset):
         data.check_codes(dataset, sum(config.scale_lengths), config.codebook_size)
-        return data.codes_row(label_column)
-    transform = data.image_transform(args, config.image_size, config.in_channels, augment)
-    return data.image_row(data.find_image_column(dataset, args.image_column), label_column, transform)
+        return data.codes_rows(label_column, num_labels)
+    return data.image_rows(
+        args, dataset, config.image_size, config.in_channels, augment, label_column=label_column, num_labels=num_labels
+    )
 
 
 def check_tokenizer(args: VARTrainingArguments, source: str, vqvae: VQVAEModel) -> None:
@@ -129,12 +135,12 @@ def read_batch(batch: dict[str, torch.Tensor], vqvae: VQVAEModel) -> dict[str, t
 
 @torch.no_grad()
 def log_validation(
-    transformer: VARTransformer, vqvae: VQVAEModel, loader: DataLoader, accelerator: Accelerator
+    transformer: VARTransformer, vqvae: VQVAEModel, validation: data.ValidationBatches, accelerator: Accelerator
 ) -> dict[str, float]:
     """Mean cross-entropy per token, in nats and without label smoothing, of all tokens and of each scale."""
     transformer.eval()
     losses = []
-    for batch in loader:
+    for batch in validation:
         inputs = read_batch({name: values.to(accelerator.device) for name, values in batch.items()}, vqvae)
         codes = inputs.pop("labels")
         logits = transformer(**inputs).logits
@@ -156,31 +162,27 @@ def main(argv: Sequence[str] | None = None) -> None:
 
     # Everything that can be wrong with the input is found before any work.
     vqvae = VQVAEModel.from_pretrained(args.vqvae, dtype=torch.float32).eval().requires_grad_(False)
-    train_data = data.load_source("train_data", args.train_data, args.train_split, ["train"])
+    train_data = data.load_source("train_data", args.train_data, args.train_split, ["train"], args.streaming)
     label_column, id2label = find_labels(args, train_data)
     config = make_config(args, vqvae.config, id2label)
-    train_rows = make_row_reader(args, vqvae, train_data, label_column, augment=True)
+    train_rows = make_row_reader(args, vqvae, train_data, label_column, config.num_labels, augment=True)
     check_tokenizer(args, args.train_data, vqvae)
     validation = None
     if args.validation_data is not None:
         validation_data = data.load_source(
-            "validation_data", args.validation_data, args.validation_split, ["validation", "test"]
+            "validation_data", args.validation_data, args.validation_split, ["validation", "test"], args.streaming
         )
+        validation_labels = None
         if label_column is not None:
             validation_labels = data.find_label_column(validation_data, args.label_column)
             data.check_labels(validation_data, validation_labels, config.num_labels)
         validation_rows = make_row_reader(
-            args, vqvae, validation_data, None if label_column is None else validation_labels, augment=False
+            args, vqvae, validation_data, validation_labels, config.num_labels, augment=False
         )
         check_tokenizer(args, args.validation_data, vqvae)
-        validation = data.validation_loader(validation_data, validation_rows, args)
+        validation = data.ValidationBatches(validation_data, validation_rows, args)
 
-    accelerator = Accelerator(
-        mixed_precision=args.mixed_precision,
-        gradient_accumulation_steps=args.gradient_accumulation_steps,
-        log_with=args.report_to,
-        project_dir=args.output_dir,
-    )
+    accelerator = make_accelerator(args)
     set_seed(args.seed, device_specific=True)
     run = TrainingRun(accelerator, args, "train_var")
 
@@ -198,18 +200,19 @@ def main(argv: Sequence[str] | None = None) -> None:
         num_warmup_steps=args.lr_warmup_steps,
         num_training_steps=args.max_train_steps,
     )
-    train_set = data.EndlessDataset(train_data, train_rows, args.seed)
     if args.augmented_copies > 0 and not data.is_codes_dataset(train_data):
-        train_set = data.tokenized_copies(
-            train_set, vqvae, args.augmented_copies, args.train_batch_size, accelerator.is_local_main_process
-        )
-    loader = data.training_loader(train_set, args, accelerator.num_processes, run.step)
-    model, optimizer, loader = accelerator.prepare(transformer, optimizer, loader)
+        show_progress = accelerator.is_local_main_process
+        train_data = data.tokenized_copies(train_data, train_rows, args, vqvae, args.augmented_copies, show_progress)
+        train_rows = data.codes_rows(None if label_column is None else "class_labels", config.num_labels)
+    batches = data.TrainingBatches(train_data, train_rows, args, accelerator.process_index, accelerator.num_processes)
+    model, optimizer = accelerator.prepare(transformer, optimizer)
     average = EMAModel(transformer.parameters(), decay=args.ema_decay) if args.ema_decay > 0 else None
-    accelerator.register_for_checkpointing(scheduler, *([] if average is None else [average]))
+    accelerator.register_for_checkpointing(scheduler, batches, *([] if average is None else [average]))
     run.resume()
 
-    for batch in loader:
+    stream = iter(batches)
+    while not run.is_finished:
+        batch = {name: values.to(accelerator.device, non_blocking=True) for name, values in next(stream).items()}
         with accelerator.accumulate(model):
             loss = model(**read_batch(batch, vqvae)).loss
             accelerator.backward(loss)
@@ -217,7 +220,7 @@ def main(argv: Sequence[str] | None = None) -> None:
                 accelerator.clip_grad_norm_(model.parameters(), args.max_grad_norm)
             optimizer.step()
             optimizer.zero_grad()
-        run.add_loss(loss)
+        run.add(loss)
         if not accelerator.sync_gradients:
             continue
 
@@ -227,7 +230,9 @@ def main(argv: Sequence[str] | None = None) -> None:
         run.finish_step(scheduler.get_last_lr()[0])
         if validation is not None and run.is_validation_due:
             with averaged_weights(average, transformer):
-                run.write(**log_validation(transformer, vqvae, validation, accelerator))
+                run.write(log_validation(transformer, vqvae, validation, accelerator))
+            run.restart_clock()
+        run.save_if_due()
 
     accelerator.wait_for_everyone()
     if accelerator.is_main_process:

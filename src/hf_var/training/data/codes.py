@@ -1,0 +1,136 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Data sets of codes, in place of the images they come from."""
+
+import glob
+import hashlib
+import json
+import random
+import sys
+from typing import Any
+
+import datasets
+import numpy as np
+import pyarrow.parquet
+import torch
+from tqdm.auto import tqdm
+
+from ...autoencoders import VQVAEModel
+from ..arguments import TrainingArguments
+from .rows import RowReader, Tally, collate, read_label
+from .shuffled import ShuffledRows
+from .sources import AnyDataset, features_of
+
+
+CODES_COLUMN = "codes"
+TOKENIZER_KEY = "hf_var.tokenizer"
+
+
+def is_codes_dataset(dataset: AnyDataset) -> bool:
+    """Whether the rows are token maps instead of images."""
+    return CODES_COLUMN in features_of(dataset)
+
+
+def check_codes(dataset: AnyDataset, length: int, codebook_size: int) -> None:
+    """Raise a `ValueError` if the first rows are no token maps of the tokenizer."""
+    if isinstance(dataset, datasets.Dataset):
+        codes = np.asarray(dataset[:64][CODES_COLUMN])
+    else:
+        codes = np.asarray([row[CODES_COLUMN] for row in dataset.take(64)])
+    if codes.ndim != 2 or codes.shape[1] != length or not np.issubdtype(codes.dtype, np.integer):
+        raise ValueError(
+            f"The column {CODES_COLUMN!r} must hold {length} integers in every row, as the tokenizer's maps."
+        )
+    if codes.min() < 0 or codes.max() >= codebook_size:
+        raise ValueError(
+            f"The column {CODES_COLUMN!r} must hold codes from 0 to {codebook_size - 1}, got values from {codes.min()} to "
+            f"{codes.max()}."
+        )
+
+
+def tokenizer_fingerprint(vqvae: VQVAEModel) -> str:
+    """A short text that changes with everything that decides which codes a tokenizer gives."""
+    digest = hashlib.sha256(json.dumps(vqvae.config.patch_nums).encode())
+    for name, tensor in sorted(vqvae.state_dict().items()):
+        if name.startswith(("encoder.", "quant_conv.", "quantizer.")):
+            digest.update(name.encode() + tensor.float().cpu().numpy().tobytes())
+    return digest.hexdigest()[:16]
+
+
+def codes_fingerprint(source: str) -> str | None:
+    """The tokenizer that made a data set of codes, if the parquet files tell."""
+    files = sorted(glob.glob(source, recursive=True)) if source.endswith(".parquet") else []
+    metadata = (pyarrow.parquet.read_schema(files[0]).metadata or {}) if files else {}
+    value = metadata.get(TOKENIZER_KEY.encode())
+    return None if value is None else json.loads(value)
+
+
+class CodesRows:
+    """
+    Turns a row into `codes` and, with a `label_column`, `class_labels`: see [`codes_rows`].
+    """
+
+    is_random = False
+
+    def __init__(self, label_column: str | None, num_labels: int | None):
+        self.label_column = label_column
+        self.num_labels = num_labels
+
+    def prepare(self, dataset: AnyDataset) -> AnyDataset:
+        """The columns that are needed."""
+        return dataset.select_columns([CODES_COLUMN] + ([self.label_column] if self.label_column else []))
+
+    def __call__(self, row: dict[str, Any], generator: random.Random) -> dict[str, Any]:
+        """The item of a row."""
+        item: dict[str, Any] = {"codes": np.asarray(row[CODES_COLUMN], dtype=np.int64)}
+        if self.label_column is not None:
+            item["class_labels"] = read_label(row, self.label_column, self.num_labels)
+        return item
+
+
+def codes_rows(label_column: str | None = None, num_labels: int | None = None) -> CodesRows:
+    """
+    How the rows of a data set of codes become items.
+
+    Args:
+        label_column (`str`, *optional*): The column of labels.
+        num_labels (`int`, *optional*): Number of classes, to check the labels as they are read.
+    """
+    return CodesRows(label_column, num_labels)
+
+
+@torch.no_grad()
+def tokenized_copies(
+    dataset: AnyDataset,
+    read_row: RowReader,
+    args: TrainingArguments,
+    vqvae: VQVAEModel,
+    copies: int,
+    show_progress: bool,
+) -> datasets.Dataset:
+    """
+    The codes of `copies` augmented copies of every image, as a data set with the columns `codes` and, where the images
+    have labels, `class_labels`.
+
+    Training on them costs less than encoding every batch anew. A resumed run makes the same ones again.
+
+    Raises:
+        `ValueError`: If the images are a stream, whose number is unknown.
+    """
+    if isinstance(dataset, datasets.IterableDataset):
+        raise ValueError("`augmented_copies` must be 0 for a data set that is streamed.")
+    rows = ShuffledRows(dataset, read_row, args.seed)
+    tally = Tally()
+    columns: dict[str, list[torch.Tensor]] = {}
+    number = copies * len(dataset)
+    mininterval = 0.1 if sys.stderr.isatty() else 30
+    starts = range(0, number, args.train_batch_size)
+    for first in tqdm(starts, desc="tokenize", disable=not show_progress, mininterval=mininterval):
+        items, found = rows.read(range(first, min(first + args.train_batch_size, number)))
+        tally.add(found)
+        tally.check(args.max_broken_share)
+        batch = collate(items)
+        *_, codes = vqvae.encode(batch.pop("pixel_values").to(vqvae.device), return_dict=False)
+        batch[CODES_COLUMN] = codes.cpu()
+        for name, values in batch.items():
+            columns.setdefault(name, []).append(values)
+    return datasets.Dataset.from_dict({name: torch.cat(values).numpy() for name, values in columns.items()})

@@ -1,0 +1,178 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Where the rows come from: loading a data set, and finding its columns and labels."""
+
+import glob
+from collections.abc import Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any, cast
+
+import datasets
+import numpy as np
+
+
+AnyDataset = datasets.Dataset | datasets.IterableDataset
+
+# What datasets says of parquet files without rows, and pyarrow of tar files without members.
+EMPTY_MESSAGES = ("corresponds to no data", "Must pass at least one table")
+
+
+def load_source(
+    argument: str, source: str, split: str | None, preferred_splits: Sequence[str], streaming: bool = False
+) -> AnyDataset:
+    """
+    Load the data set that `--train_data` or `--validation_data` names. Its images stay encoded.
+
+    Args:
+        argument (`str`): Name of the argument, for messages.
+        source (`str`): A Hub data set, a folder of images in class folders, or a glob of parquet or tar files.
+        split (`str`, *optional*): Name of the split.
+        preferred_splits (`Sequence[str]`): Where `split` is `None`, the first of these that exists, or the only one.
+        streaming (`bool`, *optional*, defaults to `False`): Whether to read rows as they come, without an index.
+
+    Raises:
+        `ValueError`: If the source does not exist, has no such split or is empty.
+    """
+    # Its overloads want to know at once whether the result is a stream.
+    load_dataset = cast(Any, datasets.load_dataset)
+    if source.endswith((".parquet", ".tar")):
+        files = sorted(glob.glob(source, recursive=True))
+        if not files:
+            raise ValueError(f"`{argument}` = {source!r} matches no file.")
+        builder = "parquet" if source.endswith(".parquet") else "webdataset"
+        load = partial(load_dataset, builder, data_files=files, split="train", streaming=streaming)
+    else:
+        if source.startswith((".", "/", "~")) and not Path(source).is_dir():
+            raise ValueError(f"`{argument}` = {source!r} is no folder.")
+        split = _choose_split(argument, source, split, preferred_splits, streaming)
+        load = partial(load_dataset, source, split=split, streaming=streaming)
+    try:
+        dataset = cast(AnyDataset, load())
+        if not _is_empty(dataset):
+            return undecoded(with_features(dataset))
+    except ValueError as error:
+        if not any(words in str(error) for words in EMPTY_MESSAGES):
+            raise
+    raise ValueError(f"`{argument}` = {source!r} is empty.")
+
+
+def with_features(dataset: AnyDataset) -> AnyDataset:
+    """`dataset` with known features: those of a stream may have to be read off its first rows."""
+    return dataset if isinstance(dataset, datasets.Dataset) else dataset._resolve_features()
+
+
+def undecoded(dataset: AnyDataset) -> AnyDataset:
+    """`dataset` with images as they are stored. Read by `datasets` itself, a single broken one would end the run."""
+    if isinstance(dataset, datasets.IterableDataset):
+        # Besides, this ends the threads that decode remote images ahead.
+        return dataset.decode(False)
+    for name, feature in dataset.features.items():
+        if isinstance(feature, datasets.Image) and feature.decode:
+            dataset = dataset.cast_column(name, datasets.Image(decode=False))
+    return dataset
+
+
+def features_of(dataset: AnyDataset) -> datasets.Features:
+    """The columns and their types."""
+    return cast(datasets.Features, with_features(dataset).features)
+
+
+def find_image_column(dataset: AnyDataset, column: str | None) -> str:
+    """The column of images, or of arrays in their place: `column`, or the only one there is."""
+    features = features_of(dataset)
+    if column is not None:
+        _check_column("image_column", column, features)
+        return column
+    for kind in (datasets.Image, datasets.Array3D):
+        found = [name for name, feature in features.items() if isinstance(feature, kind)]
+        if len(found) == 1:
+            return found[0]
+        if found:
+            break
+    raise ValueError(
+        f"Expected one column of images, found {found or 'none'} among the columns {list(features)}. Name it with "
+        "`image_column`."
+    )
+
+
+def find_label_column(dataset: AnyDataset, column: str | None) -> str:
+    """The column of labels: `column`, or one that is called or typed like labels."""
+    features = features_of(dataset)
+    if column is not None:
+        _check_column("label_column", column, features)
+        return column
+    typed = [name for name, feature in features.items() if isinstance(feature, datasets.ClassLabel)]
+    named = [name for name in ("label", "cls") if name in features]
+    for found in (named, typed):
+        if len(found) == 1:
+            return found[0]
+    raise ValueError(
+        f"Found no column of labels among the columns {list(features)}. Name it with `label_column`, or train without "
+        "classes with `num_labels` 0."
+    )
+
+
+def label_names(dataset: AnyDataset, column: str) -> dict[int, str]:
+    """
+    `id2label` of a column of labels: its names where it has some, its numbers otherwise.
+
+    Raises:
+        `ValueError`: If a stream does not tell how many labels there are.
+    """
+    feature = features_of(dataset)[column]
+    if isinstance(feature, datasets.ClassLabel):
+        return dict(enumerate(feature.names))
+    if isinstance(dataset, datasets.IterableDataset):
+        raise ValueError(
+            f"`label_column` = {column!r} of a stream does not tell how many labels there are: set `num_labels`."
+        )
+    return {label: str(label) for label in range(max(dataset[column]) + 1)}
+
+
+def check_labels(dataset: AnyDataset, column: str, num_labels: int) -> None:
+    """
+    Raise a `ValueError` if a label of `column` is not one of `num_labels` classes. Those of a stream are looked at
+    when their rows are read.
+    """
+    if isinstance(dataset, datasets.IterableDataset):
+        return
+    labels = np.asarray(dataset[column])
+    if not np.issubdtype(labels.dtype, np.integer):
+        raise ValueError(f"`label_column` = {column!r} must hold integers, got {dataset.features[column]}.")
+    lowest, highest = labels.min(), labels.max()
+    if lowest < 0 or highest >= num_labels:
+        raise ValueError(
+            f"`label_column` = {column!r} must hold labels from 0 to {num_labels - 1}, got values from {lowest} to "
+            f"{highest}."
+        )
+
+
+def _is_empty(dataset: AnyDataset) -> bool:
+    if isinstance(dataset, datasets.Dataset):
+        return len(dataset) == 0
+    # The first image may be broken, so the peek must not decode it.
+    peeked = dataset if dataset.features is None else dataset.decode(False)
+    return next(iter(peeked), None) is None
+
+
+def _choose_split(
+    argument: str, source: str, split: str | None, preferred_splits: Sequence[str], streaming: bool
+) -> str:
+    try:
+        splits = datasets.get_dataset_split_names(source)
+    except FileNotFoundError as error:
+        raise ValueError(f"`{argument}` = {source!r} cannot be loaded: {error}") from error
+    if split is None:
+        found = [name for name in preferred_splits if name in splits] or (splits if len(splits) == 1 else [])
+        if not found:
+            raise ValueError(f"`{argument}` = {source!r} has the splits {splits}: choose one of them.")
+        return found[0]
+    # A slice such as train[:100] is a split, too, except in a stream.
+    if (split if streaming else split.split("[")[0]) not in splits:
+        raise ValueError(f"`{argument}` = {source!r} has the splits {splits}, not {split!r}.")
+    return split
+
+
+def _check_column(argument: str, column: str, features: datasets.Features) -> None:
+    if column not in features:
+        raise ValueError(f"`{argument}` = {column!r} is not among the columns {list(features)}.")
