@@ -32,6 +32,15 @@ class TrainingArguments:
     label_column: str | None = field(
         default=None, metadata={"help": "default: label, cls or the only column of labels"}
     )
+    streaming: bool = field(
+        default=False, metadata={"help": "read the data set as it comes instead of downloading and indexing it first"}
+    )
+    shuffle_buffer_size: int = field(
+        default=4096, metadata={"help": "rows that a streamed data set is shuffled in at a time, per loading process"}
+    )
+    max_broken_share: float = field(
+        default=0.01, metadata={"help": "stop when more than this share of the images cannot be read"}
+    )
     interpolation: str = field(default="lanczos", metadata={"help": "lanczos, bicubic, bilinear, hamming or box"})
     resize_ratio: float = field(
         default=1.125, metadata={"help": "images cover this many times the size they are cut to"}
@@ -58,6 +67,10 @@ class TrainingArguments:
         default=0.999, metadata={"help": "of the averaged weights, which are saved; 0: no average"}
     )
     mixed_precision: str = field(default="no", metadata={"help": "no, fp16 or bf16"})
+    gradient_checkpointing: bool = field(
+        default=False, metadata={"help": "compute activations twice instead of keeping them"}
+    )
+    torch_compile: bool = field(default=False, metadata={"help": "compile the model with torch.compile"})
     seed: int = field(default=0, metadata={"help": "fixes the initial weights, the data's order and all random draws"})
 
     # Run
@@ -68,9 +81,10 @@ class TrainingArguments:
     )
     validation_steps: int = field(default=0, metadata={"help": "validate this often; 0: at the end only"})
     logging_steps: int = field(default=10, metadata={"help": "write the loss to train_log.jsonl this often"})
-    report_to: str | None = field(default=None, metadata={"help": "a tracker of Accelerate, such as tensorboard"})
+    report_to: str = field(default="tensorboard", metadata={"help": "a tracker of Accelerate, or none"})
     push_to_hub: bool = field(default=False, metadata={"help": "upload the result"})
     hub_model_id: str | None = field(default=None, metadata={"help": "default: the name of output_dir"})
+    license: str | None = field(default=None, metadata={"help": "licence of the weights, for the model card"})
 
     def __post_init__(self):
         for name in ("max_train_steps", "train_batch_size", "gradient_accumulation_steps", "logging_steps"):
@@ -81,12 +95,50 @@ class TrainingArguments:
                 raise ValueError(f"`{name}` must be at least 0, got {getattr(self, name)}.")
         if self.learning_rate <= 0:
             raise ValueError(f"`learning_rate` must be positive, got {self.learning_rate}.")
+        if self.shuffle_buffer_size < 1:
+            raise ValueError(f"`shuffle_buffer_size` must be at least 1, got {self.shuffle_buffer_size}.")
+        if not 0 <= self.max_broken_share <= 1:
+            raise ValueError(f"`max_broken_share` must be a share from 0 to 1, got {self.max_broken_share}.")
         if not 0 <= self.ema_decay < 1:
             raise ValueError(f"`ema_decay` must be at least 0 and below 1, got {self.ema_decay}.")
         if self.mixed_precision not in ("no", "fp16", "bf16"):
             raise ValueError(f"`mixed_precision` must be no, fp16 or bf16, got {self.mixed_precision!r}.")
         if self.checkpoints_total_limit < 1:
             raise ValueError(f"`checkpoints_total_limit` must be at least 1, got {self.checkpoints_total_limit}.")
+
+
+@dataclass
+class AdversaryArguments:
+    """Arguments of the adversarial part of an objective."""
+
+    adversarial_weight: float = field(default=0.0, metadata={"help": "weight of the discriminator's judgement"})
+    discriminator: str = field(default="patchgan", metadata={"help": "patchgan or stylegan"})
+    discriminator_channels: int = field(default=64, metadata={"help": "width of its first layer"})
+    discriminator_layers: int = field(default=3, metadata={"help": "downsampling layers of a patchgan"})
+    discriminator_start: int = field(default=0, metadata={"help": "step from which on the discriminator is trained"})
+    discriminator_ramp_steps: int = field(
+        default=0, metadata={"help": "steps after that over which its weight in the tokenizer's loss rises from zero"}
+    )
+    discriminator_learning_rate: float | None = field(default=None, metadata={"help": "default: learning_rate"})
+    discriminator_adam_beta1: float = 0.5
+    adversarial_loss: str = field(default="hinge", metadata={"help": "hinge or non_saturating"})
+    adaptive_weight: bool = field(
+        default=True, metadata={"help": "balance the gradients of reconstruction and judgement, as VQGAN does"}
+    )
+    adaptive_weight_min: float = 0.0
+    adaptive_weight_max: float = 1e4
+    r1_weight: float = field(default=0.0, metadata={"help": "weight of the penalty on gradients at real images"})
+    lecam_weight: float = field(default=0.0, metadata={"help": "weight of the LeCam regularisation"})
+    diffaugment: list[str] = field(
+        default_factory=list, metadata={"help": "what the discriminator's images go through: color translation cutout"}
+    )
+
+    def __post_init__(self):
+        # What remains is checked where it is used, at the start of the run as well.
+        getattr(super(), "__post_init__", lambda: None)()
+        for name in ("adversarial_weight", "discriminator_start", "discriminator_ramp_steps"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"`{name}` must be at least 0, got {getattr(self, name)}.")
 
 
 ArgumentsType = TypeVar("ArgumentsType", bound=TrainingArguments)
@@ -140,7 +192,7 @@ def parse_arguments(arguments_class: type[ArgumentsType], argv: Sequence[str]) -
     parser = HfArgumentParser(
         cast(Any, arguments_class), allow_abbrev=False, usage="%(prog)s [RECIPE.yaml] [--key value ...]"
     )
-    known = {option.lstrip("-") for action in parser._actions for option in action.option_strings}
+    known = {action.dest for action in parser._actions}
     arguments = list(argv)
     recipe_arguments: list[str] = []
     if arguments and not arguments[0].startswith("-"):
@@ -157,12 +209,25 @@ def parse_arguments(arguments_class: type[ArgumentsType], argv: Sequence[str]) -
     return args
 
 
-def _recipe_arguments(path: str, known: set[str]) -> list[str]:
+def read_recipe(path: str | Path) -> dict[str, Any]:
+    """
+    The arguments that a recipe sets. Its key `base` names another recipe, by a path from its own folder, whose arguments
+    it changes and adds to.
+
+    Raises:
+        `ValueError`: If a file is missing or is no list of arguments.
+    """
     if not Path(path).is_file():
-        raise ValueError(f"The recipe {path!r} is not a file. The first argument is a recipe or begins with --.")
+        raise ValueError(f"The recipe {str(path)!r} is not a file. The first argument is a recipe or begins with --.")
     recipe = yaml.safe_load(Path(path).read_text(encoding="utf-8")) or {}
     if not isinstance(recipe, dict):
-        raise ValueError(f"The recipe {path!r} must be a list of lines `key: value`, got {type(recipe).__name__}.")
+        raise ValueError(f"The recipe {str(path)!r} must be lines `key: value`, got {type(recipe).__name__}.")
+    base = recipe.pop("base", None)
+    return recipe if base is None else read_recipe(Path(path).parent / str(base)) | recipe
+
+
+def _recipe_arguments(path: str, known: set[str]) -> list[str]:
+    recipe = read_recipe(path)
     arguments = []
     for key, value in recipe.items():
         if key not in known:

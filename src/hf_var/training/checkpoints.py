@@ -45,21 +45,29 @@ def save_checkpoint(accelerator: Accelerator, output_dir: str | Path, step: int,
     """
     Save everything that was prepared or registered with `accelerator`, and remove all but the newest checkpoints.
 
-    A checkpoint is written under another name and renamed when it is complete, so that a run which is killed while
-    saving finds the checkpoint before.
+    A checkpoint is written under another name and renamed when it is complete, and renamed before it is removed: a run
+    may be killed at any moment, and whatever is called a checkpoint is a whole one.
     """
     folder = Path(output_dir) / "checkpoints" / f"{PREFIX}{step:08d}"
     unfinished = folder.with_name(f"unfinished-{folder.name}")
     if accelerator.is_main_process:
-        shutil.rmtree(unfinished, ignore_errors=True)
+        for leftover in folder.parent.glob("unfinished-*"):
+            shutil.rmtree(leftover)
     accelerator.wait_for_everyone()
     accelerator.save_state(str(unfinished))
     accelerator.wait_for_everyone()
     if accelerator.is_main_process:
-        shutil.rmtree(folder, ignore_errors=True)
+        if folder.exists():
+            _remove(folder)
         os.replace(unfinished, folder)
         for old in checkpoint_folders(output_dir)[:-total_limit]:
-            shutil.rmtree(old)
+            _remove(old)
+
+
+def _remove(folder: Path) -> None:
+    removed = folder.with_name(f"unfinished-removed-{folder.name}")
+    os.replace(folder, removed)
+    shutil.rmtree(removed)
 
 
 class TrainingLog:
@@ -77,12 +85,20 @@ class TrainingLog:
         self.is_active = is_active
         if is_active:
             self.path.parent.mkdir(parents=True, exist_ok=True)
-            lines = self.path.read_text().splitlines() if first_step > 0 and self.path.exists() else []
-            kept = [line for line in lines if json.loads(line)["step"] <= first_step]
-            self.path.write_text("".join(f"{line}\n" for line in kept))
+            # Whole lines alone: a run that was killed while writing leaves a part of one.
+            lines = self.path.read_text().splitlines(keepends=True) if first_step > 0 and self.path.exists() else []
+            kept = [line for line in lines if line.endswith("\n") and json.loads(line)["step"] <= first_step]
+            shortened = self.path.with_suffix(".unfinished")
+            shortened.write_text("".join(kept))
+            os.replace(shortened, self.path)
 
     def write(self, step: int, **values: Any) -> None:
         """Add a line."""
         if self.is_active:
             with self.path.open("a") as file:
                 file.write(json.dumps({"step": step, **values}) + "\n")
+
+    def last(self, name: str) -> Any:
+        """The newest value of a figure, `None` if there is none."""
+        lines = [json.loads(line) for line in self.path.read_text().splitlines() if f'"{name}"' in line]
+        return lines[-1][name] if lines else None

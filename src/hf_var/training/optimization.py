@@ -6,6 +6,7 @@ from contextlib import contextmanager
 from typing import Protocol
 
 import torch
+from accelerate import Accelerator
 from torch import nn
 
 from .arguments import TrainingArguments
@@ -16,7 +17,9 @@ UNDECAYED_NAMES = ("position", "level_embedding", "offset")
 
 
 class AveragedWeights(Protocol):
-    """What `averaged_weights` needs of an exponential moving average: diffusers' `EMAModel` has it."""
+    """What is needed here of an exponential moving average of parameters: diffusers' `EMAModel` has it."""
+
+    shadow_params: list[torch.Tensor]
 
     def store(self, parameters) -> None: ...
 
@@ -25,8 +28,18 @@ class AveragedWeights(Protocol):
     def restore(self, parameters) -> None: ...
 
 
-def make_optimizer(model: nn.Module, args: TrainingArguments) -> torch.optim.AdamW:
-    """AdamW whose weight decay acts on matrices and convolutions alone."""
+def make_optimizer(
+    model: nn.Module, args: TrainingArguments, learning_rate: float | None = None, beta1: float | None = None
+) -> torch.optim.AdamW:
+    """
+    AdamW whose weight decay acts on matrices and convolutions alone.
+
+    Args:
+        model (`nn.Module`): Its parameters that need a gradient are optimized.
+        args ([`TrainingArguments`]): Weight decay, learning rate and betas.
+        learning_rate (`float`, *optional*): In place of that of `args`.
+        beta1 (`float`, *optional*): In place of that of `args`.
+    """
     decayed, undecayed = [], []
     for name, parameter in model.named_parameters():
         if parameter.requires_grad:
@@ -37,7 +50,28 @@ def make_optimizer(model: nn.Module, args: TrainingArguments) -> torch.optim.Ada
         {"params": undecayed, "weight_decay": 0.0},
     ]
     # One kernel for all parameters: with small models the loop over them takes longer than the arithmetic.
-    return torch.optim.AdamW(groups, lr=args.learning_rate, betas=(args.adam_beta1, args.adam_beta2), fused=True)
+    betas = (args.adam_beta1 if beta1 is None else beta1, args.adam_beta2)
+    return torch.optim.AdamW(groups, lr=learning_rate or args.learning_rate, betas=betas, fused=True)
+
+
+def clip_gradients(
+    accelerator: Accelerator, optimizer: torch.optim.Optimizer, model: nn.Module, max_norm: float
+) -> None:
+    """
+    Scale the gradients of `model` down to `max_norm`, at the end of an optimizer step.
+
+    `Accelerator.clip_grad_norm_` takes the loss scale of fp16 out of the gradients of all optimizers at once. Where there
+    are two, what the second one has accumulated so far would lose its scale twice.
+
+    Args:
+        accelerator (`Accelerator`): Knows the loss scale and whether a step ends.
+        optimizer (`AcceleratedOptimizer`): The prepared optimizer of `model`.
+        model (`nn.Module`): The model.
+        max_norm (`float`): Largest norm of all gradients together.
+    """
+    if accelerator.sync_gradients:
+        accelerator.unscale_gradients(optimizer)
+        torch.nn.utils.clip_grad_norm_(model.parameters(), max_norm)
 
 
 @contextmanager
@@ -53,3 +87,22 @@ def averaged_weights(average: AveragedWeights | None, model: nn.Module) -> Itera
         yield model
     finally:
         average.restore(parameters)
+
+
+@torch.no_grad()
+def restart_average(
+    average: AveragedWeights, model: nn.Module, parameter: nn.Parameter, rows: torch.Tensor | None = None
+) -> None:
+    """
+    Let the average of `parameter` of `model` begin at its present value, because it jumped.
+
+    Args:
+        average (`EMAModel`): Average of `model.parameters()`.
+        model (`nn.Module`): The model.
+        parameter (`nn.Parameter`): One of its parameters.
+        rows (`torch.LongTensor`, *optional*): Only these rows jumped.
+    """
+    index = next(index for index, other in enumerate(model.parameters()) if other is parameter)
+    shadow = average.shadow_params[index]
+    chosen = slice(None) if rows is None else rows
+    shadow[chosen] = parameter[chosen].to(shadow)

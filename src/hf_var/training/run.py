@@ -2,21 +2,42 @@
 """The bookkeeping of a training run: resuming, losses, progress, log and checkpoints."""
 
 import math
+import shutil
 import sys
+import time
+from collections.abc import Mapping
 from dataclasses import asdict
+from pathlib import Path
 from typing import Any, cast
 
+import numpy as np
 import torch
 from accelerate import Accelerator
+from matplotlib.figure import Figure
+from PIL import Image
 from tqdm.auto import tqdm
 
 from .arguments import TrainingArguments
 from .checkpoints import TrainingLog, checkpoint_step, find_checkpoint, save_checkpoint
 
 
+def make_accelerator(args: TrainingArguments) -> Accelerator:
+    """The `Accelerator` that `args` describe."""
+    return Accelerator(
+        mixed_precision=args.mixed_precision,
+        gradient_accumulation_steps=args.gradient_accumulation_steps,
+        log_with=None if args.report_to == "none" else args.report_to,
+        project_dir=args.output_dir,
+        dynamo_backend="inductor" if args.torch_compile else None,
+    )
+
+
 class TrainingRun:
     """
     Counts optimizer steps and does what is due after each.
+
+    Figures are kept on their device and read when they are logged, saved or judged, so that other steps need not wait
+    for it.
 
     Args:
         accelerator (`Accelerator`): Everything that a checkpoint must hold is prepared or registered with it before
@@ -31,11 +52,15 @@ class TrainingRun:
         self.checkpoint = find_checkpoint(args.output_dir, args.resume_from_checkpoint)
         self.step = 0 if self.checkpoint is None else checkpoint_step(self.checkpoint)
         self.log = TrainingLog(args.output_dir, self.step, accelerator.is_main_process)
-        self._losses: list[torch.Tensor] = []
-        if args.report_to is not None:
-            # Trackers know no lists.
+        self._figures: list[dict[str, torch.Tensor]] = []
+        self._unchecked_losses: list[torch.Tensor] = []
+        self._shown: dict[str, str] = {}
+        self._clock, self._clock_step = time.perf_counter(), self.step
+        if accelerator.log_with:
+            # Trackers know no lists. What a stopped run logged after its last checkpoint is logged again.
             values = {key: value for key, value in asdict(args).items() if isinstance(value, (str, int, float))}
-            accelerator.init_trackers(name, config=values)
+            options = {"tensorboard": {"purge_step": self.step + 1}}
+            accelerator.init_trackers(name, config=values, init_kwargs=options)
         self.progress = tqdm(
             total=args.max_train_steps,
             initial=self.step,
@@ -50,44 +75,116 @@ class TrainingRun:
         if self.checkpoint is not None:
             self.accelerator.load_state(str(self.checkpoint))
 
-    def add_loss(self, loss: torch.Tensor) -> None:
-        """Note the loss of one forward pass."""
-        self._losses.append(loss.detach())
+    def add(self, loss: torch.Tensor, **figures: torch.Tensor) -> None:
+        """Note the loss, and other figures, of one forward pass."""
+        self._figures.append({name: value.detach() for name, value in {"loss": loss, **figures}.items()})
 
-    def finish_step(self, learning_rate: float, **figures: float) -> None:
+    def finish_step(self, learning_rate: float, **counts: int) -> None:
         """
-        Count an optimizer step, and log and save what is due.
+        Count an optimizer step, and log it if it is time to, with `counts` of this process added up over all.
 
         Raises:
-            `ValueError`: If the loss is not finite.
+            `ValueError`: If a loss since the last time was not finite.
         """
-        args = self.args
         self.step += 1
-        mean_loss = cast(torch.Tensor, self.accelerator.reduce(torch.stack(self._losses).mean(), reduction="mean"))
-        loss = mean_loss.item()
-        self._losses.clear()
-        if not math.isfinite(loss):
-            raise ValueError(
-                f"The loss is {loss} at step {self.step}. Checkpoints of earlier steps are left as they were; try a "
-                f"`learning_rate` below {args.learning_rate}, more `lr_warmup_steps` or `mixed_precision` no."
-            )
+        names = list(self._figures[0])
+        step_figures = torch.stack(
+            [torch.stack([figures[name].float() for name in names]) for figures in self._figures]
+        ).mean(dim=0)  # (figures,)
+        self._figures.clear()
+        self._unchecked_losses.append(step_figures[0])
         self.progress.update()
-        self.progress.set_postfix(loss=f"{loss:.4f}", refresh=False)
-        if self.step % args.logging_steps == 0 or self.is_finished:
-            self.write(loss=loss, learning_rate=learning_rate, **figures)
-        if args.checkpointing_steps > 0 and self.step % args.checkpointing_steps == 0:
-            save_checkpoint(self.accelerator, args.output_dir, self.step, args.checkpoints_total_limit)
+        if self.step % self.args.logging_steps == 0 or self.is_finished:
+            self.check_losses()
+            means = cast(torch.Tensor, self.accelerator.reduce(step_figures, reduction="mean")).tolist()
+            # Validation and checkpoints restart the clock.
+            seconds, steps = time.perf_counter() - self._clock, self.step - self._clock_step
+            figures = dict(zip(names, means, strict=True)) | {"learning_rate": learning_rate}
+            for name, count in counts.items():
+                total = self.accelerator.reduce(torch.tensor(count, device=self.accelerator.device), reduction="sum")
+                figures[name] = int(cast(torch.Tensor, total))
+            shown = {"loss": f"{means[0]:.4f}"}
+            if steps > 0:
+                figures["images_per_second"] = steps * self.images_per_step / seconds
+                shown["images/s"] = f"{figures['images_per_second']:.0f}"
+            self.write(figures)
+            self.show(**shown)
+            self.restart_clock()
 
-    def write(self, **figures: Any) -> None:
+    def save_if_due(self) -> None:
+        """Write a checkpoint if it is time to."""
+        if self.args.checkpointing_steps > 0 and self.step % self.args.checkpointing_steps == 0:
+            self.check_losses()
+            save_checkpoint(self.accelerator, self.args.output_dir, self.step, self.args.checkpoints_total_limit)
+            self.restart_clock()
+
+    def check_losses(self) -> None:
+        """Raise a `ValueError` if a loss since the last check was not finite, in any process."""
+        if not self._unchecked_losses:
+            return
+        losses = cast(torch.Tensor, self.accelerator.reduce(torch.stack(self._unchecked_losses), reduction="mean"))
+        first_step = self.step - len(losses) + 1
+        self._unchecked_losses.clear()
+        for step, loss in enumerate(losses.tolist(), start=first_step):
+            if not math.isfinite(loss):
+                raise ValueError(
+                    f"The loss is {loss} at step {step}. Checkpoints of earlier steps are left as they were; try a "
+                    f"`learning_rate` below {self.args.learning_rate}, more `lr_warmup_steps` or `mixed_precision` no."
+                )
+
+    def write(self, figures: Mapping[str, Any]) -> None:
         """Write figures to the log and to the trackers."""
         self.log.write(self.step, **figures)
-        if self.args.report_to is not None:
-            self.accelerator.log(figures, step=self.step)
+        if self.accelerator.log_with:
+            self.accelerator.log(dict(figures), step=self.step)
+
+    def write_picture(self, name: str, picture: Image.Image | Figure) -> None:
+        """
+        Save `name`.png in the output folder and, with the step, in its `pictures/`, and show it to the trackers. For the
+        main process.
+        """
+        folder = Path(self.args.output_dir) / "pictures"
+        folder.mkdir(parents=True, exist_ok=True)
+        path = folder / f"{name}-{self.step:08d}.png"
+        if isinstance(picture, Figure):
+            picture.savefig(path)
+        else:
+            picture.save(path)
+        shutil.copyfile(path, folder.parent / f"{name}.png")
+        image = Image.open(path).convert("RGB")
+        for tracker in self.accelerator.trackers:
+            # The two that take pictures take them in different forms.
+            if tracker.name == "tensorboard":
+                cast(Any, tracker).log_images({name: np.asarray(image)[None]}, self.step, dataformats="NHWC")
+            elif tracker.name == "wandb":
+                cast(Any, tracker).log_images({name: [image]}, self.step)
+
+    def show(self, **figures: str) -> None:
+        """Show figures beside the progress bar, with those that it shows already."""
+        if not self.progress.disable:
+            self._shown |= figures
+            self.progress.set_postfix(self._shown, refresh=False)
+
+    def restart_clock(self) -> None:
+        """Leave the time until now out of the images per second."""
+        self._clock, self._clock_step = time.perf_counter(), self.step
+
+    @property
+    def images_per_step(self) -> int:
+        """Images of an optimizer step, of all processes."""
+        args = self.args
+        return args.train_batch_size * args.gradient_accumulation_steps * self.accelerator.num_processes
+
+    @property
+    def position(self) -> int:
+        """Global number of the next forward pass, the same however the passes of a step are split over processes."""
+        passes = self.step * self.args.gradient_accumulation_steps + len(self._figures)
+        return passes * self.accelerator.num_processes + self.accelerator.process_index
 
     @property
     def begins_step(self) -> bool:
         """Whether the next forward pass is the first one of an optimizer step."""
-        return len(self._losses) == 0
+        return len(self._figures) == 0
 
     @property
     def is_finished(self) -> bool:
