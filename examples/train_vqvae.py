@@ -7,7 +7,7 @@ arguments. The result is a folder for `VQVAEModel.from_pretrained` and for `--vq
 
 On one or many GPUs:
 
-    accelerate launch examples/train_vqvae.py examples/recipes/vqvae_digits.yaml --train_data user/images \
+    accelerate launch examples/train_vqvae.py examples/recipes/vqvae_imagenet256.yaml --train_data user/images \
         --output_dir outputs/vqvae --mixed_precision bf16
 
 On a laptop's CPU, in a minute:
@@ -18,7 +18,7 @@ On a laptop's CPU, in a minute:
 
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 import torch
@@ -26,14 +26,31 @@ from accelerate import Accelerator
 from accelerate.utils import set_seed
 from diffusers.optimization import get_scheduler
 from diffusers.training_utils import EMAModel
-from torch.nn import functional
-from torch.utils.data import DataLoader
+from torch import nn
 
 from hf_var import VQVAEConfig, VQVAEModel
-from hf_var.training import codebook, data
-from hf_var.training.arguments import TrainingArguments, given_config_fields, parse_arguments, with_config_fields
-from hf_var.training.optimization import averaged_weights, make_optimizer
-from hf_var.training.run import TrainingRun
+from hf_var.autoencoders import VQVAEOutput
+from hf_var.training import codebook, data, pictures
+from hf_var.training.adversarial import make_adversary
+from hf_var.training.arguments import (
+    AdversaryArguments,
+    TrainingArguments,
+    given_config_fields,
+    parse_arguments,
+    with_config_fields,
+)
+from hf_var.training.losses import PerceptualLoss, reconstruction_loss
+from hf_var.training.metrics import ReconstructionMetrics, load_feature_extractor
+from hf_var.training.model_card import create_repository, push_result, write_model_card
+from hf_var.training.optimization import averaged_weights, clip_gradients, make_optimizer, restart_average
+from hf_var.training.run import TrainingRun, make_accelerator
+from hf_var.training.statistics import CodeStatistics, residual_energy
+
+
+# What is drawn of the log, where the run has it.
+CURVES = ("reconstruction_loss", "adversarial_weight", "usage", "validation_psnr")
+# What may be changed in fine-tuning: all else belongs to the weights.
+FREE_CONFIG_FIELDS = ("dropout", "commitment_loss_weight", "codebook_loss_weight")
 
 
 # --------------------------------------------------------------------------------------------------------------------
@@ -41,21 +58,44 @@ from hf_var.training.run import TrainingRun
 
 
 @dataclass
-class VQVAETrainingArguments(TrainingArguments):
+class VQVAETrainingArguments(AdversaryArguments, TrainingArguments):
     """Arguments of this script alone."""
 
     pretrained_vqvae: str | None = field(default=None, metadata={"help": "folder or repository to start from"})
+    channels_last: bool = field(default=False, metadata={"help": "memory format of the convolutions"})
+
+    # Reconstruction
     l1_weight: float = field(default=0.0, metadata={"help": "weight of the mean absolute error of the pixels"})
     l2_weight: float = field(default=1.0, metadata={"help": "weight of the mean squared error of the pixels"})
+    lpips_weight: float = field(default=0.0, metadata={"help": "weight of the perceptual distance LPIPS"})
+    lpips_weights: str | None = field(
+        default=None,
+        metadata={"help": "file of torchvision's VGG16 weights; default: downloaded; random: for tests"},
+    )
     quantizer_weight: float = field(default=1.0, metadata={"help": "weight of the codebook and commitment terms"})
+
+    # Codebook
     unquantized_steps: int = field(
         default=0, metadata={"help": "first steps, in which the features are not quantized"}
     )
     kmeans_images: int = field(
         default=0, metadata={"help": "images for a k-means start of the codebook after unquantized_steps; 0: none"}
     )
-    restart_steps: int = field(default=0, metadata={"help": "move dead codes this often; 0: never"})
-    restart_until: float = field(default=0.7, metadata={"help": "stop moving them after this share of the training"})
+    codebook_update: str = field(default="gradient", metadata={"help": "gradient, or ema for moving averages"})
+    codebook_decay: float = field(default=0.99, metadata={"help": "of the moving averages"})
+    codebook_window: int = field(
+        default=100, metadata={"help": "steps over which the codes' use is counted before dead ones are moved"}
+    )
+    restart_until: float = field(
+        default=0.0, metadata={"help": "move dead codes during this share of the training; 0: never"}
+    )
+
+    # Validation
+    validation_images: int | None = field(default=None, metadata={"help": "default: all"})
+    rfid_extractor: str | None = field(
+        default=None, metadata={"help": "inception, or package.module:function that makes another extractor"}
+    )
+    rfid_weights: str | None = field(default=None, metadata={"help": "file of the weights of inception"})
 
     def __post_init__(self):
         super().__post_init__()
@@ -64,6 +104,17 @@ class VQVAETrainingArguments(TrainingArguments):
                 "`l1_weight` and `l2_weight` must be at least 0, and one of them positive, got "
                 f"{self.l1_weight} and {self.l2_weight}."
             )
+        for name in ("quantizer_weight", "lpips_weight", "unquantized_steps", "kmeans_images"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"`{name}` must be at least 0, got {getattr(self, name)}.")
+        if self.codebook_update not in ("gradient", "ema"):
+            raise ValueError(f"`codebook_update` must be gradient or ema, got {self.codebook_update!r}.")
+        if not 0 <= self.codebook_decay < 1:
+            raise ValueError(f"`codebook_decay` must be at least 0 and below 1, got {self.codebook_decay}.")
+        if self.codebook_window < 1:
+            raise ValueError(f"`codebook_window` must be at least 1, got {self.codebook_window}.")
+        if self.validation_images is not None and self.validation_images < 1:
+            raise ValueError(f"`validation_images` must be at least 1, got {self.validation_images}.")
 
 
 def make_config(args: VQVAETrainingArguments) -> VQVAEConfig:
@@ -72,53 +123,150 @@ def make_config(args: VQVAETrainingArguments) -> VQVAEConfig:
         return VQVAEConfig(**given)
     config = VQVAEConfig.from_pretrained(args.pretrained_vqvae)
     for name, value in given.items():
-        if getattr(config, name) != value:
+        if name in FREE_CONFIG_FIELDS:
+            setattr(config, name, value)
+        elif getattr(config, name) != value:
             raise ValueError(f"`{name}` is {getattr(config, name)} in `pretrained_vqvae`, got {value}.")
     return config
 
 
 # --------------------------------------------------------------------------------------------------------------------
-# Data
+# Data, model and adversary
 
 
 def make_row_reader(args: VQVAETrainingArguments, config: VQVAEConfig, dataset, augment: bool):
     if data.is_codes_dataset(dataset):
         raise ValueError("A tokenizer is trained on images, but the data set has a column of codes.")
-    transform = data.image_transform(args, config.image_size, config.in_channels, augment)
-    return data.image_row(data.find_image_column(dataset, args.image_column), None, transform)
+    return data.image_rows(args, dataset, config.image_size, config.in_channels, augment)
+
+
+def make_model(args: VQVAETrainingArguments, config: VQVAEConfig) -> VQVAEModel:
+    if args.pretrained_vqvae is None:
+        vqvae = VQVAEModel(config)
+    else:
+        vqvae = VQVAEModel.from_pretrained(args.pretrained_vqvae, config=config, dtype=torch.float32)
+    if args.gradient_checkpointing:
+        vqvae.gradient_checkpointing_enable()
+    return vqvae.train()
+
+
+def make_scheduler(optimizer: torch.optim.Optimizer, args: VQVAETrainingArguments):
+    return get_scheduler(
+        args.lr_scheduler,
+        optimizer,
+        num_warmup_steps=args.lr_warmup_steps,
+        num_training_steps=args.max_train_steps,
+    )
 
 
 # --------------------------------------------------------------------------------------------------------------------
-# Losses and validation
-
-
-def reconstruction_loss(
-    sample: torch.Tensor, target: torch.Tensor, l1_weight: float, l2_weight: float
-) -> torch.Tensor:
-    sample = sample.float()
-    loss = l2_weight * functional.mse_loss(sample, target)
-    return loss if l1_weight == 0 else loss + l1_weight * functional.l1_loss(sample, target)
+# Validation
 
 
 @torch.no_grad()
-def log_validation(vqvae: VQVAEModel, loader: DataLoader, accelerator: Accelerator) -> dict[str, float]:
-    """Peak signal-to-noise ratio, averaged over the images, and the share of codes that each scale uses."""
+def validate(
+    vqvae: VQVAEModel,
+    batches: data.ValidationBatches,
+    run: TrainingRun,
+    perceptual_loss: nn.Module | None,
+    feature_extractor: nn.Module | None,
+) -> dict[str, float]:
+    """Measure the tokenizer on the validation images, and draw some of them and the codes' use."""
+    accelerator, num_scales = run.accelerator, len(vqvae.config.scale_lengths)
     vqvae.eval()
-    ratios, codes = [], []
-    for batch in loader:
+    metrics = ReconstructionMetrics(perceptual_loss, feature_extractor).to(accelerator.device)
+    statistics = CodeStatistics(vqvae.config)
+    energy = torch.zeros(num_scales + 1, device=accelerator.device)
+    first = None
+    for batch in batches:
         pixel_values = batch["pixel_values"].to(accelerator.device)
-        codes.append(vqvae.encode(pixel_values).codes)
-        errors = (vqvae.decode(codes[-1]).sample.float() - pixel_values).square().mean(dim=(1, 2, 3))
-        ratios.append(10 * torch.log10(4 / errors.clamp(min=1e-10)))  # pixels span 2
+        encoded = vqvae.encode(pixel_values)
+        metrics.update(pixel_values, vqvae.decode(encoded.codes).sample)
+        statistics.count(encoded.codes)
+        energy += residual_energy(vqvae, encoded.features, encoded.codes)
+        first = pixel_values[:8] if first is None else first
+    energy = accelerator.reduce(energy, reduction="sum")
+    figures = {**metrics.compute(), **statistics.figures()}
+    for scale, left in enumerate((energy[1:] / energy[0]).tolist()):
+        figures[f"residual_energy_{scale}"] = left
+    if accelerator.is_main_process and first is not None:
+        run.write_picture("reconstructions", pictures.reconstruction_grid(vqvae, first))
+        usage = [figures[f"usage_{scale}"] for scale in range(num_scales)]
+        perplexity = [figures[f"perplexity_{scale}"] / vqvae.config.codebook_size for scale in range(num_scales)]
+        plot = pictures.usage_plot(vqvae.config.patch_nums, usage, perplexity, statistics.reachable())
+        run.write_picture("codes", plot)
     vqvae.train()
-    figures = {"validation_psnr": torch.cat(ratios).mean().item()}
-    for scale, scale_codes in enumerate(torch.cat(codes).split(vqvae.config.scale_lengths, dim=1)):
-        figures[f"validation_usage_{scale}"] = len(scale_codes.unique()) / vqvae.config.codebook_size
+    return figures
+
+
+# --------------------------------------------------------------------------------------------------------------------
+# Codebook
+
+
+def start_codebook(
+    args: VQVAETrainingArguments, vqvae: VQVAEModel, batches: data.TrainingBatches, accelerator: Accelerator
+) -> None:
+    """k-means on the features of the first images."""
+    pixel_values = batches.first_items(args.kmeans_images)["pixel_values"]
+    vqvae.eval()
+    with torch.no_grad(), accelerator.autocast():
+        parts = [part.to(accelerator.device) for part in pixel_values.split(args.train_batch_size)]
+        features = torch.cat([vqvae.encode(part).features for part in parts])
+    vqvae.train()
+    codebook.initialize_codebook(vqvae, features, args.seed)
+
+
+def restart_averages(
+    vqvae: VQVAEModel,
+    average: EMAModel | None,
+    moving_average: codebook.MovingAverageCodebook | None,
+    codes: torch.Tensor | None = None,
+) -> None:
+    """Codes that jumped (all, if `None`) are not averaged with what they were before."""
+    if moving_average is not None:
+        moving_average.restart(codes)
+    if average is not None:
+        restart_average(average, vqvae, vqvae.quantizer.codebook.weight, codes)
+
+
+def codes_figures(
+    vqvae: VQVAEModel, statistics: CodeStatistics, output: VQVAEOutput, accelerator: Accelerator, window: int
+) -> dict[str, float]:
+    """How the codes were used since the last window, for the log, and for the buffer that travels with the weights."""
+    figures = statistics.figures()
+    energy = accelerator.reduce(residual_energy(vqvae, output.features, output.codes), reduction="sum")
+    for scale, left in enumerate((energy[1:] / energy[0]).tolist()):
+        figures[f"residual_energy_{scale}"] = left
+    vqvae.quantizer.codebook.running_hits.copy_(statistics.hits / window)
     return figures
 
 
 # --------------------------------------------------------------------------------------------------------------------
 # Training
+
+
+def describe(args: VQVAETrainingArguments, vqvae: VQVAEModel, run: TrainingRun) -> None:
+    """Draw the training's curves and write the model card."""
+    curves = [name for name in CURVES if run.log.last(name) is not None]
+    marks = {"quantizer": args.unquantized_steps} if args.unquantized_steps > 0 else {}
+    if args.adversarial_weight > 0:
+        marks["discriminator"] = args.discriminator_start
+    run.write_picture("curves", pictures.curves_plot(run.log.path, curves, marks))
+    metrics = {name: run.log.last(f"validation_{name}") for name in ("psnr", "ssim", "lpips", "rfid", "usage")}
+    captions = {
+        "reconstructions.png": pictures.RECONSTRUCTION_CAPTION,
+        "codes.png": pictures.USAGE_CAPTION,
+        "curves.png": "The training.",
+    }
+    write_model_card(
+        args.output_dir,
+        vqvae,
+        {name: value for name, value in asdict(args).items() if value not in (None, [])},
+        metrics={name: value for name, value in metrics.items() if value is not None},
+        pictures={name: text for name, text in captions.items() if (Path(args.output_dir) / name).is_file()},
+        repo_id=args.hub_model_id,
+        license=args.license,
+    )
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -128,81 +276,133 @@ def main(argv: Sequence[str] | None = None) -> None:
 
     # Everything that can be wrong with the input is found before any work.
     config = make_config(args)
-    train_data = data.load_source("train_data", args.train_data, args.train_split, ["train"])
+    train_data = data.load_source("train_data", args.train_data, args.train_split, ["train"], args.streaming)
     train_rows = make_row_reader(args, config, train_data, augment=True)
-    validation = None
     if args.validation_data is not None:
         validation_data = data.load_source(
-            "validation_data", args.validation_data, args.validation_split, ["validation", "test"]
+            "validation_data", args.validation_data, args.validation_split, ["validation", "test"], args.streaming
         )
         validation_rows = make_row_reader(args, config, validation_data, augment=False)
-        validation = data.validation_loader(validation_data, validation_rows, args)
 
-    accelerator = Accelerator(
-        mixed_precision=args.mixed_precision,
-        gradient_accumulation_steps=args.gradient_accumulation_steps,
-        log_with=args.report_to,
-        project_dir=args.output_dir,
-    )
+    accelerator = make_accelerator(args)
     set_seed(args.seed, device_specific=True)
+    # Before anything is prepared, which may draw random numbers where there are several processes.
+    vqvae = make_model(args, config)
+    shares = {"process_index": accelerator.process_index, "num_processes": accelerator.num_processes}
+    batches = data.TrainingBatches(train_data, train_rows, args, **shares)
+    validation = None
+    if args.validation_data is not None:
+        validation = data.ValidationBatches(
+            validation_data, validation_rows, args, max_images=args.validation_images, **shares
+        )
+    perceptual_loss, feature_extractor, adversary = None, None, None
+    if args.lpips_weight > 0 or args.lpips_weights is not None:
+        perceptual_loss = PerceptualLoss(config.num_output_channels, config.image_size, args.lpips_weights)
+        perceptual_loss.to(accelerator.device)
+    if args.rfid_extractor is not None:
+        feature_extractor = load_feature_extractor(args.rfid_extractor, args.rfid_weights).to(accelerator.device)
+    if args.adversarial_weight > 0:
+        adversary, judge_optimizer = make_adversary(args, config, accelerator)
+        judge_scheduler = make_scheduler(judge_optimizer, args)
+    if args.push_to_hub and accelerator.is_main_process:
+        args.hub_model_id = create_repository(args.output_dir, args.hub_model_id)
     run = TrainingRun(accelerator, args, "train_vqvae")
 
-    if args.pretrained_vqvae is None:
-        vqvae = VQVAEModel(config)
-    else:
-        vqvae = VQVAEModel.from_pretrained(args.pretrained_vqvae, dtype=torch.float32)
-    vqvae.train()
+    moving_average = None
+    if args.codebook_update == "ema":
+        moving_average = codebook.MovingAverageCodebook(vqvae, args.codebook_decay)
+    if args.channels_last:
+        vqvae.to(memory_format=torch.channels_last)
     optimizer = make_optimizer(vqvae, args)
-    scheduler = get_scheduler(
-        args.lr_scheduler,
-        optimizer,
-        num_warmup_steps=args.lr_warmup_steps,
-        num_training_steps=args.max_train_steps,
-    )
-    dead_codes = codebook.DeadCodes(config.codebook_size)
-    train_set = data.EndlessDataset(train_data, train_rows, args.seed)
-    loader = data.training_loader(train_set, args, accelerator.num_processes, run.step)
-    model, optimizer, loader = accelerator.prepare(codebook.VQVAEWarmup(vqvae), optimizer, loader)
-    average = EMAModel(vqvae.parameters(), decay=args.ema_decay) if args.ema_decay > 0 else None
-    accelerator.register_for_checkpointing(scheduler, dead_codes, *([] if average is None else [average]))
+    scheduler = make_scheduler(optimizer, args)
+    model, optimizer = accelerator.prepare(codebook.VQVAEWarmup(vqvae), optimizer)
+    average = EMAModel(vqvae.parameters(), decay=args.ema_decay, foreach=True) if args.ema_decay > 0 else None
+    statistics = CodeStatistics(config)
+    parts = [scheduler, batches, statistics, moving_average, average]
+    if adversary is not None:
+        parts += [adversary, judge_scheduler]
+    accelerator.register_for_checkpointing(*(part for part in parts if part is not None))
+    if moving_average is not None:
+        moving_average.restart()  # `prepare` gave all processes the weights of the first
     run.resume()
 
-    for batch in loader:
+    stream = iter(batches)
+    while not run.is_finished:
+        pixel_values = next(stream)["pixel_values"].to(accelerator.device, non_blocking=True)
+        if args.channels_last:
+            pixel_values = pixel_values.contiguous(memory_format=torch.channels_last)
         if run.step == args.unquantized_steps and run.begins_step and args.kmeans_images > 0:
-            pixel_values = data.first_items(train_set, args.kmeans_images)["pixel_values"].to(accelerator.device)
-            codebook.initialize_codebook(vqvae, pixel_values, args.seed)
-        with accelerator.accumulate(model):
-            output = model(batch["pixel_values"], quantize=run.step >= args.unquantized_steps)
-            reconstruction = reconstruction_loss(output.sample, batch["pixel_values"], args.l1_weight, args.l2_weight)
+            start_codebook(args, vqvae, batches, accelerator)
+            restart_averages(vqvae, average, moving_average)
+        is_judged = adversary is not None and adversary.is_active(run.step)
+        with accelerator.accumulate(model, *([adversary.discriminator] if is_judged else [])):
+            output = model(pixel_values, quantize=run.step >= args.unquantized_steps)
+            reconstruction = reconstruction_loss(output.sample, pixel_values, args.l1_weight, args.l2_weight)
+            figures = {"reconstruction_loss": reconstruction, "quantizer_loss": output.loss}
+            if args.lpips_weight > 0:
+                figures["lpips_loss"] = perceptual_loss(output.sample, pixel_values).mean()
+                reconstruction = reconstruction + args.lpips_weight * figures["lpips_loss"]
             loss = reconstruction + args.quantizer_weight * output.loss
+            if is_judged:
+                last_layer = vqvae.decoder.conv_out.weight
+                judgement, judged = adversary.generator_loss(
+                    output.sample, reconstruction, last_layer, step=run.step, position=run.position
+                )
+                loss = loss + judgement
+                figures |= judged
             accelerator.backward(loss)
-            if accelerator.sync_gradients:
-                accelerator.clip_grad_norm_(model.parameters(), args.max_grad_norm)
+            clip_gradients(accelerator, optimizer, model, args.max_grad_norm)
             optimizer.step()
             optimizer.zero_grad()
-        run.add_loss(loss)
+            if is_judged:
+                judge_loss, judged = adversary.discriminator_loss(
+                    pixel_values, output.sample.detach(), position=run.position
+                )
+                figures |= judged
+                accelerator.backward(judge_loss)
+                clip_gradients(accelerator, judge_optimizer, adversary.discriminator, args.max_grad_norm)
+                judge_optimizer.step()
+                judge_optimizer.zero_grad()
+        run.add(loss, **figures)
         if output.codes is not None:
-            dead_codes.count(output.codes)
+            statistics.count(output.codes)
+            if moving_average is not None:
+                moving_average.observe(output.features, output.codes)
         if not accelerator.sync_gradients:
             continue
 
         scheduler.step()
-        if output.codes is not None and args.restart_steps > 0 and (run.step + 1) % args.restart_steps == 0:
-            if run.step < args.restart_until * args.max_train_steps:
-                dead_codes.restart(vqvae, output.features.detach(), output.codes, seed=args.seed + run.step)
+        if is_judged:
+            adversary.finish_step()
+            judge_scheduler.step()
+        if moving_average is not None and output.codes is not None:
+            moving_average.finish_step()
         if average is not None:
             average.step(vqvae.parameters())
-        run.finish_step(scheduler.get_last_lr()[0], reconstruction_loss=reconstruction.item())
+        run.finish_step(scheduler.get_last_lr()[0], broken_images=batches.broken_images)
+        if output.codes is not None and run.step % args.codebook_window == 0:
+            figures = codes_figures(vqvae, statistics, output, accelerator, args.codebook_window)
+            run.write(figures)
+            run.show(usage=f"{figures['usage']:.0%}")
+            if run.step < args.restart_until * args.max_train_steps:
+                hits = statistics.hits.sum(dim=0)
+                moved = codebook.restart_dead_codes(vqvae, hits, output.features, output.codes, args.seed + run.step)
+                restart_averages(vqvae, average, moving_average, moved)
+            statistics.reset()
         if validation is not None and run.is_validation_due:
             with averaged_weights(average, vqvae):
-                run.write(**log_validation(vqvae, validation, accelerator))
+                figures = validate(vqvae, validation, run, perceptual_loss, feature_extractor)
+            run.write({f"validation_{name}": value for name, value in figures.items()})
+            run.restart_clock()
+        run.save_if_due()
 
     accelerator.wait_for_everyone()
     if accelerator.is_main_process:
         with averaged_weights(average, vqvae):
             vqvae.save_pretrained(args.output_dir)
-            if args.push_to_hub:
-                vqvae.push_to_hub(args.hub_model_id or Path(args.output_dir).name)
+        describe(args, vqvae, run)
+        if args.push_to_hub:
+            push_result(args.output_dir, args.hub_model_id)
     accelerator.end_training()
 
 

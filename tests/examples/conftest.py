@@ -2,6 +2,9 @@
 """Tiny data, and the scripts as modules."""
 
 import importlib.util
+import json
+import subprocess
+import sys
 from pathlib import Path
 from types import ModuleType
 
@@ -37,6 +40,7 @@ TINY_VQVAE = [
 ]
 TINY_VAR = ["--hidden_size", "16", "--num_hidden_layers", "2", "--num_attention_heads", "2"]
 SHORT_RUN = ["--max_train_steps", "2", "--train_batch_size", "4", "--logging_steps", "1", "--lr_warmup_steps", "0"]
+SHORT_RUN += ["--report_to", "none"]
 
 
 def load_script(path: str) -> ModuleType:
@@ -45,6 +49,22 @@ def load_script(path: str) -> ModuleType:
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
+
+
+def read_log(output_dir: Path | str) -> list[dict]:
+    """The lines of a run's log, without what depends on the clock."""
+    lines = [json.loads(line) for line in (Path(output_dir) / "train_log.jsonl").read_text().splitlines()]
+    return [{name: value for name, value in line.items() if name != "images_per_second"} for line in lines]
+
+
+def losses(output_dir: Path | str) -> list[float]:
+    return [line["loss"] for line in read_log(output_dir) if "loss" in line]
+
+
+def run_script(script: str, *arguments: str) -> None:
+    command = [sys.executable, str(REPOSITORY / script), *arguments]
+    result = subprocess.run(command, capture_output=True, text=True)
+    assert result.returncode == 0, result.stderr
 
 
 def random_images(number: int, mode: str = "L") -> list[PILImage.Image]:

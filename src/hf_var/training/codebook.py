@@ -154,8 +154,9 @@ def restart_dead_codes(
     dead = is_dead(hits, threshold).nonzero().flatten().to(weight.device)
     if len(dead) > 0:
         candidates = torch.cat(quantizer_inputs(vqvae, features, codes))
-        chosen = torch.randint(len(candidates), (len(dead),), generator=torch.Generator().manual_seed(seed))
-        vectors = candidates[chosen.to(candidates.device)].to(weight)
+        # Each vector once: of two equal codes one would be dead again.
+        vectors = _choose(candidates, len(dead), torch.Generator().manual_seed(seed)).to(weight)
+        dead = dead[: len(vectors)]
         # The last process has the batch that a single process with accumulated gradients would have seen last.
         weight[dead] = cast(torch.Tensor, broadcast(vectors, from_process=_num_processes() - 1))
     return dead
@@ -248,4 +249,4 @@ def _num_processes() -> int:
 
 
 def _choose(vectors: torch.Tensor, number: int, generator: torch.Generator) -> torch.Tensor:
-    return vectors[torch.randperm(len(vectors), generator=generator)[:number]]
+    return vectors[torch.randperm(len(vectors), generator=generator)[:number].to(vectors.device)]
