@@ -150,12 +150,12 @@ def make_model(args: VQVAETrainingArguments, config: VQVAEConfig) -> VQVAEModel:
     return vqvae.train()
 
 
-def make_scheduler(optimizer: torch.optim.Optimizer, args: VQVAETrainingArguments):
+def make_scheduler(optimizer: torch.optim.Optimizer, args: VQVAETrainingArguments, first_step: int = 0):
     return get_scheduler(
         args.lr_scheduler,
         optimizer,
         num_warmup_steps=args.lr_warmup_steps,
-        num_training_steps=args.max_train_steps,
+        num_training_steps=args.max_train_steps - first_step,
     )
 
 
@@ -303,7 +303,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         feature_extractor = load_feature_extractor(args.rfid_extractor, args.rfid_weights).to(accelerator.device)
     if args.adversarial_weight > 0:
         adversary, judge_optimizer = make_adversary(args, config, accelerator)
-        judge_scheduler = make_scheduler(judge_optimizer, args)
+        judge_scheduler = make_scheduler(judge_optimizer, args, args.discriminator_start)
     if args.push_to_hub and accelerator.is_main_process:
         args.hub_model_id = create_repository(args.output_dir, args.hub_model_id)
     run = TrainingRun(accelerator, args, "train_vqvae")
@@ -339,6 +339,10 @@ def main(argv: Sequence[str] | None = None) -> None:
             output = model(pixel_values, quantize=run.step >= args.unquantized_steps)
             reconstruction = reconstruction_loss(output.sample, pixel_values, args.l1_weight, args.l2_weight)
             figures = {"reconstruction_loss": reconstruction, "quantizer_loss": output.loss}
+            if output.codes is not None:
+                statistics.count(output.codes)
+                if moving_average is not None:
+                    moving_average.observe(output.features, output.codes)
             if args.lpips_weight > 0:
                 figures["lpips_loss"] = perceptual_loss(output.sample, pixel_values).mean()
                 reconstruction = reconstruction + args.lpips_weight * figures["lpips_loss"]
@@ -364,10 +368,6 @@ def main(argv: Sequence[str] | None = None) -> None:
                 judge_optimizer.step()
                 judge_optimizer.zero_grad()
         run.add(loss, **figures)
-        if output.codes is not None:
-            statistics.count(output.codes)
-            if moving_average is not None:
-                moving_average.observe(output.features, output.codes)
         if not accelerator.sync_gradients:
             continue
 

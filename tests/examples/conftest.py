@@ -3,6 +3,7 @@
 
 import importlib.util
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -63,7 +64,10 @@ def losses(output_dir: Path | str) -> list[float]:
 
 def run_script(script: str, *arguments: str) -> None:
     command = [sys.executable, str(REPOSITORY / script), *arguments]
-    result = subprocess.run(command, capture_output=True, text=True)
+    # Where the scripts find what the tests bring along.
+    paths = os.pathsep.join([str(Path(__file__).parent), *filter(None, [os.environ.get("PYTHONPATH")])])
+    environment = os.environ | {"PYTHONPATH": paths}
+    result = subprocess.run(command, capture_output=True, text=True, env=environment)
     assert result.returncode == 0, result.stderr
 
 

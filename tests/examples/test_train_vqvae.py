@@ -27,6 +27,7 @@ from .conftest import REPOSITORY, SHORT_RUN, TINY_VQVAE, load_script, losses, ra
 
 SCRIPT = "examples/train_vqvae.py"
 RECIPES = sorted((REPOSITORY / "examples/recipes").glob("vqvae_*.yaml"))
+RFID_EXTRACTOR = "extractor:CoarsePixels"
 # Everything that has a state: the adversary, both averages, restarts, the augmentation's random numbers.
 EVERYTHING = [
     *("--adversarial_weight", "0.5", "--discriminator_start", "2", "--discriminator_ramp_steps", "3"),
@@ -51,13 +52,12 @@ def test_recipe_takes_two_steps(recipe: Path, tmp_path: Path, images_parquet: st
     settings = train_vqvae.parse_arguments(
         train_vqvae.with_config_fields(train_vqvae.VQVAETrainingArguments, train_vqvae.VQVAEConfig), [str(recipe)]
     )
-    schedule = train_vqvae.given_config_fields(settings, train_vqvae.VQVAEConfig)
-    num_levels, last = len(schedule["channel_multipliers"]), schedule["patch_nums"][-1]
-    # LPIPS needs 16 pixels, and so many latents are left of them.
-    size = 16 // 2 ** (num_levels - 1)
-    schedule = [str(max(1, side * size // last)) for side in schedule["patch_nums"]]
+    config = train_vqvae.make_config(settings)
+    # Four by four latents, of images of at least 16 pixels, which LPIPS needs.
+    patch_nums = [max(1, height * 4 // config.latent_size[0]) for height, _ in config.scale_sizes]
+    schedule = [str(side) for side in patch_nums]
     data = ["--train_data", images_parquet, "--validation_data", images_parquet, "--output_dir", str(tmp_path)]
-    data += ["--in_channels", str(settings.in_channels or 3), "--streaming", "false"]
+    data += ["--streaming", "false", "--dataloader_num_workers", "0", "--rfid_extractor", RFID_EXTRACTOR]
     steps = ["--unquantized_steps", "1", "--kmeans_images", "24", "--discriminator_start", "1"]
     lpips = ["--lpips_weights", "random"] if settings.lpips_weight > 0 else []
     narrow = ["--discriminator_channels", "8"]
@@ -65,8 +65,10 @@ def test_recipe_takes_two_steps(recipe: Path, tmp_path: Path, images_parquet: st
     assert len(losses(tmp_path)) == 2
     assert "validation_psnr" in read_log(tmp_path)[-1]
     model = VQVAEModel.from_pretrained(tmp_path)
-    assert model.config.image_size == (16, 16)
-    assert len(model.config.patch_nums) == len(schedule)
+    assert model.config.image_size == tuple(4 * config.downsampling_factor for _ in range(2))
+    assert model.config.patch_nums == patch_nums
+    assert model.config.in_channels == config.in_channels
+    assert np.isfinite(read_log(tmp_path)[-1]["validation_rfid"])
 
 
 def test_result_describes_itself(tmp_path: Path, images_parquet: str) -> None:
