@@ -208,7 +208,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     model, optimizer = accelerator.prepare(transformer, optimizer)
     average = EMAModel(transformer.parameters(), decay=args.ema_decay) if args.ema_decay > 0 else None
     accelerator.register_for_checkpointing(scheduler, batches, *([] if average is None else [average]))
-    run.resume()
+    run.resume(average)
 
     stream = iter(batches)
     while not run.is_finished:
@@ -227,12 +227,12 @@ def main(argv: Sequence[str] | None = None) -> None:
         scheduler.step()
         if average is not None:
             average.step(transformer.parameters())
-        run.finish_step(scheduler.get_last_lr()[0])
+        run.finish_step(scheduler.get_last_lr()[0], broken_images=batches.broken_images)
         if validation is not None and run.is_validation_due:
             with averaged_weights(average, transformer):
                 run.write(log_validation(transformer, vqvae, validation, accelerator))
             run.restart_clock()
-        run.save_if_due()
+        run.save_if_due(transformer)
 
     accelerator.wait_for_everyone()
     if accelerator.is_main_process:

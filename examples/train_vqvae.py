@@ -26,7 +26,6 @@ from accelerate import Accelerator
 from accelerate.utils import set_seed
 from diffusers.optimization import get_scheduler
 from diffusers.training_utils import EMAModel
-from torch import nn
 
 from hf_var import VQVAEConfig, VQVAEModel
 from hf_var.autoencoders import VQVAEOutput
@@ -40,9 +39,10 @@ from hf_var.training.arguments import (
     with_config_fields,
 )
 from hf_var.training.losses import PerceptualLoss, reconstruction_loss
-from hf_var.training.metrics import ReconstructionMetrics, load_feature_extractor
+from hf_var.training.metrics import load_feature_extractor
 from hf_var.training.model_card import create_repository, push_result, write_model_card
-from hf_var.training.optimization import averaged_weights, clip_gradients, make_optimizer, restart_average
+from hf_var.training.optimization import averaged_weights, make_optimizer, restart_average
+from hf_var.training.reconstruction import measure_reconstruction
 from hf_var.training.run import TrainingRun, make_accelerator
 from hf_var.training.statistics import CodeStatistics, residual_energy
 
@@ -113,14 +113,41 @@ class VQVAETrainingArguments(AdversaryArguments, TrainingArguments):
             raise ValueError(f"`codebook_decay` must be at least 0 and below 1, got {self.codebook_decay}.")
         if self.codebook_window < 1:
             raise ValueError(f"`codebook_window` must be at least 1, got {self.codebook_window}.")
+        if not 0 <= self.restart_until <= 1:
+            raise ValueError(f"`restart_until` must be a share from 0 to 1, got {self.restart_until}.")
+        for name in ("unquantized_steps", *(["discriminator_start"] if self.adversarial_weight > 0 else [])):
+            if getattr(self, name) >= self.max_train_steps:
+                raise ValueError(f"`{name}` must be below `max_train_steps`, got {getattr(self, name)}.")
+        if self.pretrained_vqvae is not None and self.kmeans_images + self.unquantized_steps > 0:
+            raise ValueError("`kmeans_images` and `unquantized_steps` would undo `pretrained_vqvae`: set both to 0.")
+        if self.adversarial_weight > 0 and self.torch_compile:
+            raise ValueError(
+                "`torch_compile` cannot go with `adversarial_weight`, which needs gradients of gradients."
+            )
+        if self.adversarial_weight > 0 and self.mixed_precision == "fp16":
+            raise ValueError("`mixed_precision` fp16 has one loss scale, too few for two players: take bf16.")
         if self.validation_images is not None and self.validation_images < 1:
             raise ValueError(f"`validation_images` must be at least 1, got {self.validation_images}.")
+        if self.validation_data is None and self.rfid_extractor is not None:
+            raise ValueError(f"`rfid_extractor` = {self.rfid_extractor!r} needs `validation_data`.")
+        if self.rfid_extractor is None and self.rfid_weights is not None:
+            raise ValueError(f"`rfid_weights` = {self.rfid_weights!r} needs `rfid_extractor`.")
 
 
 def make_config(args: VQVAETrainingArguments) -> VQVAEConfig:
     given = given_config_fields(args, VQVAEConfig)
     if args.pretrained_vqvae is None:
-        return VQVAEConfig(**given)
+        config = VQVAEConfig(**given)
+        if config.num_output_channels != config.in_channels:
+            raise ValueError(
+                f"`out_channels` must be `in_channels` = {config.in_channels}, got {config.out_channels}."
+            )
+        if args.kmeans_images > 0 and codebook.kmeans_vectors(config, args.kmeans_images) < config.codebook_size:
+            raise ValueError(
+                f"`kmeans_images` = {args.kmeans_images} gives {codebook.kmeans_vectors(config, args.kmeans_images)} "
+                f"vectors, too few for `codebook_size` = {config.codebook_size}."
+            )
+        return config
     config = VQVAEConfig.from_pretrained(args.pretrained_vqvae)
     for name, value in given.items():
         if name in FREE_CONFIG_FIELDS:
@@ -157,46 +184,6 @@ def make_scheduler(optimizer: torch.optim.Optimizer, args: VQVAETrainingArgument
         num_warmup_steps=args.lr_warmup_steps,
         num_training_steps=args.max_train_steps - first_step,
     )
-
-
-# --------------------------------------------------------------------------------------------------------------------
-# Validation
-
-
-@torch.no_grad()
-def validate(
-    vqvae: VQVAEModel,
-    batches: data.ValidationBatches,
-    run: TrainingRun,
-    perceptual_loss: nn.Module | None,
-    feature_extractor: nn.Module | None,
-) -> dict[str, float]:
-    """Measure the tokenizer on the validation images, and draw some of them and the codes' use."""
-    accelerator, num_scales = run.accelerator, len(vqvae.config.scale_lengths)
-    vqvae.eval()
-    metrics = ReconstructionMetrics(perceptual_loss, feature_extractor).to(accelerator.device)
-    statistics = CodeStatistics(vqvae.config)
-    energy = torch.zeros(num_scales + 1, device=accelerator.device)
-    first = None
-    for batch in batches:
-        pixel_values = batch["pixel_values"].to(accelerator.device)
-        encoded = vqvae.encode(pixel_values)
-        metrics.update(pixel_values, vqvae.decode(encoded.codes).sample)
-        statistics.count(encoded.codes)
-        energy += residual_energy(vqvae, encoded.features, encoded.codes)
-        first = pixel_values[:8] if first is None else first
-    energy = accelerator.reduce(energy, reduction="sum")
-    figures = {**metrics.compute(), **statistics.figures()}
-    for scale, left in enumerate((energy[1:] / energy[0]).tolist()):
-        figures[f"residual_energy_{scale}"] = left
-    if accelerator.is_main_process and first is not None:
-        run.write_picture("reconstructions", pictures.reconstruction_grid(vqvae, first))
-        usage = [figures[f"usage_{scale}"] for scale in range(num_scales)]
-        perplexity = [figures[f"perplexity_{scale}"] / vqvae.config.codebook_size for scale in range(num_scales)]
-        plot = pictures.usage_plot(vqvae.config.patch_nums, usage, perplexity, statistics.reachable())
-        run.write_picture("codes", plot)
-    vqvae.train()
-    return figures
 
 
 # --------------------------------------------------------------------------------------------------------------------
@@ -258,10 +245,11 @@ def describe(args: VQVAETrainingArguments, vqvae: VQVAEModel, run: TrainingRun) 
         "codes.png": pictures.USAGE_CAPTION,
         "curves.png": "The training.",
     }
+    recipe = asdict(args) | given_config_fields(args, VQVAEConfig)
     write_model_card(
         args.output_dir,
         vqvae,
-        {name: value for name, value in asdict(args).items() if value not in (None, [])},
+        {name: value for name, value in recipe.items() if value not in (None, [])},
         metrics={name: value for name, value in metrics.items() if value is not None},
         pictures={name: text for name, text in captions.items() if (Path(args.output_dir) / name).is_file()},
         repo_id=args.hub_model_id,
@@ -317,14 +305,14 @@ def main(argv: Sequence[str] | None = None) -> None:
     scheduler = make_scheduler(optimizer, args)
     model, optimizer = accelerator.prepare(codebook.VQVAEWarmup(vqvae), optimizer)
     average = EMAModel(vqvae.parameters(), decay=args.ema_decay, foreach=True) if args.ema_decay > 0 else None
-    statistics = CodeStatistics(config)
+    statistics = CodeStatistics(config, accelerator.device)
     parts = [scheduler, batches, statistics, moving_average, average]
     if adversary is not None:
         parts += [adversary, judge_scheduler]
     accelerator.register_for_checkpointing(*(part for part in parts if part is not None))
     if moving_average is not None:
         moving_average.restart()  # `prepare` gave all processes the weights of the first
-    run.resume()
+    run.resume(average)
 
     stream = iter(batches)
     while not run.is_finished:
@@ -355,7 +343,8 @@ def main(argv: Sequence[str] | None = None) -> None:
                 loss = loss + judgement
                 figures |= judged
             accelerator.backward(loss)
-            clip_gradients(accelerator, optimizer, model, args.max_grad_norm)
+            if accelerator.sync_gradients:
+                accelerator.clip_grad_norm_(model.parameters(), args.max_grad_norm)
             optimizer.step()
             optimizer.zero_grad()
             if is_judged:
@@ -364,7 +353,8 @@ def main(argv: Sequence[str] | None = None) -> None:
                 )
                 figures |= judged
                 accelerator.backward(judge_loss)
-                clip_gradients(accelerator, judge_optimizer, adversary.discriminator, args.max_grad_norm)
+                if accelerator.sync_gradients:
+                    accelerator.clip_grad_norm_(adversary.discriminator.parameters(), args.max_grad_norm)
                 judge_optimizer.step()
                 judge_optimizer.zero_grad()
         run.add(loss, **figures)
@@ -391,10 +381,14 @@ def main(argv: Sequence[str] | None = None) -> None:
             statistics.reset()
         if validation is not None and run.is_validation_due:
             with averaged_weights(average, vqvae):
-                figures = validate(vqvae, validation, run, perceptual_loss, feature_extractor)
+                figures, drawn = measure_reconstruction(
+                    vqvae, validation, accelerator, perceptual_loss, feature_extractor
+                )
             run.write({f"validation_{name}": value for name, value in figures.items()})
+            for name, picture in drawn.items():
+                run.write_picture(name, picture)
             run.restart_clock()
-        run.save_if_due()
+        run.save_if_due(vqvae, *([adversary.discriminator] if adversary is not None else []))
 
     accelerator.wait_for_everyone()
     if accelerator.is_main_process:

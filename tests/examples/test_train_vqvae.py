@@ -15,12 +15,14 @@ import numpy as np
 import pytest
 import torch
 import yaml
+from accelerate.utils import set_seed
 from datasets import Array3D, Dataset, Features
 from huggingface_hub import ModelCard
 from PIL import Image
 from safetensors.torch import load_file
 
 from hf_var import VQVAEModel
+from hf_var.training.run import TrainingRun, make_accelerator
 
 from .conftest import REPOSITORY, SHORT_RUN, TINY_VQVAE, load_script, losses, random_images, read_log, run_script
 
@@ -155,6 +157,7 @@ def test_run_killed_three_times_equals_the_uninterrupted_one(tmp_path: Path, ima
     for step in steps:
         process = start(arguments, killed)
         wait_for(lambda step=step: last_step(killed) >= step, process)
+        time.sleep(random.Random(step).uniform(0, 0.1))
         process.kill()
         assert process.wait() == -signal.SIGKILL
     # While a checkpoint is being written: its folder has its first files, but not yet its name.
@@ -180,6 +183,7 @@ def test_two_processes_equal_one_that_accumulates(tmp_path: Path, images_parquet
     arguments = ["--train_data", images_parquet, "--validation_data", images_parquet, *TINY_VQVAE, *SHORT_RUN]
     # Adam turns the rounding of tiny gradients into whole steps: let these be small.
     arguments += [*EVERYTHING, "--max_train_steps", "6", "--checkpointing_steps", "4", "--learning_rate", "3e-5"]
+    arguments += ["--ema_decay", "0", "--weight_decay", "0"]
     one, two = tmp_path / "one", tmp_path / "two"
     train_vqvae.main([*arguments, "--gradient_accumulation_steps", "2", "--output_dir", str(one)])
 
@@ -199,9 +203,17 @@ def test_two_processes_equal_one_that_accumulates(tmp_path: Path, images_parquet
         # Of a window's last batch alone, of which two processes have two.
         names = [name for name in expected if not name.startswith("residual_energy")]
         assert [found[name] for name in names] == pytest.approx([expected[name] for name in names], rel=1e-3, abs=1e-4)
+    # What was learned, not what was there before. Each step of Adam moves a weight by the learning rate at most.
+    set_seed(0)
+    initial = VQVAEModel(VQVAEModel.from_pretrained(one).config).state_dict()
     expected, found = load_file(one / "model.safetensors"), load_file(two / "model.safetensors")
-    for name, tensor in expected.items():
-        torch.testing.assert_close(found[name], tensor, rtol=1e-3, atol=1e-4)
+    learned = [name for name in initial if name.startswith(("encoder", "decoder", "quant_conv", "post_quant_conv"))]
+    moves = [torch.cat([(state[name] - initial[name]).flatten() for name in learned]) for state in (expected, found)]
+    assert moves[0].abs().mean() > 3e-5
+    assert ((moves[0] - moves[1]).abs() > 1e-5).float().mean() < 0.02
+    torch.testing.assert_close(
+        found["quantizer.codebook.weight"], expected["quantizer.codebook.weight"], rtol=0, atol=1e-3
+    )
 
     # The two go on from their checkpoint as if they had not stopped.
     shutil.copytree(two, tmp_path / "uninterrupted")
@@ -317,7 +329,63 @@ def test_lost_run_keeps_its_last_good_checkpoint(tmp_path: Path, images_parquet:
     assert all(tensor.isfinite().all() for tensor in weights.values())
 
 
-def test_recipes_say_what_they_build_on(tmp_path: Path) -> None:
+def test_a_folder_with_checkpoints_is_not_overwritten(tmp_path: Path, images_parquet: str) -> None:
+    arguments = ["--train_data", images_parquet, "--output_dir", str(tmp_path), *TINY_VQVAE, *SHORT_RUN]
+    arguments += ["--max_train_steps", "4", "--checkpointing_steps", "1", "--checkpoints_total_limit", "3"]
+    train_vqvae.main(arguments)
+    with pytest.raises(ValueError, match="output_dir.*step-00000004.*resume_from_checkpoint"):
+        train_vqvae.main(arguments)
+    # From an earlier checkpoint: the later ones go, so that `latest` means this course and not the one before.
+    earlier = ["--resume_from_checkpoint", str(tmp_path / "checkpoints/step-00000002"), "--max_train_steps", "3"]
+    train_vqvae.main([*arguments, *earlier])
+    names = sorted(path.name for path in (tmp_path / "checkpoints").iterdir())
+    assert names == ["step-00000002", "step-00000003"]
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--unquantized_steps", "2"], "unquantized_steps.*max_train_steps"),
+        (["--adversarial_weight", "1", "--discriminator_start", "2"], "discriminator_start.*max_train_steps"),
+        (["--adversarial_weight", "1", "--torch_compile", "true"], "torch_compile.*adversarial_weight"),
+        (["--adversarial_weight", "1", "--mixed_precision", "fp16"], "fp16.*bf16"),
+        (["--adversarial_weight", "1", "--discriminator", "resnet"], "discriminator.*stylegan.*'resnet'"),
+        (["--adversarial_weight", "1"], "image_size.*at least 24.*8x8"),
+        (["--adversarial_loss", "wasserstein"], "adversarial_loss.*hinge"),
+        (["--kmeans_images", "1", "--codebook_size", "64"], "kmeans_images.*1 gives 21 vectors.*codebook_size"),
+        (["--codebook_update", "sgd"], "codebook_update.*'sgd'"),
+        (["--restart_until", "700"], "restart_until.*700"),
+        (["--rfid_extractor", "inception"], "rfid_extractor.*validation_data"),
+        (["--lpips_weight", "1", "--lpips_weights", "random"], "image_size.*at least 16"),
+        (["--out_channels", "3"], "out_channels.*in_channels.*got 3"),
+        (["--lr_scheduler", "piecewise_constant"], "lr_scheduler.*cosine"),
+        (["--pretrained_vqvae", "somewhere", "--kmeans_images", "5"], "kmeans_images.*pretrained_vqvae"),
+        (["--diffaugment", "colour"], "colour"),
+    ],
+)
+def test_bad_arguments_are_refused_before_any_work(
+    options: list[str], message: str, tmp_path: Path, images_parquet: str
+) -> None:
+    arguments = ["--train_data", images_parquet, "--output_dir", str(tmp_path / "out"), *TINY_VQVAE, *SHORT_RUN]
+    if "colour" in options:
+        options = [*options, "--adversarial_weight", "1", "--discriminator_layers", "1"]
+    with pytest.raises(ValueError, match=message):
+        train_vqvae.main([*arguments, *options])
+    assert not (tmp_path / "out").exists()
+
+
+def test_weights_that_are_not_finite_are_not_saved(tmp_path: Path, images_parquet: str) -> None:
+    model = torch.nn.Linear(2, 2)
+    args = train_vqvae.VQVAETrainingArguments(train_data="", output_dir=str(tmp_path), report_to="none")
+    run = TrainingRun(make_accelerator(args), args, "test")
+    run.check_weights(model)
+    with torch.no_grad():
+        model.bias[1] = float("inf")
+    with pytest.raises(ValueError, match="weights are not finite"):
+        run.check_weights(model)
+
+
+def test_recipes_say_what_they_build_on() -> None:
     arguments = train_vqvae.with_config_fields(train_vqvae.VQVAETrainingArguments, train_vqvae.VQVAEConfig)
     recipes = REPOSITORY / "examples/recipes"
     shared = yaml.safe_load((recipes / "vqvae_cifar10.yaml").read_text())

@@ -4,9 +4,13 @@
 import re
 from pathlib import Path
 
+import numpy as np
 import pytest
+from datasets import Dataset, Features, Image
+from PIL import Image as PILImage
 
 
+SCRIPT = Path(__file__).resolve().parents[2] / "examples" / "train_vqvae.py"
 CLIENTS = Path(__file__).parent / "clients"
 
 CHECK = """
@@ -52,3 +56,32 @@ def test_example_of_the_card_runs_as_it_stands(hub, pushed, run_in_hub_process):
     (snippet,) = re.findall(r"```python\n(.*?)```", hub.files("user/tokenizer")["README.md"].decode(), re.DOTALL)
     assert 'from_pretrained("user/tokenizer")' in snippet
     run_in_hub_process(snippet + CHECK, folder.with_name("expected.safetensors"), token=None)
+
+
+def test_training_script_uploads_what_it_made(hub, run_in_hub_process, tmp_path):
+    pixels = np.random.default_rng(0).integers(0, 256, (12, 8, 8), dtype=np.uint8)
+    rows = {"image": [PILImage.fromarray(image) for image in pixels]}
+    Dataset.from_dict(rows, features=Features({"image": Image()})).to_parquet(tmp_path / "images.parquet")
+    arguments = ["--train_data", tmp_path / "images.parquet", "--validation_data", tmp_path / "images.parquet"]
+    arguments += ["--output_dir", tmp_path / "trained", "--push_to_hub", "true", "--license", "cc0-1.0"]
+    arguments += ["--in_channels", "1", "--base_channels", "8", "--channel_multipliers", "1", "2"]
+    arguments += [
+        "--norm_num_groups",
+        "4",
+        "--latent_channels",
+        "4",
+        "--codebook_size",
+        "16",
+        "--patch_nums",
+        "1",
+        "4",
+    ]
+    arguments += ["--max_train_steps", "2", "--train_batch_size", "4", "--checkpointing_steps", "1"]
+    run_in_hub_process(SCRIPT, *arguments)
+    files = hub.files("user/trained")
+    assert {"README.md", "config.json", "model.safetensors", "train_log.jsonl", "reconstructions.png"} <= files.keys()
+    assert not any("checkpoint" in name or "events" in name for name in files)
+    card = files["README.md"].decode()
+    assert 'from_pretrained("user/trained")' in card
+    assert "license: cc0-1.0" in card
+    assert str(tmp_path) not in card

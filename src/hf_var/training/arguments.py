@@ -13,6 +13,10 @@ import yaml
 from transformers import HfArgumentParser, PreTrainedConfig
 
 
+# Those of diffusers' get_scheduler that need no further arguments.
+SCHEDULERS = ("linear", "cosine", "cosine_with_restarts", "polynomial", "constant", "constant_with_warmup")
+
+
 @dataclass
 class TrainingArguments:
     """Arguments that every training script has."""
@@ -57,7 +61,7 @@ class TrainingArguments:
     train_batch_size: int = field(default=64, metadata={"help": "images per process and forward pass"})
     gradient_accumulation_steps: int = field(default=1, metadata={"help": "forward passes per optimizer step"})
     learning_rate: float = field(default=3e-4, metadata={"help": "largest learning rate"})
-    lr_scheduler: str = field(default="cosine", metadata={"help": "a name that diffusers' get_scheduler knows"})
+    lr_scheduler: str = field(default="cosine", metadata={"help": ", ".join(SCHEDULERS)})
     lr_warmup_steps: int = field(default=100, metadata={"help": "steps over which the learning rate rises from zero"})
     adam_beta1: float = 0.9
     adam_beta2: float = 0.95
@@ -101,6 +105,14 @@ class TrainingArguments:
             raise ValueError(f"`max_broken_share` must be a share from 0 to 1, got {self.max_broken_share}.")
         if not 0 <= self.ema_decay < 1:
             raise ValueError(f"`ema_decay` must be at least 0 and below 1, got {self.ema_decay}.")
+        if self.max_grad_norm <= 0:
+            raise ValueError(f"`max_grad_norm` must be positive, got {self.max_grad_norm}.")
+        if self.seed < 0:
+            raise ValueError(f"`seed` must be at least 0, got {self.seed}.")
+        if self.lr_scheduler not in SCHEDULERS:
+            raise ValueError(f"`lr_scheduler` must be one of {', '.join(SCHEDULERS)}, got {self.lr_scheduler!r}.")
+        if self.validation_data is None and self.validation_steps > 0:
+            raise ValueError(f"`validation_steps` = {self.validation_steps} needs `validation_data`.")
         if self.mixed_precision not in ("no", "fp16", "bf16"):
             raise ValueError(f"`mixed_precision` must be no, fp16 or bf16, got {self.mixed_precision!r}.")
         if self.checkpoints_total_limit < 1:
@@ -136,9 +148,24 @@ class AdversaryArguments:
     def __post_init__(self):
         # What remains is checked where it is used, at the start of the run as well.
         getattr(super(), "__post_init__", lambda: None)()
-        for name in ("adversarial_weight", "discriminator_start", "discriminator_ramp_steps"):
+        for name in ("adversarial_weight", "discriminator_start", "discriminator_ramp_steps", "r1_weight"):
             if getattr(self, name) < 0:
                 raise ValueError(f"`{name}` must be at least 0, got {getattr(self, name)}.")
+        for name, choices in (
+            ("discriminator", ("patchgan", "stylegan")),
+            ("adversarial_loss", ("hinge", "non_saturating")),
+        ):
+            if getattr(self, name) not in choices:
+                raise ValueError(f"`{name}` must be one of {', '.join(choices)}, got {getattr(self, name)!r}.")
+        if not 0 <= self.adaptive_weight_min <= self.adaptive_weight_max:
+            raise ValueError(
+                "`adaptive_weight_min` must be from 0 to `adaptive_weight_max`, got "
+                f"{self.adaptive_weight_min} and {self.adaptive_weight_max}."
+            )
+        if self.discriminator_learning_rate is not None and self.discriminator_learning_rate <= 0:
+            raise ValueError(
+                f"`discriminator_learning_rate` must be positive, got {self.discriminator_learning_rate}."
+            )
 
 
 ArgumentsType = TypeVar("ArgumentsType", bound=TrainingArguments)

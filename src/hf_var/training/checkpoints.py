@@ -27,8 +27,18 @@ def find_checkpoint(output_dir: str | Path, resume_from_checkpoint: str | None) 
     """
     The checkpoint that `--resume_from_checkpoint` means; `None` to start afresh, which is also what `latest` means
     where there is no checkpoint yet.
+
+    Raises:
+        `ValueError`:
+            If there is no such checkpoint, or if a run is to start afresh in a folder with checkpoints of another one.
     """
     if resume_from_checkpoint is None:
+        names = [path.name for path in checkpoint_folders(output_dir)]
+        if names:
+            raise ValueError(
+                f"`output_dir` = {str(output_dir)!r} has the checkpoints {names} of another run, which a new one would "
+                "replace. Go on with them by `resume_from_checkpoint` latest, or take another folder."
+            )
         return None
     if resume_from_checkpoint == "latest":
         return next(reversed(checkpoint_folders(output_dir)), None)
@@ -62,6 +72,13 @@ def save_checkpoint(accelerator: Accelerator, output_dir: str | Path, step: int,
         os.replace(unfinished, folder)
         for old in checkpoint_folders(output_dir)[:-total_limit]:
             _remove(old)
+
+
+def remove_later_checkpoints(output_dir: str | Path, step: int) -> None:
+    """Remove the checkpoints after `step`, from which a run goes on: they belong to a course that it will not take."""
+    for folder in checkpoint_folders(output_dir):
+        if checkpoint_step(folder) > step:
+            _remove(folder)
 
 
 def _remove(folder: Path) -> None:

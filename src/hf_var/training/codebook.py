@@ -13,7 +13,11 @@ from accelerate.utils import broadcast, reduce
 from torch import nn
 from torch.nn import functional
 
-from ..autoencoders import VQVAEModel, VQVAEOutput
+from ..autoencoders import VQVAEConfig, VQVAEModel, VQVAEOutput
+
+
+# At most so many vectors of each scale go into k-means.
+VECTORS_PER_SCALE = 8192
 
 
 class VQVAEWarmup(nn.Module):
@@ -62,13 +66,11 @@ def quantizer_inputs(
     """
     features = features.float()
     latents, begin, inputs = None, 0, []
-    for scale, (height, width) in enumerate(vqvae.config.scale_sizes):
+    for scale, length in enumerate(vqvae.config.scale_lengths):
         residual = features if latents is None else features - latents
-        if (height, width) != tuple(features.shape[-2:]):
-            residual = functional.interpolate(residual, size=(height, width), mode="area")
-        vectors = residual.flatten(2).transpose(1, 2)  # (batch, length of scale, latent_channels)
+        vectors = vqvae.quantizer.pool(residual, scale).flatten(2).transpose(1, 2)  # (batch, length, latent_channels)
         inputs.append(vectors.flatten(0, 1))
-        end = begin + height * width
+        end = begin + length
         latents, _ = vqvae.next_scale(latents, vectors if codes is None else codes[:, begin:end], scale)
         begin = end
     return inputs
@@ -76,7 +78,7 @@ def quantizer_inputs(
 
 @torch.no_grad()
 def initialize_codebook(
-    vqvae: VQVAEModel, features: torch.Tensor, seed: int, rounds: int = 3, vectors_per_scale: int = 8192
+    vqvae: VQVAEModel, features: torch.Tensor, seed: int, rounds: int = 3, vectors_per_scale: int = VECTORS_PER_SCALE
 ) -> None:
     """
     Set the codes to k-means centres of what the quantizer looks up, equally many vectors from each scale.
@@ -102,7 +104,8 @@ def initialize_codebook(
     features = features.float()
     centers = None
     for _ in range(rounds):
-        codes = None if centers is None else vqvae.quantizer(features).codes
+        # A few at a time: the search compares every vector with every code.
+        codes = None if centers is None else torch.cat([vqvae.quantizer(part).codes for part in features.split(64)])
         inputs = [vectors.cpu() for vectors in quantizer_inputs(vqvae, features, codes)]
         sample = torch.cat([_choose(vectors, vectors_per_scale, generator) for vectors in inputs])
         if len(sample) < len(weight):
@@ -123,6 +126,11 @@ def initialize_codebook(
         members = labels.bincount(minlength=len(weight)).clamp(min=1)
         vectors = torch.zeros(weight.shape).index_add_(0, labels, sample) / members[:, None]
         weight.copy_(cast(torch.Tensor, broadcast(vectors.to(weight))))
+
+
+def kmeans_vectors(config: VQVAEConfig, images: int, vectors_per_scale: int = VECTORS_PER_SCALE) -> int:
+    """How many vectors `images` images give [`initialize_codebook`]: it needs at least one per code."""
+    return sum(min(vectors_per_scale, images * length) for length in config.scale_lengths)
 
 
 @torch.no_grad()

@@ -65,9 +65,13 @@ class ReconstructionMetrics(nn.Module):
         self.lpips = None if lpips is None else MeanMetric(nan_strategy="disable")
         self.rfid = None
         if feature_extractor is not None:
-            # Without `num_features` the constructor tries the extractor on a random image.
-            with torch.random.fork_rng(devices=[]), torch.no_grad():
-                self.rfid = FrechetInceptionDistance(feature_extractor)
+            # Without `num_features` the constructor tries the extractor on a random image on the CPU.
+            if not hasattr(feature_extractor, "num_features"):
+                device = next((tensor.device for tensor in feature_extractor.parameters()), torch.device("cpu"))
+                blank = torch.zeros(1, 3, 299, 299, dtype=torch.uint8, device=device)
+                with torch.no_grad():
+                    feature_extractor.num_features = feature_extractor(blank).shape[-1]
+            self.rfid = FrechetInceptionDistance(feature_extractor)
             # Set by the first update only, hence missing in a process that has no image.
             self.rfid.orig_dtype = torch.float32
 

@@ -6,20 +6,21 @@ from contextlib import contextmanager
 from typing import Protocol
 
 import torch
-from accelerate import Accelerator
 from torch import nn
 
 from .arguments import TrainingArguments
 
 
-# Raw parameters of VARTransformer that are tables of vectors: decay would pull positions and levels towards each other.
-UNDECAYED_NAMES = ("position", "level_embedding", "offset")
+# Tables of vectors: decay would pull positions, levels and codes towards each other.
+UNDECAYED_NAMES = ("position", "level_embedding", "offset", "codebook")
 
 
 class AveragedWeights(Protocol):
     """What is needed here of an exponential moving average of parameters: diffusers' `EMAModel` has it."""
 
     shadow_params: list[torch.Tensor]
+
+    def to(self, device) -> None: ...
 
     def store(self, parameters) -> None: ...
 
@@ -51,27 +52,9 @@ def make_optimizer(
     ]
     # One kernel for all parameters: with small models the loop over them takes longer than the arithmetic.
     betas = (args.adam_beta1 if beta1 is None else beta1, args.adam_beta2)
-    return torch.optim.AdamW(groups, lr=learning_rate or args.learning_rate, betas=betas, fused=True)
-
-
-def clip_gradients(
-    accelerator: Accelerator, optimizer: torch.optim.Optimizer, model: nn.Module, max_norm: float
-) -> None:
-    """
-    Scale the gradients of `model` down to `max_norm`, at the end of an optimizer step.
-
-    `Accelerator.clip_grad_norm_` takes the loss scale of fp16 out of the gradients of all optimizers at once. Where there
-    are two, what the second one has accumulated so far would lose its scale twice.
-
-    Args:
-        accelerator (`Accelerator`): Knows the loss scale and whether a step ends.
-        optimizer (`AcceleratedOptimizer`): The prepared optimizer of `model`.
-        model (`nn.Module`): The model.
-        max_norm (`float`): Largest norm of all gradients together.
-    """
-    if accelerator.sync_gradients:
-        accelerator.unscale_gradients(optimizer)
-        torch.nn.utils.clip_grad_norm_(model.parameters(), max_norm)
+    return torch.optim.AdamW(
+        groups, lr=args.learning_rate if learning_rate is None else learning_rate, betas=betas, fused=True
+    )
 
 
 @contextmanager

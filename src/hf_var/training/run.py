@@ -15,10 +15,12 @@ import torch
 from accelerate import Accelerator
 from matplotlib.figure import Figure
 from PIL import Image
+from torch import nn
 from tqdm.auto import tqdm
 
 from .arguments import TrainingArguments
-from .checkpoints import TrainingLog, checkpoint_step, find_checkpoint, save_checkpoint
+from .checkpoints import TrainingLog, checkpoint_step, find_checkpoint, remove_later_checkpoints, save_checkpoint
+from .optimization import AveragedWeights
 
 
 def make_accelerator(args: TrainingArguments) -> Accelerator:
@@ -70,10 +72,15 @@ class TrainingRun:
             mininterval=0.1 if sys.stderr.isatty() else 30,
         )
 
-    def resume(self) -> None:
-        """Load the checkpoint, if there is one to resume from."""
+    def resume(self, average: AveragedWeights | None = None) -> None:
+        """Load the checkpoint, if there is one to resume from, with the averaged weights that belong to it."""
         if self.checkpoint is not None:
             self.accelerator.load_state(str(self.checkpoint))
+            if average is not None:
+                # Loading leaves them on the CPU.
+                average.to(self.accelerator.device)
+            if self.accelerator.is_main_process:
+                remove_later_checkpoints(self.args.output_dir, self.step)
 
     def add(self, loss: torch.Tensor, **figures: torch.Tensor) -> None:
         """Note the loss, and other figures, of one forward pass."""
@@ -92,7 +99,8 @@ class TrainingRun:
             [torch.stack([figures[name].float() for name in names]) for figures in self._figures]
         ).mean(dim=0)  # (figures,)
         self._figures.clear()
-        self._unchecked_losses.append(step_figures[0])
+        # Not a number if any figure is not finite, such as the loss of a discriminator.
+        self._unchecked_losses.append(step_figures[0] + 0.0 * step_figures.sum())
         self.progress.update()
         if self.step % self.args.logging_steps == 0 or self.is_finished:
             self.check_losses()
@@ -111,10 +119,19 @@ class TrainingRun:
             self.show(**shown)
             self.restart_clock()
 
-    def save_if_due(self) -> None:
-        """Write a checkpoint if it is time to."""
+    def save_if_due(self, *models: nn.Module) -> None:
+        """
+        Write a checkpoint if it is time to.
+
+        Args:
+            models (`nn.Module`): What is trained; a step may spoil weights whose loss was still good.
+
+        Raises:
+            `ValueError`: If a loss since the last time, or a weight, is not finite.
+        """
         if self.args.checkpointing_steps > 0 and self.step % self.args.checkpointing_steps == 0:
             self.check_losses()
+            self.check_weights(*models)
             save_checkpoint(self.accelerator, self.args.output_dir, self.step, self.args.checkpoints_total_limit)
             self.restart_clock()
 
@@ -131,6 +148,16 @@ class TrainingRun:
                     f"The loss is {loss} at step {step}. Checkpoints of earlier steps are left as they were; try a "
                     f"`learning_rate` below {self.args.learning_rate}, more `lr_warmup_steps` or `mixed_precision` no."
                 )
+
+    def check_weights(self, *models: nn.Module) -> None:
+        """Raise a `ValueError` if a weight of `models` is not finite, in any process."""
+        flaws = [(~parameter.detach().isfinite()).any() for model in models for parameter in model.parameters()]
+        number = cast(torch.Tensor, self.accelerator.reduce(torch.stack(flaws).sum(), reduction="sum"))
+        if int(number) > 0:
+            raise ValueError(
+                f"After step {self.step} weights are not finite. Checkpoints of earlier steps are left as they were; try "
+                f"a `learning_rate` below {self.args.learning_rate}, more `lr_warmup_steps` or `mixed_precision` no."
+            )
 
     def write(self, figures: Mapping[str, Any]) -> None:
         """Write figures to the log and to the trackers."""

@@ -16,20 +16,20 @@ class CodeStatistics:
 
     Args:
         config ([`VQVAEConfig`]): Configuration of the tokenizer.
+        device (`torch.device`, *optional*, defaults to the CPU): Where the codes are.
     """
 
-    def __init__(self, config: VQVAEConfig):
+    def __init__(self, config: VQVAEConfig, device: torch.device | str = "cpu"):
         self.codebook_size = config.codebook_size
         self.scale_lengths = config.scale_lengths
-        self.hits = torch.zeros(len(config.scale_lengths), config.codebook_size, dtype=torch.long)
+        self.hits = torch.zeros(len(config.scale_lengths), config.codebook_size, dtype=torch.long, device=device)
         self._pending = torch.zeros_like(self.hits)
         scales = torch.arange(len(config.scale_lengths))
-        self._offsets = scales.repeat_interleave(torch.tensor(config.scale_lengths)) * config.codebook_size
+        offsets = scales.repeat_interleave(torch.tensor(config.scale_lengths)) * config.codebook_size
+        self._offsets = offsets.to(device)  # (length,)
 
     def count(self, codes: torch.Tensor) -> None:
         """Count the codes of a batch of this process, a tensor `(batch, length)`."""
-        # Where the codes are, so that no step waits for the device.
-        self._pending, self._offsets = self._pending.to(codes.device), self._offsets.to(codes.device)
         found = torch.bincount((codes + self._offsets).flatten(), minlength=self._pending.numel())
         self._pending += found.view_as(self._pending)
 
@@ -40,7 +40,7 @@ class CodeStatistics:
         Returns:
             `torch.LongTensor` of shape `(scales, codebook_size)`: How often each scale chose each code.
         """
-        self.hits = self.hits.to(self._pending.device) + cast(torch.Tensor, reduce(self._pending, reduction="sum"))
+        self.hits = self.hits + cast(torch.Tensor, reduce(self._pending, reduction="sum"))
         self._pending.zero_()
         return self.hits
 

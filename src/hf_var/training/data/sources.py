@@ -35,14 +35,17 @@ def load_source(
     """
     # Its overloads want to know at once whether the result is a stream.
     load_dataset = cast(Any, datasets.load_dataset)
+    if source.startswith("~"):
+        source = str(Path(source).expanduser())
     if source.endswith((".parquet", ".tar")):
         files = sorted(glob.glob(source, recursive=True))
         if not files:
             raise ValueError(f"`{argument}` = {source!r} matches no file.")
         builder = "parquet" if source.endswith(".parquet") else "webdataset"
-        load = partial(load_dataset, builder, data_files=files, split="train", streaming=streaming)
+        # Files are one split, called train, which may be sliced.
+        load = partial(load_dataset, builder, data_files=files, split=split or "train", streaming=streaming)
     else:
-        if source.startswith((".", "/", "~")) and not Path(source).is_dir():
+        if source.startswith((".", "/")) and not Path(source).is_dir():
             raise ValueError(f"`{argument}` = {source!r} is no folder.")
         split = _choose_split(argument, source, split, preferred_splits, streaming)
         load = partial(load_dataset, source, split=split, streaming=streaming)

@@ -50,6 +50,9 @@ class ValidationBatches:
             raise ValueError(f"`max_images` must be at least 1, got {max_images}.")
         self.max_broken_share = args.max_broken_share
         self.num_workers = args.dataloader_num_workers
+        if max_images is not None and not isinstance(dataset, datasets.Dataset):
+            # Every reader of a stream's first rows reads them all.
+            self.num_workers = min(self.num_workers, 1)
         self._tally = Tally()
         prepared: Any = read_row.prepare(dataset)
         self._numbers: range | None = None
