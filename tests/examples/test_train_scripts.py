@@ -166,7 +166,9 @@ def write_codes(path: Path, vqvae: VQVAEModel, images_parquet: str, fingerprint:
     args = train_var.VARTrainingArguments(train_data="", output_dir="", vqvae="", resize_ratio=1.0)
     transform = train_var.data.image_transform(args, (8, 8), 1, augment=False)
     with torch.no_grad():
-        codes = vqvae.encode(torch.stack([transform(image) for image in images["image"]])).codes
+        # In batches of the training's size: rounding, which decides between codes as good as equal, depends on it.
+        batches = torch.stack([transform(image) for image in images["image"]]).split(4)
+        codes = torch.cat([vqvae.encode(batch).codes for batch in batches])
     features = Features({"codes": List(Value("uint16"), length=21), "label": ClassLabel(names=NAMES)})
     rows = {"codes": codes.tolist(), "label": images["label"]}
     table = Dataset.from_dict(rows, features=features).data.table
