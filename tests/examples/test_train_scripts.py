@@ -13,7 +13,9 @@ from datasets import ClassLabel, Dataset, Features, Image, List, Value
 from safetensors.torch import load_file
 
 from hf_var import VARPipeline, VQVAEModel
+from hf_var.conversion import export_official_vqvae, load_official_vqvae
 from hf_var.training.data import tokenizer_fingerprint
+from parity import load_case
 
 from .conftest import (
     NAMES,
@@ -79,6 +81,18 @@ def test_tar_files_are_read(tmp_path: Path, vqvae_folder: str) -> None:
     data = ["--train_data", str(tmp_path / "*.tar"), "--vqvae", vqvae_folder]
     train_var.main([*data, "--output_dir", str(tmp_path / "var"), *TINY_VAR, *SHORT_RUN])
     assert VARPipeline.from_pretrained(tmp_path / "var").transformer.config.num_labels == 3
+
+
+def test_converted_official_tokenizer_is_fine_tuned(tmp_path: Path, images_folder: str) -> None:
+    case = load_case("A")
+    load_official_vqvae(case.vqvae_weights, patch_nums=case.patch_nums).save_pretrained(tmp_path / "official")
+    arguments = ["--train_data", images_folder, "--validation_data", images_folder, *SHORT_RUN]
+    arguments += ["--pretrained_vqvae", str(tmp_path / "official"), "--learning_rate", "1e-9"]
+    train_vqvae.main([*arguments, "--output_dir", str(tmp_path / "tuned")])
+    tuned = export_official_vqvae(VQVAEModel.from_pretrained(tmp_path / "tuned"))
+    assert tuned.keys() == case.vqvae_weights.keys()
+    for name in ("encoder.conv_in.weight", "quantize.embedding.weight"):
+        torch.testing.assert_close(tuned[name], case.vqvae_weights[name], rtol=0, atol=1e-6)
 
 
 def test_unconditional_training_needs_no_labels(tmp_path: Path, vqvae_folder: str, images_parquet: str) -> None:
