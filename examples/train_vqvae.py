@@ -89,6 +89,9 @@ class VQVAETrainingArguments(AdversaryArguments, TrainingArguments):
     restart_until: float = field(
         default=0.0, metadata={"help": "move dead codes during this share of the training; 0: never"}
     )
+    restart_threshold: float = field(
+        default=0.03, metadata={"help": "dead: chosen less than this many times as often as the average code"}
+    )
 
     # Validation
     validation_images: int | None = field(default=None, metadata={"help": "default: all"})
@@ -113,8 +116,9 @@ class VQVAETrainingArguments(AdversaryArguments, TrainingArguments):
             raise ValueError(f"`codebook_decay` must be at least 0 and below 1, got {self.codebook_decay}.")
         if self.codebook_window < 1:
             raise ValueError(f"`codebook_window` must be at least 1, got {self.codebook_window}.")
-        if not 0 <= self.restart_until <= 1:
-            raise ValueError(f"`restart_until` must be a share from 0 to 1, got {self.restart_until}.")
+        for name in ("restart_until", "restart_threshold"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise ValueError(f"`{name}` must be a share from 0 to 1, got {getattr(self, name)}.")
         for name in ("unquantized_steps", *(["discriminator_start"] if self.adversarial_weight > 0 else [])):
             if getattr(self, name) >= self.max_train_steps:
                 raise ValueError(f"`{name}` must be below `max_train_steps`, got {getattr(self, name)}.")
@@ -376,7 +380,9 @@ def main(argv: Sequence[str] | None = None) -> None:
             run.show(usage=f"{figures['usage']:.0%}")
             if run.step < args.restart_until * args.max_train_steps:
                 hits = statistics.hits.sum(dim=0)
-                moved = codebook.restart_dead_codes(vqvae, hits, output.features, output.codes, args.seed + run.step)
+                moved = codebook.restart_dead_codes(
+                    vqvae, hits, output.features, output.codes, args.seed + run.step, args.restart_threshold
+                )
                 restart_averages(vqvae, average, moving_average, moved)
             statistics.reset()
         if validation is not None and run.is_validation_due:
