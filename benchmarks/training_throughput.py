@@ -2,7 +2,8 @@
 """
 How fast the tokenizer's training script is, beside a loop that does nothing but train.
 
-    python benchmarks/training_throughput.py examples/recipes/vqvae_cifar10.yaml --train_data "cifar10/train-*.parquet"
+    python benchmarks/training_throughput.py examples/recipes/vqvae_cifar10.yaml \
+        --train_data "cifar10/train-*.parquet" --validation_data "cifar10/test-*.parquet"
 
 The bare loop has the same model, losses, precision, memory format, optimizer and moving averages of the codes, and takes
 its batches from memory, where they lie ready as tensors. What it lacks is what the script adds: reading, decoding and
@@ -29,7 +30,7 @@ from hf_var.training.optimization import make_optimizer
 
 
 ROUNDS = 3
-STEPS = 300
+STEPS = 200
 SCRIPT = Path(__file__).parents[1] / "examples/train_vqvae.py"
 
 
@@ -68,7 +69,7 @@ def bare_rate(args, config: VQVAEConfig, images: list[torch.Tensor]) -> float:
 def script_rate(script, arguments: list[str]) -> float:
     with tempfile.TemporaryDirectory() as folder:
         more = ["--output_dir", folder, "--max_train_steps", str(STEPS), "--logging_steps", "20"]
-        more += ["--unquantized_steps", "0", "--lr_warmup_steps", "10"]
+        more += ["--unquantized_steps", "0", "--lr_warmup_steps", "10", "--validation_images", "32"]
         script.main([*arguments, *more])
         log = [json.loads(line) for line in (Path(folder) / "train_log.jsonl").read_text().splitlines()]
     return statistics.median(line["images_per_second"] for line in log if "images_per_second" in line)
