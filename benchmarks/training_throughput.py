@@ -45,6 +45,7 @@ def bare_rate(args, config: VQVAEConfig, images: list[torch.Tensor]) -> float:
     torch.manual_seed(args.seed)
     memory_format = torch.channels_last if args.channels_last else torch.contiguous_format
     vqvae = VQVAEModel(config).train().to(memory_format=memory_format)
+    vqvae.quantizer.codebook.requires_grad_(args.codebook_update == "gradient")
     moving_average = MovingAverageCodebook(vqvae, args.codebook_decay) if args.codebook_update == "ema" else None
     optimizer = make_optimizer(vqvae, args)
     images = [batch.contiguous(memory_format=memory_format) for batch in images]

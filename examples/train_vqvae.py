@@ -126,7 +126,7 @@ class VQVAETrainingArguments(AdversaryArguments, TrainingArguments):
             raise ValueError("`kmeans_images` and `unquantized_steps` would undo `pretrained_vqvae`: set both to 0.")
         if self.adversarial_weight > 0 and self.torch_compile:
             raise ValueError(
-                "`torch_compile` cannot go with `adversarial_weight`, which needs gradients of gradients."
+                "`torch_compile` cannot go with `adversarial_weight`, which takes several gradients of a graph."
             )
         if self.adversarial_weight > 0 and self.mixed_precision == "fp16":
             raise ValueError("`mixed_precision` fp16 has one loss scale, too few for two players: take bf16.")
@@ -300,22 +300,21 @@ def main(argv: Sequence[str] | None = None) -> None:
         args.hub_model_id = create_repository(args.output_dir, args.hub_model_id)
     run = TrainingRun(accelerator, args, "train_vqvae")
 
-    moving_average = None
-    if args.codebook_update == "ema":
-        moving_average = codebook.MovingAverageCodebook(vqvae, args.codebook_decay)
+    vqvae.quantizer.codebook.requires_grad_(args.codebook_update == "gradient")
     if args.channels_last:
         vqvae.to(memory_format=torch.channels_last)
     optimizer = make_optimizer(vqvae, args)
     scheduler = make_scheduler(optimizer, args)
     model, optimizer = accelerator.prepare(codebook.VQVAEWarmup(vqvae), optimizer)
     average = EMAModel(vqvae.parameters(), decay=args.ema_decay, foreach=True) if args.ema_decay > 0 else None
+    moving_average = None
+    if args.codebook_update == "ema":
+        moving_average = codebook.MovingAverageCodebook(vqvae, args.codebook_decay)
     statistics = CodeStatistics(config, accelerator.device)
     parts = [scheduler, batches, statistics, moving_average, average]
     if adversary is not None:
         parts += [adversary, judge_scheduler]
     accelerator.register_for_checkpointing(*(part for part in parts if part is not None))
-    if moving_average is not None:
-        moving_average.restart()  # `prepare` gave all processes the weights of the first
     run.resume(average)
 
     stream = iter(batches)

@@ -103,14 +103,18 @@ def test_only_dead_codes_move_and_then_they_are_used() -> None:
     assert {3, 9} <= set(vqvae.encode(images).codes.unique().tolist())
 
 
+def make_average(vqvae: VQVAEModel, *args, **options) -> MovingAverageCodebook:
+    vqvae.quantizer.codebook.requires_grad_(False)
+    return MovingAverageCodebook(vqvae, *args, **options)
+
+
 def test_moving_average_equals_a_textbook_loop() -> None:
     decay, epsilon = 0.8, 1e-5
     vqvae = make_vqvae(patch_nums=(4,), codebook_size=6, refinement_ratio=0.0)
     weight = vqvae.quantizer.codebook.weight
     with torch.no_grad():
         weight.normal_(generator=torch.Generator().manual_seed(0))
-    average = MovingAverageCodebook(vqvae, decay, epsilon)
-    assert not weight.requires_grad
+    average = make_average(vqvae, decay, epsilon)
     sizes, sums = [1.0] * 6, weight.tolist()
     for step in range(4):
         with torch.no_grad():
@@ -138,7 +142,7 @@ def test_moving_average_of_a_residual_quantizer_ends_at_the_mean_of_what_each_co
     with torch.no_grad():
         features = vqvae.encode(images).features
         initialize_codebook(vqvae, features, seed=0)
-        average = MovingAverageCodebook(vqvae, decay=0.5)
+        average = make_average(vqvae, decay=0.5)
         average.restart()
         weight = vqvae.quantizer.codebook.weight
         start = quantization_error(vqvae, images)
@@ -160,7 +164,7 @@ def test_moving_average_of_a_residual_quantizer_ends_at_the_mean_of_what_each_co
 def test_vectors_count_for_the_area_they_stand_for() -> None:
     # One code for both scales: the whole map of four tokens weighs as much as the single token.
     vqvae = make_vqvae(patch_nums=(1, 4), codebook_size=1, refinement_ratio=0.0)
-    average = MovingAverageCodebook(vqvae, decay=0.0, epsilon=0.0)
+    average = make_average(vqvae, decay=0.0, epsilon=0.0)
     with torch.no_grad():
         output = vqvae.encode(make_images(2))
         single, whole = quantizer_inputs(vqvae, output.features, output.codes)
@@ -172,7 +176,7 @@ def test_vectors_count_for_the_area_they_stand_for() -> None:
 
 def test_restarted_average_stays_where_the_code_was_put() -> None:
     vqvae = make_vqvae()
-    average = MovingAverageCodebook(vqvae, decay=0.9)
+    average = make_average(vqvae, decay=0.9)
     with torch.no_grad():
         output = vqvae.encode(make_images(4))
         average.observe(output.features, output.codes)
@@ -187,7 +191,9 @@ def test_restarted_average_stays_where_the_code_was_put() -> None:
 
 def test_moving_average_leaves_the_gradients_of_everything_else() -> None:
     vqvae = make_vqvae()
-    MovingAverageCodebook(vqvae, decay=0.9)
+    with pytest.raises(ValueError, match="must not require a gradient"):
+        MovingAverageCodebook(vqvae, decay=0.9)
+    make_average(vqvae, decay=0.9)
     output = VQVAEWarmup(vqvae)(make_images(3))
     (output.sample.square().mean() + output.loss).backward()
     without = [name for name, parameter in vqvae.named_parameters() if parameter.grad is None]

@@ -187,7 +187,9 @@ class MovingAverageCodebook:
     One update per optimizer step, from all of its batches and processes, so that neither number changes the result.
 
     Args:
-        vqvae ([`VQVAEModel`]): The tokenizer, whose codebook gets no gradient from here on.
+        vqvae ([`VQVAEModel`]):
+            The tokenizer, where it is trained and with the weights that all processes begin with. Its codebook is to have no
+            gradient.
         decay (`float`): Weight of the past, gamma in the paper.
         epsilon (`float`, *optional*, defaults to 1e-5): Pseudo-count that keeps codes without vectors finite.
     """
@@ -196,9 +198,11 @@ class MovingAverageCodebook:
         self.vqvae = vqvae
         self.decay = decay
         self.epsilon = epsilon
-        weight = vqvae.quantizer.codebook.weight.requires_grad_(False)
+        weight = vqvae.quantizer.codebook.weight
+        if weight.requires_grad:
+            raise ValueError("The codebook's weight must not require a gradient if it follows moving averages.")
         self.sizes = torch.ones(len(weight), device=weight.device)
-        self.sums = weight.detach().clone()
+        self.sums = weight.clone()
         self._new_sizes, self._new_sums = torch.zeros_like(self.sizes), torch.zeros_like(self.sums)
 
     @torch.no_grad()
@@ -209,7 +213,6 @@ class MovingAverageCodebook:
         parts = codes.split(lengths, dim=1)
         chosen = torch.cat([part.flatten() for part in parts])
         areas = torch.cat([torch.full_like(part.flatten(), lengths[-1]) / part.shape[1] for part in parts])
-        self._to(vectors.device)
         self._new_sizes.index_add_(0, chosen, areas)
         self._new_sums.index_add_(0, chosen, vectors * areas[:, None])
 
@@ -230,7 +233,6 @@ class MovingAverageCodebook:
     def restart(self, codes: torch.Tensor | None = None) -> None:
         """Let the averages of `codes` (of all, if `None`) begin at their present vectors, with an average weight."""
         weight = self.vqvae.quantizer.codebook.weight
-        self._to(weight.device)
         chosen = torch.arange(len(weight), device=weight.device) if codes is None else codes
         size = self.sizes.mean()
         self.sizes[chosen] = size
@@ -244,12 +246,6 @@ class MovingAverageCodebook:
         """For Accelerate's checkpoints."""
         self.sizes.copy_(state_dict["sizes"])
         self.sums.copy_(state_dict["sums"])
-
-    def _to(self, device: torch.device) -> None:
-        # The model may be moved after this object was made.
-        if self.sums.device != device:
-            for name in ("sizes", "sums", "_new_sizes", "_new_sums"):
-                setattr(self, name, getattr(self, name).to(device))
 
 
 def _num_processes() -> int:

@@ -30,8 +30,9 @@ class CodeStatistics:
 
     def count(self, codes: torch.Tensor) -> None:
         """Count the codes of a batch of this process, a tensor `(batch, length)`."""
-        found = torch.bincount((codes + self._offsets).flatten(), minlength=self._pending.numel())
-        self._pending += found.view_as(self._pending)
+        chosen = (codes + self._offsets).flatten()
+        # torch.bincount would wait for the device, to see the largest code.
+        self._pending.view(-1).index_add_(0, chosen, torch.ones_like(chosen))
 
     def synchronize(self) -> torch.Tensor:
         """
