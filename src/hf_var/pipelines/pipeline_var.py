@@ -8,12 +8,12 @@ from numbers import Integral, Real
 from typing import Any
 
 import torch
-from diffusers import DiffusionPipeline
 from diffusers.callbacks import MultiPipelineCallbacks, PipelineCallback
 from diffusers.image_processor import VaeImageProcessor
 
 from ..autoencoders import VQVAEConfig, VQVAEModel
 from ..priors import VARCache, VARConfig, VARTransformer
+from .adapters import LoraMixin, is_adapter_module
 from .labels import Labels, label_ids
 from .pipeline_output import VARPipelineOutput
 from .sampling import Generators, apply_guidance, draw_codes, filter_logits, guidance_weight, smooth_weights
@@ -41,7 +41,7 @@ def _in_evaluation_mode(call: Callable) -> Callable:
     return wrapper
 
 
-class VARPipeline(DiffusionPipeline):
+class VARPipeline(LoraMixin):
     r"""
     Class-conditional and unconditional image generation with VAR (Tian et al. 2024): one step per scale, from a 1x1
     token map to the full grid.
@@ -331,6 +331,11 @@ def _check_components(transformer: VARTransformer, vqvae: VQVAEModel) -> None:
         if not isinstance(getattr(component, "config", None), config_class):
             raise ValueError(
                 f"`{name}` must be a model with a {config_class.__name__}, got {type(component).__name__}."
+            )
+        if is_adapter_module(component):
+            raise ValueError(
+                f"`{name}` must be the model itself, got PEFT's {type(component).__name__} around it: pass its "
+                "`get_base_model()`, which has the adapters in its layers, or its `merge_and_unload()`."
             )
     for field in ("codebook_size", "latent_channels", "patch_nums"):
         ours, theirs = getattr(transformer.config, field), getattr(vqvae.config, field)

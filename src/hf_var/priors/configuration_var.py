@@ -11,6 +11,10 @@ from transformers import PreTrainedConfig
 from ..scales import ScheduleMixin, check_fractions, check_positive_integers, normalize_patch_nums
 
 
+# The file beside an adapter's weights that names the labels it was trained with.
+ADAPTER_LABELS_NAME = "labels.json"
+
+
 class VARConfig(ScheduleMixin, PreTrainedConfig):
     r"""
     Configuration of a [`VARTransformer`]. The defaults are those of VAR-d16 (Tian et al. 2024, section 4.2): depth d,
@@ -161,6 +165,19 @@ class VARConfig(ScheduleMixin, PreTrainedConfig):
         ids = [int(label) if str(label).isdecimal() else label for label in id2label]
         if set(ids) != set(range(len(ids))):
             raise ValueError(f"`id2label` must name the ids 0 to {len(ids) - 1}, got {shorten(repr(ids), 80)}.")
+
+    def set_labels(self, id2label: dict[int, str] | None) -> None:
+        """Change the names of the labels and with them their number, see [`VARTransformer.set_labels`]."""
+        id2label = {} if id2label is None else id2label
+        if not isinstance(id2label, dict):
+            raise ValueError(f"`id2label` must be a dictionary from ids to names or `None`, got {id2label!r}.")
+        self._check_label_names(id2label, None)
+        names = {int(label): name for label, name in id2label.items()}
+        unnamed = {label: name for label, name in names.items() if not isinstance(name, str)}
+        if unnamed:
+            raise ValueError(f"`id2label` must name each label by a text, got {shorten(repr(unnamed), 80)}.")
+        self.id2label = dict(sorted(names.items()))
+        self.label2id = {name: label for label, name in self.id2label.items()}
 
     @classmethod
     def from_dict(cls, config_dict: dict[str, Any], **kwargs) -> "VARConfig":

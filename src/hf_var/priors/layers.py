@@ -223,6 +223,15 @@ class VAREmbeddings(nn.Module):
         self.level_embedding = nn.Parameter(torch.empty(len(config.patch_nums), config.hidden_size))
         self.position_embedding = nn.Parameter(torch.empty(config.length, config.hidden_size))
 
+    @torch.no_grad()
+    def choose_labels(self, rows: list[int]) -> None:
+        """Make the rows `rows` of the class embedding its labels; the unconditional row stays the last one."""
+        weight = self.class_embedding.weight
+        chosen = weight[torch.tensor([*rows, self.num_labels], device=weight.device)]
+        self.class_embedding.weight = nn.Parameter(chosen, requires_grad=weight.requires_grad)
+        self.class_embedding.num_embeddings = len(chosen)
+        self.num_labels = len(rows)
+
     def embed_labels(self, class_labels: torch.Tensor) -> torch.Tensor:
         labels = torch.where(class_labels < 0, self.num_labels, class_labels)
         return self.class_embedding(labels)  # (batch, hidden)

@@ -93,6 +93,41 @@ class VARTransformer(PreTrainedModel):
     def set_output_embeddings(self, new_embeddings: nn.Module) -> None:
         self.head = new_embeddings
 
+    def set_labels(self, id2label: dict[int, str] | None) -> None:
+        """
+        Change the label set in place: configuration and class embedding, whose unconditional row stays as it is.
+
+        Labels whose name both sets have keep their embedding. All others begin as the unconditional class, which is
+        what the model draws for an image of which it knows no class: a sensible picture from the first step on, where
+        a random embedding would lead every layer astray.
+
+        The class embedding gets a new parameter, so this comes before the optimizer, the average of the weights and
+        wrappers such as DDP.
+
+        Args:
+            id2label (`dict[int, str]`): Names of the new labels; `None` for an unconditional model.
+
+        Raises:
+            `ValueError`: If `id2label` does not name the ids from 0 on, or if the class embedding is part of an
+                adapter or offloaded.
+        """
+        embedding = self.embeddings.class_embedding
+        is_offloaded = hasattr(embedding, "_hf_hook") and embedding.weight.device.type == "meta"
+        if type(embedding) is not nn.Embedding or is_offloaded:
+            raise ValueError(
+                "`set_labels` needs the plain class embedding, but an adapter or an offloading hook holds it: "
+                "change the labels before these are added, or remove them first."
+            )
+        known: dict[str, list[int]] = {}
+        for label, name in sorted((self.config.id2label or {}).items()):
+            known.setdefault(name, []).append(int(label))
+        unconditional = self.embeddings.num_labels
+        self.config.set_labels(id2label)
+        # Of labels that share a name, the first takes the first one's row, and so on.
+        names = (self.config.id2label or {}).values()
+        rows = [known[name].pop(0) if known.get(name) else unconditional for name in names]
+        self.embeddings.choose_labels(rows)
+
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
         """

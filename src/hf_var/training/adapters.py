@@ -1,0 +1,132 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Fine-tuning by LoRA (Hu et al. 2022) through PEFT: what to train, and adapters that are saved whole."""
+
+import copy
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from peft import LoraConfig, get_peft_model_state_dict
+from safetensors.torch import save_file
+from torch import nn
+
+from ..priors import VARTransformer
+from ..priors.configuration_var import ADAPTER_LABELS_NAME
+
+
+# The projections of attention and feed-forward layers, where a transformer has most of its weights.
+LORA_TARGETS = ("q_proj", "k_proj", "v_proj", "o_proj", "fc1", "fc2")
+
+
+def add_lora(
+    transformer: VARTransformer,
+    rank: int = 16,
+    alpha: float | None = None,
+    dropout: float = 0.0,
+    target_modules: Sequence[str] | None = None,
+    train_labels: bool = True,
+) -> list[nn.Parameter]:
+    r"""
+    Freeze a transformer and give it a LoRA adapter named `default`, which leaves its outputs as they are at first.
+
+    Labels are changed before that, by [`VARTransformer.set_labels`]; the optimizer, the average of the weights and
+    wrappers such as DDP come after it.
+
+    Args:
+        transformer ([`VARTransformer`]): A trained model, changed in place.
+        rank (`int`, *optional*, defaults to 16): Rank of the changes of each weight.
+        alpha (`float`, *optional*, defaults to `rank`): The changes are multiplied by `alpha / rank`.
+        dropout (`float`, *optional*, defaults to 0.0): Dropout probability of what the adapter reads.
+        target_modules (`list[str]`, *optional*):
+            Linear layers that are adapted, by the ends of their names; all projections of attention and feed-forward
+            layers by default.
+        train_labels (`bool`, *optional*, defaults to `True`):
+            Whether the class embedding is trained as well, whole, and saved with the adapter. New labels need it.
+
+    Returns:
+        `list[nn.Parameter]`: What is to be trained, in the order of `transformer.parameters()`.
+
+    Raises:
+        `ValueError`: If an argument is out of range, a target is no linear layer, there is an adapter already, or
+            labels are new and not to be trained.
+    """
+    if isinstance(rank, bool) or not isinstance(rank, int) or rank < 1:
+        raise ValueError(f"`rank` must be an integer of at least 1, got {rank!r}.")
+    if alpha is not None and alpha <= 0:
+        raise ValueError(f"`alpha` must be positive, got {alpha}.")
+    if not 0 <= dropout < 1:
+        raise ValueError(f"`dropout` must be in [0, 1), got {dropout}.")
+    if getattr(transformer, "peft_config", None):
+        raise ValueError("`transformer` has an adapter already: merge or remove it first.")
+    targets = list(LORA_TARGETS if target_modules is None else target_modules)
+    linear = [name for name, module in transformer.named_modules() if isinstance(module, nn.Linear)]
+    unknown = [target for target in targets if not any(f".{name}".endswith(f".{target}") for name in linear)]
+    if unknown or not targets:
+        available = sorted({name.rpartition(".")[2] for name in linear})
+        raise ValueError(f"`target_modules` must be among the linear layers {available}, got {unknown or targets}.")
+    if not train_labels:
+        _check_labels_are_trained(transformer)
+
+    transformer.requires_grad_(False)
+    config = LoraConfig(
+        r=rank,
+        lora_alpha=rank if alpha is None else alpha,  # pyright: ignore[reportArgumentType] - any number will do
+        lora_dropout=dropout,
+        target_modules=targets,
+        modules_to_save=["class_embedding"] if train_labels else None,
+    )
+    transformer.add_adapter(config)
+    if any(layer.gradient_checkpointing for layer in transformer.layers):
+        # Reentrant checkpointing gives no gradients to layers whose inputs need none.
+        transformer.enable_input_require_grads()
+    return [parameter for parameter in transformer.parameters() if parameter.requires_grad]
+
+
+def save_lora(
+    transformer: VARTransformer, folder: str | Path, state_dict: dict[str, torch.Tensor] | None = None
+) -> None:
+    r"""
+    Save the adapter of [`add_lora`] with all that it needs beside the model beneath.
+
+    [`VARPipeline.load_lora_weights`] loads the folder, labels included. So do `PeftModel.from_pretrained` and
+    `transformer.load_adapter`, if `transformer.set_labels` was called with the names in `labels.json` before.
+
+    Args:
+        transformer ([`VARTransformer`]): The model with the adapter, without wrappers.
+        folder (`str`): Gets `adapter_config.json`, `adapter_model.safetensors` and `labels.json`.
+        state_dict (`dict[str, torch.Tensor]`, *optional*):
+            The model's weights where it does not hold them itself, as under FSDP.
+
+    Raises:
+        `ValueError`: If there is not exactly one adapter.
+    """
+    configs = getattr(transformer, "peft_config", {})
+    if len(configs) != 1:
+        raise ValueError(f"`transformer` must have one adapter, got {list(configs)}.")
+    [(adapter_name, config)] = configs.items()
+    # PEFT would look for a text vocabulary that has grown, on the Hub if need be.
+    weights = get_peft_model_state_dict(transformer, state_dict, adapter_name, save_embedding_layers=False)
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    # The names that they have in a `PeftModel`.
+    named = {f"base_model.model.{name}": weight.contiguous() for name, weight in weights.items()}
+    save_file(named, folder / "adapter_model.safetensors", metadata={"format": "pt"})
+    config = copy.copy(config)
+    config.inference_mode = True
+    if Path(config.base_model_name_or_path or "").exists():
+        # A folder of this machine says nothing to others, and may say too much.
+        config.base_model_name_or_path = None
+    config.save_pretrained(str(folder))
+    labels = {"id2label": transformer.config.id2label}
+    (folder / ADAPTER_LABELS_NAME).write_text(
+        json.dumps(labels, indent=2, ensure_ascii=False) + "\n", encoding="utf-8"
+    )
+
+
+def _check_labels_are_trained(transformer: VARTransformer) -> None:
+    *rows, unconditional = transformer.embeddings.class_embedding.weight.unbind()
+    names = (transformer.config.id2label or {}).values()
+    new = [name for name, row in zip(names, rows, strict=True) if torch.equal(row, unconditional)]
+    if new:
+        raise ValueError(f"`train_labels` must be true: the labels {new} are new and would stay unconditional.")
