@@ -1,17 +1,19 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The model card of a trained tokenizer, and how a result gets to the Hub."""
+"""The model cards of what was trained, and how a result gets to the Hub."""
 
+import glob
 import math
 import re
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 from urllib.parse import quote
 
 import yaml
 from huggingface_hub import EvalResult, HfApi, ModelCard, ModelCardData
 
 from ..autoencoders import VQVAEConfig, VQVAEModel
+from ..priors import VARConfig, VARTransformer
 
 
 METRIC_LABELS = {
@@ -20,12 +22,27 @@ METRIC_LABELS = {
     "lpips": "LPIPS, lower is better",
     "rfid": "rFID, lower is better",
     "usage": "share of the codebook in use, higher is better",
+    "loss": "cross-entropy in nats per token, lower is better",
+    "bits_per_token": "cross-entropy in bits per token, lower is better",
+    "accuracy": "share of tokens that are the likeliest ones, higher is better",
 }
 HUB_NAME = re.compile(r"\w[\w.-]*(/\w[\w.-]*)?")
-# What makes a result. Checkpoints and the trackers' logs lie in folders, which are left out as a whole: the client's `*`
-# matches slashes, so that these patterns alone would find the weights in checkpoints, too.
+# What makes a result: a model, or the two of a pipeline and an adapter, and what tells of it. All other folders stay here,
+# such as checkpoints and the trackers' logs.
 RESULT_FILES = ["README.md", "*.json", "*.safetensors", "train_log.jsonl", "*.png"]
-FOLDERS = ["*/*"]
+RESULT_FILES += [f"{model}/*.{kind}" for model in ("transformer", "vqvae", "lora") for kind in ("json", "safetensors")]
+
+
+class Pipeline(Protocol):
+    """What the card of a [`VARPipeline`] reads of it."""
+
+    transformer: VARTransformer
+    vqvae: VQVAEModel
+
+    @property
+    def config(self) -> Mapping[str, Any]: ...
+
+    def get_label_ids(self, labels: str) -> list[int]: ...
 
 
 def is_hub_name(value: str) -> bool:
@@ -80,39 +97,102 @@ def write_model_card(
     Raises:
         `ValueError`: If a picture is not a file in `output_dir`.
     """
-    output_dir = Path(output_dir).resolve()
-    pictures = pictures or {}
-    for picture in pictures:
-        if Path(picture).name != picture or not (output_dir / picture).is_file():
-            raise ValueError(f"`pictures` must be names of files in `output_dir`, got {picture!r}.")
-    repo_id = repo_id or output_dir.name
-    name = repo_id.split("/")[-1]
-    metrics = {key: round(value, 4) for key, value in (metrics or {}).items()}
     config: VQVAEConfig = vqvae.config
-    height, width = config.image_size
-    num_tokens = sum(config.scale_lengths)
-    bits = num_tokens * math.log2(config.codebook_size)
-    card = ModelCard.from_template(
-        _card_data(recipe, metrics, name, license),
-        template_path=str(Path(__file__).with_name("vqvae_card.md")),
-        name=name,
-        repo_id=repo_id,
+    bits = sum(config.scale_lengths) * math.log2(config.codebook_size)
+    return _write_card(
+        "vqvae_card.md",
+        output_dir,
+        {
+            # There is no category for tokenizers; this one is where people look for encoders.
+            "pipeline_tag": "image-feature-extraction",
+            "tags": ["image-tokenizer", "vq-vae", "var"],
+            "base_model": _hub_name(recipe, "pretrained_vqvae"),
+            "license": license,
+        },
+        "image-reconstruction",
+        recipe,
+        metrics,
+        pictures,
+        repo_id,
         system=_system(config),
         config=config,
-        height=height,
-        width=width,
-        maps=[f"{rows}x{columns}" for rows, columns in config.scale_sizes],
-        num_tokens=num_tokens,
+        num_tokens=sum(config.scale_lengths),
         bits=bits,
-        compression=8 * config.in_channels * height * width / bits if bits > 0 else math.inf,
+        compression=8 * config.in_channels * math.prod(config.image_size) / bits if bits > 0 else math.inf,
         num_parameters=vqvae.num_parameters(),
-        dataset=_dataset_name(recipe),
-        figures=[(METRIC_LABELS.get(key, key), value) for key, value in metrics.items()],
-        pictures=[(quote(picture), caption) for picture, caption in pictures.items()],
-        recipe=public_recipe(recipe),
+        **_sizes(config),
     )
-    card.save(output_dir / "README.md")
-    return card
+
+
+def write_pipeline_card(
+    output_dir: str | Path,
+    pipeline: Pipeline,
+    recipe: Mapping[str, Any],
+    metrics: Mapping[str, float] | None = None,
+    pictures: Mapping[str, str] | None = None,
+    repo_id: str | None = None,
+    license: str | None = None,
+    data_license: str | None = None,
+) -> ModelCard:
+    """
+    Write `README.md`: how to draw with the pipeline, what it is, how good it is, how it was trained and on what terms it
+    is passed on. No path of this machine appears in it.
+
+    Args:
+        output_dir (`str`): Folder of the result.
+        pipeline ([`VARPipeline`]): The trained pipeline.
+        recipe (`dict[str, Any]`):
+            Arguments of the training; `train_data`, `validation_data`, `validation_split` and `pretrained_var` also
+            become metadata if they are names on the Hub, and `vqvae` names the tokenizer.
+        metrics (`dict[str, float]`, *optional*):
+            Figures of the validation, such as those of [`~hf_var.training.likelihood.measure_likelihood`].
+        pictures (`dict[str, str]`, *optional*): Captions by name of a file in `output_dir`, in the order to show them.
+        repo_id (`str`, *optional*, defaults to the name of `output_dir`):
+            What the example loads: the repository with its namespace, see [`create_repository`].
+        license (`str`, *optional*): Identifier of the weights' license, as the Hub has them, such as `apache-2.0`.
+        data_license (`str`, *optional*): License of the training data.
+
+    Returns:
+        `ModelCard`: What was written.
+
+    Raises:
+        `ValueError`: If a picture is not a file in `output_dir`.
+    """
+    config: VARConfig = pipeline.transformer.config
+    tokenizer: VQVAEConfig = pipeline.vqvae.config
+    is_conditional = bool(config.num_labels)
+    unknown = "not stated"
+    return _write_card(
+        "var_card.md",
+        output_dir,
+        {
+            # The category of all images that are not drawn from a text, those of classes among them.
+            "pipeline_tag": "unconditional-image-generation",
+            "tags": ["var", "autoregressive", *(["class-conditional"] if is_conditional else [])],
+            "base_model": _hub_name(recipe, "pretrained_var"),
+            "license": license,
+        },
+        "unconditional-image-generation",
+        recipe,
+        metrics,
+        pictures,
+        repo_id,
+        kind="Class-conditional" if is_conditional else "Unconditional",
+        config=config,
+        tokenizer=tokenizer,
+        tokenizer_name=_without_folders(recipe.get("vqvae") or recipe.get("pretrained_var") or "its own"),
+        is_picture=tokenizer.num_output_channels in (1, 3, 4),
+        example=f"class_labels={_example_labels(pipeline)!r}" if is_conditional else "num_images_per_label=2",
+        num_parameters=pipeline.transformer.num_parameters(),
+        tokenizer_parameters=pipeline.vqvae.num_parameters(),
+        sampling=[(name, pipeline.config[name]) for name in ("guidance_scale", "top_p", "temperature")],
+        licenses=[
+            ("code", "`hf_var`, Apache-2.0"),
+            ("weights", license or unknown),
+            (f"data, {_without_folders(recipe['train_data'])}", data_license or unknown),
+        ],
+        **_sizes(tokenizer),
+    )
 
 
 def create_repository(output_dir: str | Path, repo_id: str | None = None) -> str:
@@ -132,8 +212,8 @@ def create_repository(output_dir: str | Path, repo_id: str | None = None) -> str
 
 def push_result(output_dir: str | Path, repo_id: str | None = None) -> str:
     """
-    Upload the model, its card, the pictures and `train_log.jsonl`. Everything in folders stays here: checkpoints with
-    the optimizer's state and the trackers' logs.
+    Upload the model or the pipeline, its card, the pictures and `train_log.jsonl`. All else stays here: checkpoints with
+    the optimizer's state, the trackers' logs and the pictures of earlier steps.
 
     Args:
         output_dir (`str`): Folder of the result.
@@ -142,25 +222,65 @@ def push_result(output_dir: str | Path, repo_id: str | None = None) -> str:
     Returns:
         `str`: Address of the repository.
     """
+    # Names rather than patterns: the client's `*` matches slashes, and would find the weights in checkpoints, too.
+    files = [path for pattern in RESULT_FILES for path in Path(output_dir).glob(pattern)]
     commit = HfApi().upload_folder(
         repo_id=create_repository(output_dir, repo_id),
         folder_path=output_dir,
-        allow_patterns=RESULT_FILES,
-        ignore_patterns=FOLDERS,
+        allow_patterns=[glob.escape(path.relative_to(output_dir).as_posix()) for path in files],
         commit_message="Upload the result of a training",
     )
     return str(commit.repo_url)
 
 
-def _card_data(
-    recipe: Mapping[str, Any], metrics: Mapping[str, float], name: str, license: str | None
-) -> ModelCardData:
-    dataset = _dataset_name(recipe)
+def _write_card(
+    template: str,
+    output_dir: str | Path,
+    metadata: Mapping[str, Any],
+    task: str,
+    recipe: Mapping[str, Any],
+    metrics: Mapping[str, float] | None,
+    pictures: Mapping[str, str] | None,
+    repo_id: str | None,
+    **contents: Any,
+) -> ModelCard:
+    """The part that all cards share; `contents` are what `template` needs beside."""
+    output_dir = Path(output_dir).resolve()
+    pictures = pictures or {}
+    for picture in pictures:
+        if Path(picture).name != picture or not (output_dir / picture).is_file():
+            raise ValueError(f"`pictures` must be names of files in `output_dir`, got {picture!r}.")
+    repo_id = repo_id or output_dir.name
+    name = repo_id.split("/")[-1]
+    metrics = {key: round(value, 4) for key, value in (metrics or {}).items()}
+    templates = [Path(__file__).with_name(part).read_text(encoding="utf-8") for part in (template, "card_results.md")]
+    card = ModelCard.from_template(
+        ModelCardData(
+            library_name="hf_var",
+            datasets=_hub_name(recipe, "train_data"),
+            model_name=name,
+            eval_results=_results(task, recipe, metrics),
+            **metadata,
+        ),
+        template_str="".join(templates),
+        name=name,
+        repo_id=repo_id,
+        dataset=_dataset_name(recipe),
+        figures=[(METRIC_LABELS.get(key, key), value) for key, value in metrics.items()],
+        pictures=[(quote(picture), caption) for picture, caption in pictures.items()],
+        recipe=public_recipe(recipe),
+        **contents,
+    )
+    card.save(output_dir / "README.md")
+    return card
+
+
+def _results(task: str, recipe: Mapping[str, Any], metrics: Mapping[str, float]) -> list[EvalResult] | None:
     results = [
         EvalResult(
-            task_type="image-reconstruction",
+            task_type=task,
             dataset_type=_hub_name(recipe, "validation_data") or "images",
-            dataset_name=dataset,
+            dataset_name=_dataset_name(recipe),
             dataset_split=recipe.get("validation_split"),
             metric_type=key,
             metric_name=METRIC_LABELS.get(key, key).split(",")[0],
@@ -170,17 +290,12 @@ def _card_data(
         # The Hub's metadata are read as JSON, too, which has no infinity.
         if math.isfinite(value)
     ]
-    return ModelCardData(
-        license=license,
-        library_name="hf_var",
-        # There is no category for tokenizers; this one is where people look for encoders.
-        pipeline_tag="image-feature-extraction",
-        tags=["image-tokenizer", "vq-vae", "var"],
-        datasets=_hub_name(recipe, "train_data"),
-        base_model=_hub_name(recipe, "pretrained_vqvae"),
-        model_name=name,
-        eval_results=results or None,
-    )
+    return results or None
+
+
+def _sizes(tokenizer: VQVAEConfig) -> dict[str, Any]:
+    height, width = tokenizer.image_size
+    return {"height": height, "width": width, "maps": [f"{rows}x{columns}" for rows, columns in tokenizer.scale_sizes]}
 
 
 def _system(config: VQVAEConfig) -> str:
@@ -192,6 +307,18 @@ def _system(config: VQVAEConfig) -> str:
         "Multi-scale residual VQ-VAE, the tokenizer of visual autoregressive modeling ([VAR]("
         "https://arxiv.org/abs/2404.02905), section 3.2)"
     )
+
+
+def _example_labels(pipeline: Pipeline, number: int = 3) -> list[int | str]:
+    """The first labels, by their names where these are unambiguous."""
+    labels: list[int | str] = []
+    for label, name in list((pipeline.transformer.config.id2label or {}).items())[:number]:
+        try:
+            is_known = pipeline.get_label_ids(name) == [label]
+        except ValueError:
+            is_known = False
+        labels.append(name if is_known else label)
+    return labels
 
 
 def _dataset_name(recipe: Mapping[str, Any]) -> str:

@@ -15,6 +15,7 @@ from torchvision.utils import make_grid
 
 from ..autoencoders import VQVAEModel
 from ..scales import PatchNums, scale_sizes
+from .scaling import SYMBOLS, ScalingLaw, ScalingRun
 
 
 # What `reconstruction_grid` and `usage_plot` show, for those who see the picture alone.
@@ -145,6 +146,44 @@ def curves_plot(log_path: str | Path, names: Sequence[str], marks: Mapping[str, 
             if axes is panels[0]:
                 axes.annotate(mark, (step, 1.0), xycoords=("data", "axes fraction"), ha="center", va="bottom")
     panels[-1].set_xlabel("step")
+    return figure
+
+
+def scaling_plot(runs: Sequence[ScalingRun], laws: Sequence[ScalingLaw]) -> Figure:
+    """
+    Draw losses and error rates against parameters and training compute, with the power laws that were fitted to them.
+
+    Args:
+        runs (`list[ScalingRun]`): The trainings, whose curves are drawn over the compute.
+        laws (`list[ScalingLaw]`): What [`~hf_var.training.scaling.fit_scaling_laws`] made of them.
+
+    Returns:
+        `matplotlib.figure.Figure`: Its `savefig` writes the picture.
+    """
+    figure = Figure(figsize=(9.6, 7.2), layout="constrained")
+    panels = figure.subplots(2, 2, sharex="col", sharey="row")
+    for entry in laws:
+        row, column = int("error" in entry.figure), int(entry.axis == "compute")
+        axes = panels[row, column]
+        is_last = entry.figure.startswith("last_scale")
+        color = "C1" if is_last else "C0"
+        if entry.axis == "compute":
+            for run in runs:
+                axes.plot(*zip(*run.curve(entry.figure), strict=True), color=color, alpha=0.35, linewidth=1)
+        x, y = zip(*entry.points, strict=True)
+        axes.plot(x, y, linestyle="none", marker=".", color=color)
+        formula = f"({entry.law.prefactor:.2g} {SYMBOLS[entry.axis]})$^{{{entry.law.exponent:.3f}}}$"
+        label = f"{'last scale' if is_last else 'all tokens'}: {formula}, r = {entry.law.correlation:.3f}"
+        ends = (min(x), max(x))
+        axes.plot(ends, [entry.law(end) for end in ends], linestyle="--", color=color, label=label)
+        axes.set_xscale("log")
+        axes.set_yscale("log")
+    for axes in panels.flat:
+        axes.legend(frameon=False)
+    panels[0, 0].set_ylabel("validation loss in nats per token")
+    panels[1, 0].set_ylabel("validation error rate")
+    panels[1, 0].set_xlabel("parameters N in billions")
+    panels[1, 1].set_xlabel("training compute C in PFLOP")
     return figure
 
 
