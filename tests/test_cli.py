@@ -2,16 +2,21 @@
 """The command `hf-var`, run as a user runs it."""
 
 import json
+import re
 import subprocess
 import sys
 
+import numpy as np
 import pytest
 import torch
+from datasets import ClassLabel, Dataset, Features
+from datasets import Image as ImageFeature
 from PIL import Image
 
-from hf_var import VARPipeline, VQVAEModel
+from hf_var import DIGITS_CHECKPOINT, VARPipeline, VQVAEModel
 from hf_var.cli import main
 from hf_var.conversion import export_official_var, export_official_vqvae, load_official_var, load_official_vqvae
+from hf_var.training.data import codes_fingerprint, load_source, tokenizer_fingerprint
 from parity import load_case
 
 
@@ -113,6 +118,55 @@ def test_generate_bad_input(converted, tmp_path, capsys, monkeypatch, arguments,
     assert not (tmp_path / "out.png").exists()
 
 
+@pytest.fixture(scope="module")
+def digits(tmp_path_factory):
+    """Twelve noisy pictures of the size of the embedded tokenizer's, with labels."""
+    path = tmp_path_factory.mktemp("digits") / "digits.parquet"
+    pixels = np.random.default_rng(0).integers(0, 256, (12, 16, 16), dtype=np.uint8)
+    rows = {"image": [Image.fromarray(image) for image in pixels], "label": [index % 2 for index in range(12)]}
+    features = Features({"image": ImageFeature(), "label": ClassLabel(names=["even", "odd"])})
+    Dataset.from_dict(rows, features=features).to_parquet(path)
+    return path
+
+
+def test_tokenize_writes_the_codes_of_the_tokenizer(digits, tmp_path, capsys):
+    tokenizer = ["--vqvae", f"{DIGITS_CHECKPOINT}/vqvae"]
+    output = tmp_path / "codes"
+    arguments = ["--data", str(digits), *tokenizer, "--output", str(output), "--resize-ratio", "1"]
+    assert main(["tokenize", *arguments, "--horizontal-flip", "--rows-per-shard", "6", "--batch-size", "4"]) == 0
+    assert "24 rows of codes from 12 images" in capsys.readouterr().out
+    assert len(list(output.glob("*.parquet"))) == 2
+    rows = load_source("train_data", str(output), None, ["train"])
+    assert rows.features["label"].names == ["even", "odd"]
+    assert rows["label"][:] == [0, 0, 1, 1] * 6
+    vqvae = VQVAEModel.from_pretrained(DIGITS_CHECKPOINT, subfolder="vqvae").eval()
+    assert codes_fingerprint(str(output)) == tokenizer_fingerprint(vqvae)
+    pixels = np.stack([np.asarray(image) for image in Dataset.from_parquet(str(digits))["image"]])
+    pixel_values = torch.from_numpy(pixels).div(127.5).sub(1).unsqueeze(1)
+    sides = torch.stack([pixel_values, pixel_values.flip(-1)], dim=1).flatten(0, 1)
+    with torch.no_grad():
+        expected = torch.cat([vqvae.encode(batch).codes for batch in sides.split(4)])
+    assert rows["codes"][:] == expected.tolist()
+
+    assert main(["tokenize", *arguments]) == 2
+    assert "`horizontal_flip` was True" in capsys.readouterr().err
+
+
+def test_without_the_extra_the_rest_works(digits, tmp_path):
+    program = "import sys; sys.modules['datasets'] = None; from hf_var.cli import main; sys.exit(main(sys.argv[1:]))"
+    arguments = ["--data", str(digits), "--vqvae", "none", "--output", str(tmp_path / "codes")]
+    for command, status, message in (
+        (["--version"], 0, ""),
+        (["tokenize", *arguments], 2, "datasets.*hf_var\\[train\\]"),
+    ):
+        process = subprocess.run(
+            [sys.executable, "-c", program, *command], capture_output=True, text=True, check=False
+        )
+        assert process.returncode == status, process.stderr
+        assert re.search(message, process.stderr)
+        assert "Traceback" not in process.stderr
+
+
 def test_the_embedded_checkpoint_is_the_default(tmp_path):
     output = tmp_path / "digits.png"
     command = [
@@ -131,8 +185,55 @@ def test_the_embedded_checkpoint_is_the_default(tmp_path):
     assert Image.open(output).size == (48, 16)
 
 
+@pytest.fixture
+def trained(tmp_path):
+    """Logs of trainings whose validation loss is `(2 N)^-0.25`, N in billions, and `(1e-3 C)^-0.1`, C in PFLOP."""
+    folders = []
+    for size in (2_000_000, 8_000_000, 50_000_000):
+        # Compute for which both laws hold at the end, of which half is spent at the first validation.
+        compute = 1e3 * (2 * size / 1e9) ** 2.5
+        lines = [{"step": 0, "num_parameters": size, "flops_per_step": compute / 2 * 1e15}]
+        for step in (1, 2):
+            loss = (1e-3 * compute * step / 2) ** -0.1
+            names = ("validation_loss", "validation_loss_0", "validation_loss_1")
+            figures = dict.fromkeys(names, loss) | {name.replace("loss", "accuracy"): 1 - loss / 10 for name in names}
+            lines.append({"step": step, **figures})
+        folder = tmp_path / f"run-{size}"
+        folder.mkdir()
+        (folder / "train_log.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+        folders.append(str(folder))
+    return folders
+
+
+def test_scaling_writes_the_plot_and_the_figures(trained, tmp_path, capsys):
+    output = tmp_path / "new" / "scaling.png"
+    arguments = ["--output", str(output), "--json", str(tmp_path / "other" / "laws.json")]
+    assert main(["scaling", *trained, *arguments]) == 0
+    printed = capsys.readouterr().out
+    assert "loss, all tokens        parameters  (2 N)^-0.2500" in printed
+    assert "loss, all tokens        compute     (0.001 C)^-0.1000" in printed
+    assert f"wrote {output}" in printed
+    assert Image.open(output).size[0] > 500
+    laws = json.loads((tmp_path / "other" / "laws.json").read_text())["laws"]
+    found = {(law["figure"], law["axis"]): law["exponent"] for law in laws}
+    assert found["loss", "parameters"] == pytest.approx(-0.25)
+    assert found["last_scale_error_rate", "compute"] == pytest.approx(-0.1)
+
+
+def test_scaling_bad_input(trained, tmp_path, capsys):
+    for runs, output, message in (
+        (trained[:2], "scaling.png", "at least 3 different sizes"),
+        ([*trained, str(tmp_path)], "scaling.png", "train_log.jsonl"),
+        (trained, "scaling.xyz", "--output must be a picture file"),
+        (trained, "scaling", "--output must be a picture file"),
+    ):
+        assert main(["scaling", *runs, "--output", str(tmp_path / output)]) == 2
+        assert message in capsys.readouterr().err
+        assert not (tmp_path / output).exists()
+
+
 def test_help_reads_well(capsys):
-    for command in ("generate", "convert"):
+    for command in ("generate", "convert", "tokenize", "scaling"):
         with pytest.raises(SystemExit) as exit_status:
             main([command, "--help"])
         assert exit_status.value.code == 0

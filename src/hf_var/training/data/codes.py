@@ -6,10 +6,13 @@ import hashlib
 import json
 import random
 import sys
-from typing import Any
+from pathlib import Path
+from typing import Any, cast
 
 import datasets
+import fsspec
 import numpy as np
+import pyarrow
 import pyarrow.parquet
 import torch
 from tqdm.auto import tqdm
@@ -57,11 +60,48 @@ def tokenizer_fingerprint(vqvae: VQVAEModel) -> str:
 
 
 def codes_fingerprint(source: str) -> str | None:
-    """The tokenizer that made a data set of codes, if the parquet files tell."""
-    files = sorted(glob.glob(source, recursive=True)) if source.endswith(".parquet") else []
-    metadata = (pyarrow.parquet.read_schema(files[0]).metadata or {}) if files else {}
+    """
+    The tokenizer that made a data set of codes, if its first parquet file tells; `None` for any other data set.
+
+    Args:
+        source (`str`): A data set that [`load_source`] reads, streamed or not.
+    """
+    if source.startswith("~"):
+        source = str(Path(source).expanduser())
+    if source.endswith((".parquet", ".tar")):
+        files = sorted(glob.glob(source, recursive=True))
+    else:
+        splits = datasets.load_dataset_builder(source).config.data_files or {}
+        files = [str(file) for split in cast(dict[Any, list[str]], splits).values() for file in split]
+    if not files or not files[0].endswith(".parquet"):
+        return None
+    with cast(Any, fsspec.open(files[0], "rb")) as file:
+        metadata = pyarrow.parquet.read_schema(file).metadata or {}
     value = metadata.get(TOKENIZER_KEY.encode())
     return None if value is None else json.loads(value)
+
+
+def codes_schema(vqvae: VQVAEModel, label_feature: datasets.ClassLabel | datasets.Value | None) -> pyarrow.Schema:
+    """
+    The columns of a parquet file of codes, with the features that `datasets` restores and the tokenizer's fingerprint.
+
+    Args:
+        vqvae ([`VQVAEModel`]): The tokenizer.
+        label_feature (`ClassLabel` or `Value`, *optional*): Type of the labels; `None`: no labels.
+    """
+    codes_type = "uint16" if vqvae.config.codebook_size <= 2**16 else "uint32"
+    length = sum(vqvae.config.scale_lengths)
+    features = datasets.Features({CODES_COLUMN: datasets.List(datasets.Value(codes_type), length=length)})
+    if label_feature is not None:
+        features["label"] = label_feature
+    schema = features.arrow_schema
+    return schema.with_metadata(schema.metadata | {TOKENIZER_KEY: json.dumps(tokenizer_fingerprint(vqvae))})
+
+
+def encode_codes(vqvae: VQVAEModel, pixel_values: torch.Tensor) -> torch.Tensor:
+    """The codes `(batch, length)` of images in `[-1, 1]`. Both are on the CPU, whatever the device of `vqvae`."""
+    *_, codes = vqvae.encode(pixel_values.to(vqvae.device, non_blocking=True), return_dict=False)
+    return codes.cpu()
 
 
 class CodesRows:
@@ -129,8 +169,7 @@ def tokenized_copies(
         tally.add(found)
         tally.check(args.max_broken_share)
         batch = collate(items)
-        *_, codes = vqvae.encode(batch.pop("pixel_values").to(vqvae.device), return_dict=False)
-        batch[CODES_COLUMN] = codes.cpu()
+        batch[CODES_COLUMN] = encode_codes(vqvae, batch.pop("pixel_values"))
         for name, values in batch.items():
             columns.setdefault(name, []).append(values)
     return datasets.Dataset.from_dict({name: torch.cat(values).numpy() for name, values in columns.items()})
