@@ -24,8 +24,6 @@ from pathlib import Path
 import torch
 from accelerate import Accelerator
 from accelerate.utils import set_seed
-from diffusers.optimization import get_scheduler
-from diffusers.training_utils import EMAModel
 
 from hf_var import VQVAEConfig, VQVAEModel
 from hf_var.autoencoders import VQVAEOutput
@@ -41,7 +39,14 @@ from hf_var.training.arguments import (
 from hf_var.training.losses import PerceptualLoss, reconstruction_loss
 from hf_var.training.metrics import load_feature_extractor
 from hf_var.training.model_card import create_repository, push_result, write_model_card
-from hf_var.training.optimization import averaged_weights, make_optimizer, restart_average
+from hf_var.training.optimization import (
+    AveragedWeights,
+    averaged_weights,
+    make_optimizer,
+    make_scheduler,
+    restart_average,
+    schedule_weight_decay,
+)
 from hf_var.training.reconstruction import measure_reconstruction
 from hf_var.training.run import TrainingRun, make_accelerator
 from hf_var.training.statistics import CodeStatistics, residual_energy
@@ -94,7 +99,6 @@ class VQVAETrainingArguments(AdversaryArguments, TrainingArguments):
     )
 
     # Validation
-    validation_images: int | None = field(default=None, metadata={"help": "default: all"})
     rfid_extractor: str | None = field(
         default=None, metadata={"help": "inception, or package.module:function that makes another extractor"}
     )
@@ -130,8 +134,6 @@ class VQVAETrainingArguments(AdversaryArguments, TrainingArguments):
             )
         if self.adversarial_weight > 0 and self.mixed_precision == "fp16":
             raise ValueError("`mixed_precision` fp16 has one loss scale, too few for two players: take bf16.")
-        if self.validation_images is not None and self.validation_images < 1:
-            raise ValueError(f"`validation_images` must be at least 1, got {self.validation_images}.")
         if self.validation_data is None and self.rfid_extractor is not None:
             raise ValueError(f"`rfid_extractor` = {self.rfid_extractor!r} needs `validation_data`.")
         if self.rfid_extractor is None and self.rfid_weights is not None:
@@ -181,15 +183,6 @@ def make_model(args: VQVAETrainingArguments, config: VQVAEConfig) -> VQVAEModel:
     return vqvae.train()
 
 
-def make_scheduler(optimizer: torch.optim.Optimizer, args: VQVAETrainingArguments, first_step: int = 0):
-    return get_scheduler(
-        args.lr_scheduler,
-        optimizer,
-        num_warmup_steps=args.lr_warmup_steps,
-        num_training_steps=args.max_train_steps - first_step,
-    )
-
-
 # --------------------------------------------------------------------------------------------------------------------
 # Codebook
 
@@ -209,7 +202,7 @@ def start_codebook(
 
 def restart_averages(
     vqvae: VQVAEModel,
-    average: EMAModel | None,
+    average: AveragedWeights | None,
     moving_average: codebook.MovingAverageCodebook | None,
     codes: torch.Tensor | None = None,
 ) -> None:
@@ -306,7 +299,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     optimizer = make_optimizer(vqvae, args)
     scheduler = make_scheduler(optimizer, args)
     model, optimizer = accelerator.prepare(codebook.VQVAEWarmup(vqvae), optimizer)
-    average = EMAModel(vqvae.parameters(), decay=args.ema_decay, foreach=True) if args.ema_decay > 0 else None
+    average = AveragedWeights(vqvae, args.ema_decay) if args.ema_decay > 0 else None
     moving_average = None
     if args.codebook_update == "ema":
         moving_average = codebook.MovingAverageCodebook(vqvae, args.codebook_decay)
@@ -315,7 +308,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     if adversary is not None:
         parts += [adversary, judge_scheduler]
     accelerator.register_for_checkpointing(*(part for part in parts if part is not None))
-    run.resume(average)
+    run.resume()
 
     stream = iter(batches)
     while not run.is_finished:
@@ -347,7 +340,7 @@ def main(argv: Sequence[str] | None = None) -> None:
                 figures |= judged
             accelerator.backward(loss)
             if accelerator.sync_gradients:
-                accelerator.clip_grad_norm_(model.parameters(), args.max_grad_norm)
+                gradient_norm = accelerator.clip_grad_norm_(model.parameters(), args.max_grad_norm)
             optimizer.step()
             optimizer.zero_grad()
             if is_judged:
@@ -372,7 +365,8 @@ def main(argv: Sequence[str] | None = None) -> None:
             moving_average.finish_step()
         if average is not None:
             average.step(vqvae.parameters())
-        run.finish_step(scheduler.get_last_lr()[0], broken_images=batches.broken_images)
+        schedule_weight_decay(optimizer, args, run.step + 1)
+        run.finish_step(scheduler.get_last_lr()[0], gradient_norm, broken_images=batches.broken_images)
         if output.codes is not None and run.step % args.codebook_window == 0:
             figures = codes_figures(vqvae, statistics, output, accelerator, args.codebook_window)
             run.write(figures)
@@ -384,7 +378,7 @@ def main(argv: Sequence[str] | None = None) -> None:
                 )
                 restart_averages(vqvae, average, moving_average, moved)
             statistics.reset()
-        if validation is not None and run.is_validation_due:
+        if validation is not None and run.is_due(args.validation_steps):
             with averaged_weights(average, vqvae):
                 figures, drawn = measure_reconstruction(
                     vqvae, validation, accelerator, perceptual_loss, feature_extractor
@@ -402,7 +396,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         describe(args, vqvae, run)
         if args.push_to_hub:
             push_result(args.output_dir, args.hub_model_id)
-    accelerator.end_training()
+    run.end()
 
 
 if __name__ == "__main__":

@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+import time
 from pathlib import Path
 from types import ModuleType
 
@@ -55,7 +56,7 @@ def load_script(path: str) -> ModuleType:
 def read_log(output_dir: Path | str) -> list[dict]:
     """The lines of a run's log, without what depends on the clock."""
     lines = [json.loads(line) for line in (Path(output_dir) / "train_log.jsonl").read_text().splitlines()]
-    return [{name: value for name, value in line.items() if name != "images_per_second"} for line in lines]
+    return [{name: value for name, value in line.items() if not name.endswith("_per_second")} for line in lines]
 
 
 def losses(output_dir: Path | str) -> list[float]:
@@ -69,6 +70,25 @@ def run_script(script: str, *arguments: str) -> None:
     environment = os.environ | {"PYTHONPATH": paths}
     result = subprocess.run(command, capture_output=True, text=True, env=environment)
     assert result.returncode == 0, result.stderr
+
+
+def start(script: str, arguments: list[str], output_dir: Path) -> subprocess.Popen:
+    command = [sys.executable, str(REPOSITORY / script), *arguments, "--output_dir", str(output_dir)]
+    return subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+
+
+def wait_for(condition, process: subprocess.Popen, seconds: float = 120) -> None:
+    end = time.monotonic() + seconds
+    while not condition():
+        assert process.poll() is None, "The run ended too early."
+        assert time.monotonic() < end
+        time.sleep(0.0005)
+
+
+def last_step(output_dir: Path) -> int:
+    log = output_dir / "train_log.jsonl"
+    lines = log.read_text().splitlines(keepends=True) if log.exists() else []
+    return max((json.loads(line)["step"] for line in lines if line.endswith("\n")), default=0)
 
 
 def random_images(number: int, mode: str = "L") -> list[PILImage.Image]:

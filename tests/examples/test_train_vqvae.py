@@ -1,7 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """The tokenizer's training through its command line."""
 
-import json
 import os
 import random
 import shutil
@@ -24,7 +23,19 @@ from safetensors.torch import load_file
 from hf_var import VQVAEModel
 from hf_var.training.run import TrainingRun, make_accelerator
 
-from .conftest import REPOSITORY, SHORT_RUN, TINY_VQVAE, load_script, losses, random_images, read_log, run_script
+from .conftest import (
+    REPOSITORY,
+    SHORT_RUN,
+    TINY_VQVAE,
+    last_step,
+    load_script,
+    losses,
+    random_images,
+    read_log,
+    run_script,
+    start,
+    wait_for,
+)
 
 
 SCRIPT = "examples/train_vqvae.py"
@@ -128,40 +139,21 @@ def test_resumed_run_with_everything_equals_the_uninterrupted_one(
     assert same_weights(resumed, whole)
 
 
-def start(arguments: list[str], output_dir: Path) -> subprocess.Popen:
-    command = [sys.executable, str(REPOSITORY / SCRIPT), *arguments, "--output_dir", str(output_dir)]
-    return subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-
-
-def wait_for(condition, process: subprocess.Popen, seconds: float = 120) -> None:
-    end = time.monotonic() + seconds
-    while not condition():
-        assert process.poll() is None, "The run ended before it was killed."
-        assert time.monotonic() < end
-        time.sleep(0.0005)
-
-
-def last_step(output_dir: Path) -> int:
-    log = output_dir / "train_log.jsonl"
-    lines = log.read_text().splitlines(keepends=True) if log.exists() else []
-    return max((json.loads(line)["step"] for line in lines if line.endswith("\n")), default=0)
-
-
 def test_run_killed_three_times_equals_the_uninterrupted_one(tmp_path: Path, images_parquet: str) -> None:
     arguments = ["--train_data", images_parquet, *TINY_VQVAE, *SHORT_RUN, *EVERYTHING]
     arguments += ["--max_train_steps", "90", "--checkpointing_steps", "4", "--resume_from_checkpoint", "latest"]
     whole, killed = tmp_path / "whole", tmp_path / "killed"
-    assert start(arguments, whole).wait() == 0
+    assert start(SCRIPT, arguments, whole).wait() == 0
 
     steps = sorted(random.Random(0).sample(range(5, 55), 2))
     for step in steps:
-        process = start(arguments, killed)
+        process = start(SCRIPT, arguments, killed)
         wait_for(lambda step=step: last_step(killed) >= step, process)
         time.sleep(random.Random(step).uniform(0, 0.1))
         process.kill()
         assert process.wait() == -signal.SIGKILL
     # While a checkpoint is being written: its folder has its first files, but not yet its name.
-    process = start(arguments, killed)
+    process = start(SCRIPT, arguments, killed)
     wait_for(lambda: last_step(killed) >= 60, process)
     wait_for(lambda: any(path.iterdir() for path in (killed / "checkpoints").glob("unfinished-step-*")), process)
     process.send_signal(signal.SIGSTOP)
@@ -171,7 +163,7 @@ def test_run_killed_three_times_equals_the_uninterrupted_one(tmp_path: Path, ima
     assert len(unfinished) == 1
     assert not (killed / "model.safetensors").exists()
 
-    assert start(arguments, killed).wait() == 0
+    assert start(SCRIPT, arguments, killed).wait() == 0
     assert len(losses(whole)) == 90
     assert read_log(killed) == read_log(whole)
     assert same_weights(killed, whole)

@@ -13,8 +13,10 @@ import yaml
 from transformers import HfArgumentParser, PreTrainedConfig
 
 
-# Those of diffusers' get_scheduler that need no further arguments.
+# Those of transformers' get_scheduler that need no further arguments.
 SCHEDULERS = ("linear", "cosine", "cosine_with_restarts", "polynomial", "constant", "constant_with_warmup")
+# Those of them that end where `lr_final_ratio` says.
+DECAYS = ("linear", "cosine")
 
 
 @dataclass
@@ -32,6 +34,7 @@ class TrainingArguments:
     validation_split: str | None = field(
         default=None, metadata={"help": "default: validation, test or the only split"}
     )
+    validation_images: int | None = field(default=None, metadata={"help": "only the first ones; default: all"})
     image_column: str | None = field(default=None, metadata={"help": "default: the only column with images"})
     label_column: str | None = field(
         default=None, metadata={"help": "default: label, cls or the only column of labels"}
@@ -63,9 +66,18 @@ class TrainingArguments:
     learning_rate: float = field(default=3e-4, metadata={"help": "largest learning rate"})
     lr_scheduler: str = field(default="cosine", metadata={"help": ", ".join(SCHEDULERS)})
     lr_warmup_steps: int = field(default=100, metadata={"help": "steps over which the learning rate rises from zero"})
+    lr_stable_steps: int = field(
+        default=0, metadata={"help": "steps at the largest learning rate before a linear or cosine decay"}
+    )
+    lr_final_ratio: float = field(
+        default=0.0, metadata={"help": "a linear or cosine decay ends at this share of the largest learning rate"}
+    )
     adam_beta1: float = 0.9
     adam_beta2: float = 0.95
     weight_decay: float = field(default=0.05, metadata={"help": "acts on matrices, not on biases and other vectors"})
+    weight_decay_end: float | None = field(
+        default=None, metadata={"help": "weight decay of the last step, reached by a cosine; default: weight_decay"}
+    )
     max_grad_norm: float = field(default=2.0, metadata={"help": "gradients are scaled down to this norm"})
     ema_decay: float = field(
         default=0.999, metadata={"help": "of the averaged weights, which are saved; 0: no average"}
@@ -94,10 +106,11 @@ class TrainingArguments:
         for name in ("max_train_steps", "train_batch_size", "gradient_accumulation_steps", "logging_steps"):
             if getattr(self, name) < 1:
                 raise ValueError(f"`{name}` must be at least 1, got {getattr(self, name)}.")
-        for name in ("checkpointing_steps", "validation_steps", "lr_warmup_steps", "dataloader_num_workers"):
-            if getattr(self, name) < 0:
+        counts = ("checkpointing_steps", "validation_steps", "lr_warmup_steps", "lr_stable_steps")
+        for name in (*counts, "dataloader_num_workers", "weight_decay", "weight_decay_end"):
+            if getattr(self, name) is not None and getattr(self, name) < 0:
                 raise ValueError(f"`{name}` must be at least 0, got {getattr(self, name)}.")
-        if self.learning_rate <= 0:
+        if self.learning_rate is not None and self.learning_rate <= 0:
             raise ValueError(f"`learning_rate` must be positive, got {self.learning_rate}.")
         if self.shuffle_buffer_size < 1:
             raise ValueError(f"`shuffle_buffer_size` must be at least 1, got {self.shuffle_buffer_size}.")
@@ -111,8 +124,17 @@ class TrainingArguments:
             raise ValueError(f"`seed` must be at least 0, got {self.seed}.")
         if self.lr_scheduler not in SCHEDULERS:
             raise ValueError(f"`lr_scheduler` must be one of {', '.join(SCHEDULERS)}, got {self.lr_scheduler!r}.")
+        if not 0 <= self.lr_final_ratio <= 1:
+            raise ValueError(f"`lr_final_ratio` must be a share from 0 to 1, got {self.lr_final_ratio}.")
+        for name in ("lr_stable_steps", "lr_final_ratio"):
+            if getattr(self, name) > 0 and self.lr_scheduler not in DECAYS:
+                raise ValueError(
+                    f"`{name}` goes with `lr_scheduler` {' or '.join(DECAYS)}, got {self.lr_scheduler!r}."
+                )
         if self.validation_data is None and self.validation_steps > 0:
             raise ValueError(f"`validation_steps` = {self.validation_steps} needs `validation_data`.")
+        if self.validation_images is not None and self.validation_images < 1:
+            raise ValueError(f"`validation_images` must be at least 1, got {self.validation_images}.")
         if self.mixed_precision not in ("no", "fp16", "bf16"):
             raise ValueError(f"`mixed_precision` must be no, fp16 or bf16, got {self.mixed_precision!r}.")
         if self.checkpoints_total_limit < 1:

@@ -1,32 +1,52 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Optimizer and averaged weights."""
+"""Optimizer, its schedules and averaged weights."""
 
+import math
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Protocol
+from typing import Any
 
 import torch
+from diffusers.training_utils import EMAModel
 from torch import nn
+from transformers import get_scheduler, get_wsd_schedule
 
-from .arguments import TrainingArguments
+from .arguments import DECAYS, TrainingArguments
+from .sharding import is_sharded, spread_like, whole_tensor
 
 
 # Tables of vectors: decay would pull positions, levels and codes towards each other.
 UNDECAYED_NAMES = ("position", "level_embedding", "offset", "codebook")
 
 
-class AveragedWeights(Protocol):
-    """What is needed here of an exponential moving average of parameters: diffusers' `EMAModel` has it."""
+class AveragedWeights(EMAModel):
+    """
+    diffusers' moving average of parameters, whose state holds whole tensors even where every process has a part of each.
 
-    shadow_params: list[torch.Tensor]
+    Args:
+        model (`nn.Module`): All of its parameters are averaged.
+        decay (`float`): Weight of the past, once enough steps were taken: before, it is `(1 + steps) / (10 + steps)`.
+    """
 
-    def to(self, device) -> None: ...
+    def __init__(self, model: nn.Module, decay: float):
+        # One call for all parameters: with small models a loop over them costs as much as a layer. torch has none for
+        # parameters that are spread over processes.
+        super().__init__(model.parameters(), decay=decay, foreach=not is_sharded(model))
+        # DeepSpeed trains in half precision, in which a slow average stands still.
+        self.shadow_params = [parameter.float() for parameter in self.shadow_params]
 
-    def store(self, parameters) -> None: ...
+    def state_dict(self) -> dict[str, Any]:
+        """For Accelerate's checkpoints; all processes have to call it together."""
+        state = super().state_dict()
+        return state | {"shadow_params": [whole_tensor(parameter) for parameter in state["shadow_params"]]}
 
-    def copy_to(self, parameters) -> None: ...
-
-    def restore(self, parameters) -> None: ...
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """For Accelerate's checkpoints."""
+        own = self.shadow_params
+        super().load_state_dict(state_dict)
+        shadows = zip(self.shadow_params, own, strict=True)
+        # Accelerate loads what is registered with it on the CPU.
+        self.shadow_params = [spread_like(tensor, example).to(example.device) for tensor, example in shadows]
 
 
 def make_optimizer(
@@ -57,6 +77,41 @@ def make_optimizer(
     )
 
 
+def make_scheduler(
+    optimizer: torch.optim.Optimizer, args: TrainingArguments, first_step: int = 0
+) -> torch.optim.lr_scheduler.LambdaLR:
+    """
+    The schedule of the learning rate: `lr_warmup_steps` up from zero, `lr_stable_steps` at its largest, then down to
+    `lr_final_ratio` of it as `lr_scheduler` says.
+
+    Args:
+        optimizer (`torch.optim.Optimizer`): The optimizer.
+        args ([`TrainingArguments`]): The arguments.
+        first_step (`int`, *optional*, defaults to 0): Step of the run at which the schedule begins.
+    """
+    num_steps = args.max_train_steps - first_step
+    if args.lr_scheduler in DECAYS and args.lr_stable_steps + args.lr_final_ratio > 0:
+        return get_wsd_schedule(
+            optimizer,
+            num_warmup_steps=args.lr_warmup_steps,
+            num_stable_steps=args.lr_stable_steps,
+            num_decay_steps=max(num_steps - args.lr_warmup_steps - args.lr_stable_steps, 0),
+            decay_type=args.lr_scheduler,
+            min_lr_ratio=args.lr_final_ratio,
+        )
+    return get_scheduler(
+        args.lr_scheduler, optimizer, num_warmup_steps=args.lr_warmup_steps, num_training_steps=num_steps
+    )
+
+
+def schedule_weight_decay(optimizer: Any, args: TrainingArguments, step: int) -> None:
+    """Move the weight decay of [`make_optimizer`]'s first group along half a cosine to `weight_decay_end`, if there is one."""
+    if args.weight_decay_end is not None:
+        share = 0.5 + 0.5 * math.cos(math.pi * step / args.max_train_steps)
+        weight_decay = args.weight_decay_end + (args.weight_decay - args.weight_decay_end) * share
+        optimizer.param_groups[0]["weight_decay"] = weight_decay
+
+
 @contextmanager
 def averaged_weights(average: AveragedWeights | None, model: nn.Module) -> Iterator[nn.Module]:
     """`model` with the averaged weights inside the block and with its own ones after it."""
@@ -80,7 +135,7 @@ def restart_average(
     Let the average of `parameter` of `model` begin at its present value, because it jumped.
 
     Args:
-        average (`EMAModel`): Average of `model.parameters()`.
+        average ([`AveragedWeights`]): Average of the parameters of `model`.
         model (`nn.Module`): The model.
         parameter (`nn.Parameter`): One of its parameters.
         rows (`torch.LongTensor`, *optional*): Only these rows jumped.

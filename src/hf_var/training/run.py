@@ -3,7 +3,9 @@
 
 import math
 import shutil
+import signal
 import sys
+import threading
 import time
 from collections.abc import Mapping
 from dataclasses import asdict
@@ -17,21 +19,39 @@ from matplotlib.figure import Figure
 from PIL import Image
 from torch import nn
 from tqdm.auto import tqdm
+from transformers.utils import logging
 
 from .arguments import TrainingArguments
 from .checkpoints import TrainingLog, checkpoint_step, find_checkpoint, remove_later_checkpoints, save_checkpoint
-from .optimization import AveragedWeights
+
+
+logger = logging.get_logger(__name__)
 
 
 def make_accelerator(args: TrainingArguments) -> Accelerator:
-    """The `Accelerator` that `args` describe."""
-    return Accelerator(
+    """
+    The `Accelerator` that `args` describe.
+
+    Raises:
+        `ValueError`: If it is configured for DeepSpeed's ZeRO stage 3.
+    """
+    accelerator = Accelerator(
         mixed_precision=args.mixed_precision,
         gradient_accumulation_steps=args.gradient_accumulation_steps,
         log_with=None if args.report_to == "none" else args.report_to,
         project_dir=args.output_dir,
         dynamo_backend="inductor" if args.torch_compile else None,
     )
+    plugin = accelerator.state.deepspeed_plugin
+    if plugin is not None:
+        if plugin.zero_stage == 3:
+            raise ValueError(
+                "DeepSpeed's `zero_stage` must be 1 or 2, got 3. To split the weights as well, use FSDP2."
+            )
+        # Accelerate would take them from a data loader, and clip at 1.
+        plugin.deepspeed_config["train_micro_batch_size_per_gpu"] = args.train_batch_size
+        plugin.deepspeed_config["gradient_clipping"] = args.max_grad_norm
+    return accelerator
 
 
 class TrainingRun:
@@ -41,22 +61,34 @@ class TrainingRun:
     Figures are kept on their device and read when they are logged, saved or judged, so that other steps need not wait
     for it.
 
+    A machine that is taken away sends SIGTERM first: the run then writes a checkpoint after the step it is at, with
+    several processes after the next one that is logged, and exits.
+
     Args:
         accelerator (`Accelerator`): Everything that a checkpoint must hold is prepared or registered with it before
             [`TrainingRun.resume`].
         args ([`TrainingArguments`]): The arguments.
         name (`str`): Name of the run for trackers.
+        tokens_per_image (`int`, *optional*): To log tokens per second beside images.
     """
 
-    def __init__(self, accelerator: Accelerator, args: TrainingArguments, name: str):
+    def __init__(
+        self, accelerator: Accelerator, args: TrainingArguments, name: str, tokens_per_image: int | None = None
+    ):
         self.accelerator = accelerator
         self.args = args
+        self.tokens_per_image = tokens_per_image
         self.checkpoint = find_checkpoint(args.output_dir, args.resume_from_checkpoint)
         self.step = 0 if self.checkpoint is None else checkpoint_step(self.checkpoint)
         self.log = TrainingLog(args.output_dir, self.step, accelerator.is_main_process)
         self._figures: list[dict[str, torch.Tensor]] = []
         self._unchecked_losses: list[torch.Tensor] = []
         self._shown: dict[str, str] = {}
+        self._stop_asked = self._stop_agreed = False
+        self._handler: Any = None
+        # Only a program's main thread may ask for signals.
+        if threading.current_thread() is threading.main_thread():
+            self._handler = signal.signal(signal.SIGTERM, self._ask_to_stop)
         self._clock, self._clock_step = time.perf_counter(), self.step
         if accelerator.log_with:
             # Trackers know no lists. What a stopped run logged after its last checkpoint is logged again.
@@ -72,13 +104,10 @@ class TrainingRun:
             mininterval=0.1 if sys.stderr.isatty() else 30,
         )
 
-    def resume(self, average: AveragedWeights | None = None) -> None:
-        """Load the checkpoint, if there is one to resume from, with the averaged weights that belong to it."""
+    def resume(self) -> None:
+        """Load the checkpoint, if there is one to resume from."""
         if self.checkpoint is not None:
             self.accelerator.load_state(str(self.checkpoint))
-            if average is not None:
-                # Loading leaves them on the CPU.
-                average.to(self.accelerator.device)
             if self.accelerator.is_main_process:
                 remove_later_checkpoints(self.args.output_dir, self.step)
 
@@ -86,9 +115,16 @@ class TrainingRun:
         """Note the loss, and other figures, of one forward pass."""
         self._figures.append({name: value.detach() for name, value in {"loss": loss, **figures}.items()})
 
-    def finish_step(self, learning_rate: float, **counts: int) -> None:
+    def finish_step(
+        self, learning_rate: float, gradient_norm: torch.Tensor | float | None = None, **counts: int
+    ) -> None:
         """
-        Count an optimizer step, and log it if it is time to, with `counts` of this process added up over all.
+        Count an optimizer step, and log it if it is time to.
+
+        Args:
+            learning_rate (`float`): The step's.
+            gradient_norm (`torch.Tensor` or `float`, *optional*): Norm of all gradients, before they were clipped.
+            counts (`int`): Numbers of this process, which are added up over all.
 
         Raises:
             `ValueError`: If a loss since the last time was not finite.
@@ -102,12 +138,15 @@ class TrainingRun:
         # Not a number if any figure is not finite, such as the loss of a discriminator.
         self._unchecked_losses.append(step_figures[0] + 0.0 * step_figures.sum())
         self.progress.update()
-        if self.step % self.args.logging_steps == 0 or self.is_finished:
+        if self.is_logged(self.step):
             self.check_losses()
+            self._agree_to_stop()
             means = cast(torch.Tensor, self.accelerator.reduce(step_figures, reduction="mean")).tolist()
             # Validation and checkpoints restart the clock.
             seconds, steps = time.perf_counter() - self._clock, self.step - self._clock_step
             figures = dict(zip(names, means, strict=True)) | {"learning_rate": learning_rate}
+            if gradient_norm is not None:
+                figures["gradient_norm"] = float(gradient_norm)
             for name, count in counts.items():
                 total = self.accelerator.reduce(torch.tensor(count, device=self.accelerator.device), reduction="sum")
                 figures[name] = int(cast(torch.Tensor, total))
@@ -115,25 +154,61 @@ class TrainingRun:
             if steps > 0:
                 figures["images_per_second"] = steps * self.images_per_step / seconds
                 shown["images/s"] = f"{figures['images_per_second']:.0f}"
+                if self.tokens_per_image is not None:
+                    figures["tokens_per_second"] = figures["images_per_second"] * self.tokens_per_image
+                    shown["tokens/s"] = f"{figures['tokens_per_second']:.0f}"
             self.write(figures)
             self.show(**shown)
             self.restart_clock()
 
     def save_if_due(self, *models: nn.Module) -> None:
         """
-        Write a checkpoint if it is time to.
+        Write a checkpoint if it is time to, or if the run is to stop, which it then does.
 
         Args:
             models (`nn.Module`): What is trained; a step may spoil weights whose loss was still good.
 
         Raises:
             `ValueError`: If a loss since the last time, or a weight, is not finite.
+            `SystemExit`: If the run was asked to stop, with the status of a process that SIGTERM ended.
         """
-        if self.args.checkpointing_steps > 0 and self.step % self.args.checkpointing_steps == 0:
+        is_stopped = self._stop_asked and self.accelerator.num_processes == 1 or self._stop_agreed
+        is_due = self.args.checkpointing_steps > 0 and self.step % self.args.checkpointing_steps == 0
+        if is_due or is_stopped:
             self.check_losses()
             self.check_weights(*models)
             save_checkpoint(self.accelerator, self.args.output_dir, self.step, self.args.checkpoints_total_limit)
             self.restart_clock()
+        if is_stopped and not self.is_finished:
+            self.end()
+            logger.warning(f"Stopped by SIGTERM after step {self.step}, with a checkpoint to resume from.")
+            sys.exit(128 + signal.SIGTERM)
+
+    def is_logged(self, step: int) -> bool:
+        """Whether figures are written after optimizer step number `step`."""
+        return step % self.args.logging_steps == 0 or step >= self.args.max_train_steps
+
+    def end(self) -> None:
+        """What every process does last."""
+        self.progress.close()
+        self._restore_handler()
+        self.accelerator.end_training()
+
+    def _ask_to_stop(self, *_: Any) -> None:
+        self._stop_asked = True
+        # Who asks again does not want to wait for the step.
+        self._restore_handler()
+
+    def _restore_handler(self) -> None:
+        if self._handler is not None:
+            signal.signal(signal.SIGTERM, self._handler)
+            self._handler = None
+
+    def _agree_to_stop(self) -> None:
+        # All processes or none write a checkpoint.
+        if self.accelerator.num_processes > 1:
+            asked = torch.tensor(int(self._stop_asked), device=self.accelerator.device)
+            self._stop_agreed = int(cast(torch.Tensor, self.accelerator.reduce(asked, reduction="sum"))) > 0
 
     def check_losses(self) -> None:
         """Raise a `ValueError` if a loss since the last check was not finite, in any process."""
@@ -167,9 +242,11 @@ class TrainingRun:
 
     def write_picture(self, name: str, picture: Image.Image | Figure) -> None:
         """
-        Save `name`.png in the output folder and, with the step, in its `pictures/`, and show it to the trackers. For the
-        main process.
+        Save `name`.png in the output folder and, with the step, in its `pictures/`, and show it to the trackers. Only the
+        main process does.
         """
+        if not self.accelerator.is_main_process:
+            return
         folder = Path(self.args.output_dir) / "pictures"
         folder.mkdir(parents=True, exist_ok=True)
         path = folder / f"{name}-{self.step:08d}.png"
@@ -218,8 +295,6 @@ class TrainingRun:
         """Whether this was the last step."""
         return self.step >= self.args.max_train_steps
 
-    @property
-    def is_validation_due(self) -> bool:
-        """Whether to validate after this step."""
-        steps = self.args.validation_steps
-        return self.is_finished or (steps > 0 and self.step % steps == 0)
+    def is_due(self, every: int) -> bool:
+        """Whether to do after this step what is done every so many steps, 0 for never, and at the end."""
+        return self.is_finished or (every > 0 and self.step % every == 0)

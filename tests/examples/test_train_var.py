@@ -1,0 +1,342 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The transformer's training through its command line."""
+
+import math
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+from safetensors.torch import load_file
+from torch.nn import functional
+
+from hf_var import VARPipeline
+from hf_var.training import data
+from hf_var.training.arguments import read_recipe
+from hf_var.training.likelihood import TeacherForcing
+
+from .conftest import (
+    REPOSITORY,
+    SHORT_RUN,
+    TINY_VAR,
+    last_step,
+    load_script,
+    losses,
+    read_log,
+    run_script,
+    start,
+    wait_for,
+)
+
+
+SCRIPT = "examples/train_var.py"
+RECIPES = sorted((REPOSITORY / "examples/recipes").glob("var_*.yaml"))
+WEIGHTS = "transformer/model.safetensors"
+TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
+# Everything that draws random numbers or has a state.
+EVERYTHING = ["--dropout", "0.1", "--drop_path_rate", "0.2", "--class_dropout_prob", "0.3", "--input_noise", "0.2"]
+EVERYTHING += ["--ema_decay", "0.9", "--augment_rotation", "10", "--weight_decay_end", "0.2", "--lr_stable_steps", "3"]
+
+train_var = load_script(SCRIPT)
+
+
+def same_weights(first: Path, second: Path) -> bool:
+    expected, found = load_file(first / WEIGHTS), load_file(second / WEIGHTS)
+    return expected.keys() == found.keys() and all(torch.equal(expected[name], found[name]) for name in expected)
+
+
+@pytest.fixture(scope="module")
+def var_folder(tmp_path_factory: pytest.TempPathFactory, vqvae_folder: str, images_parquet: str) -> str:
+    """A pipeline that the script made, trained enough for its classes to differ."""
+    folder = str(tmp_path_factory.mktemp("var"))
+    arguments = ["--train_data", images_parquet, "--vqvae", vqvae_folder, *TINY_VAR, *SHORT_RUN, "--top_p", "0.9"]
+    arguments += ["--max_train_steps", "20", "--learning_rate", "1e-2", "--initializer_adaln_gamma_factor", "1"]
+    train_var.main([*arguments, "--output_dir", folder])
+    return folder
+
+
+@pytest.mark.parametrize("recipe", RECIPES, ids=lambda path: path.stem)
+def test_recipe_takes_two_steps(
+    recipe: Path, tmp_path: Path, vqvae_folder: str, var_folder: str, images_parquet: str
+) -> None:
+    source = ["--train_data", images_parquet, "--validation_data", images_parquet, "--output_dir", str(tmp_path)]
+    source += ["--torch_compile", "false", "--dataloader_num_workers", "0", "--lr_stable_steps", "1", *SHORT_RUN]
+    settings = read_recipe(recipe)
+    source += ["--augmented_copies", "2"] if settings.get("augmented_copies") else []
+    if "pretrained_var" in settings:
+        source += ["--pretrained_var", var_folder, "--lr_stable_steps", "0"]
+    else:
+        source += ["--vqvae", vqvae_folder, *TINY_VAR, "--patch_nums", "1", "2", "4"]
+    # One in a process of its own is enough: starting Python takes longer than the steps. All others have the precision of
+    # the other tests in this one.
+    if recipe.stem == "var_d16_256":
+        run_script(SCRIPT, str(recipe), *source)
+    else:
+        train_var.main([str(recipe), *source, "--mixed_precision", "no"])
+    assert len(losses(tmp_path)) == 2
+    final = read_log(tmp_path)[-1]
+    assert final["validation_bits_per_token"] == pytest.approx(final["validation_loss"] / math.log(2))
+    pipeline = VARPipeline.from_pretrained(tmp_path)
+    assert pipeline("newt", output_type="np").images.shape == (1, 8, 8, 1)
+    config = pipeline.transformer.config
+    for name in ("initializer_adaln_gamma_factor", "shared_adaln", "label_smoothing"):
+        assert getattr(config, name) == settings.get(name, getattr(config, name))
+
+
+def test_result_describes_itself(tmp_path: Path, vqvae_folder: str, images_parquet: str) -> None:
+    source = ["--train_data", images_parquet, "--validation_data", images_parquet, "--vqvae", vqvae_folder]
+    steps = [*TINY_VAR, *SHORT_RUN, "--sample_steps", "1", "--num_samples", "12"]
+    train_var.main([*source, "--output_dir", str(tmp_path), *steps, "--data_license", "cc0-1.0"])
+    log = read_log(tmp_path)
+    head = log[0]
+    assert head["step"] == 0
+    assert head["length"] == 21
+    assert head["tokenizer"] == data.tokenizer_fingerprint(VARPipeline.from_pretrained(tmp_path).vqvae)
+    assert head["num_parameters"] == VARPipeline.from_pretrained(tmp_path).transformer.num_parameters()
+    assert head["flops_per_step"] > 6 * 4 * 21 * 2 * 12 * 16**2
+    (first,) = [line for line in log if line["step"] == 1 and "loss" in line]
+    assert first["gradient_norm"] > 0
+    (first,) = [line for line in log if line["step"] == 1 and "train_loss_2" in line]
+    # An untrained model draws among 16 codes.
+    assert first["train_bits_per_token"] == pytest.approx(4, abs=0.1)
+    assert 0 <= first["train_accuracy_1"] <= 1
+    # Eight in a row.
+    assert Image.open(tmp_path / "samples.png").size == (64, 16)
+    assert len(list((tmp_path / "pictures").glob("samples-*.png"))) == 2
+    card = (tmp_path / "README.md").read_text()
+    for part in ("samples.png", "curves.png", "cc0-1.0", "validation_data: train.parquet"):
+        assert part in card
+    assert str(tmp_path) not in card
+
+
+def test_validation_is_the_likelihood_of_the_saved_model(
+    tmp_path: Path, vqvae_folder: str, images_parquet: str
+) -> None:
+    source = ["--train_data", images_parquet, "--validation_data", images_parquet, "--vqvae", vqvae_folder]
+    steps = [*TINY_VAR, *SHORT_RUN, "--max_train_steps", "8", "--learning_rate", "1e-2", "--ema_decay", "0.5"]
+    # None of these belongs into a likelihood.
+    steps += ["--class_dropout_prob", "0.9", "--label_smoothing", "0.3", "--drop_path_rate", "0.5", "--dropout", "0.5"]
+    steps += ["--input_noise", "0.5", "--initializer_adaln_gamma_factor", "1", "--initializer_head_factor", "1"]
+    train_var.main([*source, "--output_dir", str(tmp_path), *steps, "--resize_ratio", "1"])
+    pipeline = VARPipeline.from_pretrained(tmp_path)
+    images = data.load_source("train_data", images_parquet, None, ["train"])
+    args = train_var.VARTrainingArguments("", "", vqvae="", resize_ratio=1.0, train_batch_size=4)
+    rows = data.image_rows(args, images, (8, 8), 1, augment=False, label_column="label", num_labels=3)
+    with torch.no_grad():
+        # In the script's batches: rounding, which decides between codes as good as equal, depends on their size.
+        batches = [
+            (pipeline.vqvae.encode(batch["pixel_values"]).codes, batch["class_labels"])
+            for batch in data.ValidationBatches(images, rows, args)
+        ]
+        codes, class_labels = (torch.cat(parts) for parts in zip(*batches, strict=True))
+        logits = pipeline.transformer(class_labels, pipeline.vqvae.teacher_forcing(codes)).logits
+    expected = functional.cross_entropy(logits.transpose(1, 2), codes, reduction="none").mean(dim=0)
+    final = read_log(tmp_path)[-1]
+    found = [final[f"validation_loss_{scale}"] for scale in range(3)]
+    assert found == pytest.approx([part.mean().item() for part in expected.split([1, 4, 16])], rel=1e-4)
+    assert final["validation_loss"] == pytest.approx(expected.mean().item(), rel=1e-4)
+    accuracy = (logits.argmax(dim=-1) == codes).float().mean().item()
+    assert final["validation_accuracy"] == pytest.approx(accuracy, rel=1e-4)
+    assert expected.std() > 0.01
+
+
+def test_two_processes_equal_one_that_accumulates(tmp_path: Path, vqvae_folder: str, images_parquet: str) -> None:
+    source = ["--train_data", images_parquet, "--validation_data", images_parquet, "--vqvae", vqvae_folder]
+    # What draws from a process's own random numbers differs.
+    still = ["--class_dropout_prob", "0", "--drop_path_rate", "0", "--input_noise", "0.2", "--augment_rotation", "10"]
+    # Seven validation batches for two processes.
+    arguments = [*source, *TINY_VAR, *SHORT_RUN, *still, "--max_train_steps", "6", "--checkpointing_steps", "4"]
+    arguments += [
+        "--base_learning_rate",
+        "0.01",
+        "--ema_decay",
+        "0.5",
+        "--train_batch_size",
+        "3",
+        "--num_samples",
+        "3",
+    ]
+    one, two = tmp_path / "one", tmp_path / "two"
+    train_var.main([*arguments, "--gradient_accumulation_steps", "2", "--output_dir", str(one)])
+
+    def run_two(*more: str) -> None:
+        command = [*TORCHRUN, str(REPOSITORY / SCRIPT), *arguments, "--output_dir", str(two), *more]
+        environment = os.environ | {"ACCELERATE_USE_CPU": "true"}
+        result = subprocess.run(command, capture_output=True, text=True, env=environment)
+        assert result.returncode == 0, result.stderr
+
+    run_two()
+    first, second = read_log(one), read_log(two)
+    assert len(first) == len(second)
+    for expected, found in zip(first, second, strict=True):
+        assert found.pop("tokenizer", None) == expected.pop("tokenizer", None)
+        assert found.pop("validation_data", None) == expected.pop("validation_data", None)
+        assert found == pytest.approx(expected, rel=1e-3, abs=1e-4)
+    # Six images a step, in both.
+    assert {round(line["learning_rate"], 9) for line in first if "learning_rate" in line} == {
+        round(line["learning_rate"], 9) for line in second if "learning_rate" in line
+    }
+    assert (one / "samples.png").read_bytes() == (two / "samples.png").read_bytes()
+
+    shutil.copytree(two, tmp_path / "uninterrupted")
+    (two / WEIGHTS).unlink()
+    run_two("--resume_from_checkpoint", "latest")
+    assert read_log(two) == read_log(tmp_path / "uninterrupted")
+    assert same_weights(two, tmp_path / "uninterrupted")
+
+
+def test_learning_rate_and_weight_decay_follow_the_paper(
+    tmp_path: Path, vqvae_folder: str, images_parquet: str
+) -> None:
+    # Sixteen images a step; two steps up, two flat, four down to a tenth.
+    arguments = ["--train_data", images_parquet, "--vqvae", vqvae_folder, *TINY_VAR, *SHORT_RUN]
+    arguments += ["--base_learning_rate", "0.16", "--train_batch_size", "8", "--gradient_accumulation_steps", "2"]
+    arguments += ["--max_train_steps", "8", "--lr_warmup_steps", "2", "--lr_stable_steps", "2"]
+    train_var.main([*arguments, "--output_dir", str(tmp_path)])
+    # The rate of the step that comes next.
+    rates = [line["learning_rate"] for line in read_log(tmp_path) if "learning_rate" in line]
+    assert rates == pytest.approx([0.0055, 0.01, 0.01, 0.01, 0.00775, 0.0055, 0.00325, 0.001])
+
+
+def test_killed_run_equals_the_uninterrupted_one(tmp_path: Path, vqvae_folder: str, images_parquet: str) -> None:
+    arguments = ["--train_data", images_parquet, "--vqvae", vqvae_folder, *TINY_VAR, *SHORT_RUN, *EVERYTHING]
+    arguments += ["--max_train_steps", "60", "--checkpointing_steps", "4", "--resume_from_checkpoint", "latest"]
+    whole, killed = tmp_path / "whole", tmp_path / "killed"
+    train_var.main([*arguments, "--output_dir", str(whole)])
+
+    step = random.Random(1).randrange(5, 30)
+    process = start(SCRIPT, arguments, killed)
+    wait_for(lambda: last_step(killed) >= step, process)
+    time.sleep(random.Random(step).uniform(0, 0.1))
+    process.kill()
+    assert process.wait() == -signal.SIGKILL
+    # While a checkpoint is being written: its folder has its first files, but not yet its name.
+    process = start(SCRIPT, arguments, killed)
+    wait_for(lambda: last_step(killed) >= 40, process)
+    wait_for(lambda: any(path.iterdir() for path in (killed / "checkpoints").glob("unfinished-step-*")), process)
+    process.kill()
+    process.wait()
+    # A machine that is taken away asks first: the run stops with a checkpoint of the very step.
+    process = start(SCRIPT, arguments, killed)
+    wait_for(lambda: last_step(killed) >= 46, process)
+    process.terminate()
+    assert process.wait() == 128 + signal.SIGTERM
+    newest = max(path.name for path in (killed / "checkpoints").glob("step-*"))
+    assert newest == f"step-{last_step(killed):08d}"
+    assert last_step(killed) < 60
+    assert not (killed / WEIGHTS).exists()
+
+    train_var.main([*arguments, "--output_dir", str(killed)])
+    assert len(losses(whole)) == 60
+    assert read_log(killed) == read_log(whole)
+    assert same_weights(killed, whole)
+
+
+def test_two_processes_stop_together(tmp_path: Path, vqvae_folder: str, images_parquet: str) -> None:
+    arguments = ["--train_data", images_parquet, "--vqvae", vqvae_folder, *TINY_VAR, *SHORT_RUN]
+    arguments += ["--max_train_steps", "3000", "--checkpointing_steps", "0", "--logging_steps", "5"]
+    command = [*TORCHRUN, str(REPOSITORY / SCRIPT), *arguments, "--output_dir", str(tmp_path)]
+    environment = os.environ | {"ACCELERATE_USE_CPU": "true"}
+    process = subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    wait_for(lambda: last_step(tmp_path) >= 10, process)
+    process.terminate()
+    assert process.wait() != 0
+    (checkpoint,) = (tmp_path / "checkpoints").iterdir()
+    assert checkpoint.name == f"step-{last_step(tmp_path):08d}"
+    assert last_step(tmp_path) % 5 == 0
+
+
+def test_input_noise_changes_what_is_read_alone(vqvae_folder: str) -> None:
+    vqvae = train_var.VQVAEModel.from_pretrained(vqvae_folder).eval()
+    codes = torch.randint(16, (50, 21), generator=torch.Generator().manual_seed(0))
+    plain, noisy = TeacherForcing(vqvae), TeacherForcing(vqvae, input_noise=0.3, seed=1)
+    given = plain({"codes": codes}, position=0)
+    assert torch.equal(noisy({"codes": codes})["scale_inputs"], given["scale_inputs"])
+    first, again, second = (noisy({"codes": codes}, position=position) for position in (0, 0, 1))
+    assert torch.equal(first["labels"], codes)
+    assert torch.equal(first["scale_inputs"], again["scale_inputs"])
+    assert not torch.equal(first["scale_inputs"], second["scale_inputs"])
+    # The second scale reads the first one's code alone, which is another one in 0.3 * 15 / 16 of the images.
+    changed = (first["scale_inputs"][:, :4] != given["scale_inputs"][:, :4]).any(dim=(1, 2)).float().mean()
+    assert changed.item() == pytest.approx(0.28, abs=0.15)
+
+
+def test_new_labels_keep_what_the_model_knows(tmp_path: Path, var_folder: str, images_folder: str) -> None:
+    # The folder's classes in another order than those of the pretrained model, with a new one in place of "dog".
+    images = tmp_path / "images"
+    shutil.copytree(images_folder, images)
+    (images / "dog").rename(images / "yak")
+    arguments = ["--pretrained_var", var_folder, "--train_data", str(images), *SHORT_RUN]
+    train_var.main([*arguments, "--learning_rate", "1e-9", "--output_dir", str(tmp_path / "tuned")])
+    before, after = VARPipeline.from_pretrained(var_folder), VARPipeline.from_pretrained(tmp_path / "tuned")
+    assert after.transformer.config.id2label == {0: "cat", 1: "newt", 2: "yak"}
+    assert after.config["top_p"] == 0.9
+    old = before.transformer.embeddings.class_embedding.weight
+    new = after.transformer.embeddings.class_embedding.weight
+    cat, _, newt, unconditional = old
+    for row, expected in zip(new, (cat, newt, unconditional, unconditional), strict=True):
+        torch.testing.assert_close(row, expected, rtol=0, atol=1e-6)
+    # Dropout may change, and is built into the layers.
+    arguments_class = train_var.with_config_fields(train_var.VARTrainingArguments, train_var.VARConfig)
+    args = train_var.parse_arguments(arguments_class, [*arguments, "--drop_path_rate", "0.5", "--output_dir", ""])
+    config = train_var.make_config(args, before.vqvae.config, {0: "cat"}, before.transformer)
+    transformer = train_var.make_transformer(args, config, before.transformer)
+    assert [layer.drop_path.rate for layer in transformer.layers] == [0.0, 0.5]
+    assert torch.equal(transformer.head.weight, before.transformer.head.weight)
+    with pytest.raises(ValueError, match="`hidden_size` is 16 in `pretrained_var`, got 32"):
+        train_var.main([*arguments, "--hidden_size", "32", "--output_dir", str(tmp_path / "no")])
+
+
+def test_adapter_and_merged_pipeline_are_the_same_model(tmp_path: Path, var_folder: str, images_parquet: str) -> None:
+    arguments = ["--pretrained_var", var_folder, "--train_data", images_parquet, *SHORT_RUN, "--lora_rank", "4"]
+    arguments += ["--validation_data", images_parquet, "--max_train_steps", "6", "--learning_rate", "1e-2"]
+    arguments += ["--checkpointing_steps", "3", "--ema_decay", "0.5", "--gradient_checkpointing", "true"]
+    train_var.main([*arguments, "--output_dir", str(tmp_path)])
+    base, merged = VARPipeline.from_pretrained(var_folder), VARPipeline.from_pretrained(tmp_path)
+    assert load_file(tmp_path / WEIGHTS).keys() == load_file(Path(var_folder) / WEIGHTS).keys()
+    adapted = VARPipeline.from_pretrained(var_folder)
+    adapted.load_lora_weights(str(tmp_path / "lora"))
+    labels, codes = torch.tensor([0, 2]), torch.randint(16, (2, 21), generator=torch.Generator().manual_seed(0))
+    inputs = base.vqvae.teacher_forcing(codes)
+    with torch.no_grad():
+        logits = [pipeline.transformer.eval()(labels, inputs).logits for pipeline in (base, adapted, merged)]
+    torch.testing.assert_close(logits[1], logits[2], rtol=1e-4, atol=1e-5)
+    assert (logits[0] - logits[2]).abs().max() > 1e-2
+    # What was frozen stayed.
+    frozen = "head.weight"
+    assert torch.equal(load_file(tmp_path / WEIGHTS)[frozen], load_file(Path(var_folder) / WEIGHTS)[frozen])
+    # It goes on from its checkpoint.
+    resumed = tmp_path / "resumed"
+    shutil.copytree(tmp_path / "checkpoints", resumed / "checkpoints")
+    shutil.rmtree(resumed / "checkpoints/step-00000006")
+    train_var.main([*arguments, "--output_dir", str(resumed), "--resume_from_checkpoint", "latest"])
+    assert same_weights(resumed, tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--input_noise", "1"], "`input_noise` must be at least 0 and below 1, got 1.0"),
+        (["--base_learning_rate", "0"], "`base_learning_rate` must be positive"),
+        (["--lora_rank", "4"], "`lora_rank` = 4 adapts a trained transformer"),
+        (["--lora_rank", "-1"], "`lora_rank` must be at least 0, got -1"),
+        (["--push_steps", "5"], "`push_steps` = 5 needs `push_to_hub`"),
+        (["--lr_final_ratio", "2"], "`lr_final_ratio` must be a share from 0 to 1, got 2.0"),
+        (["--lr_scheduler", "constant"], "`lr_final_ratio` goes with `lr_scheduler` linear or cosine, got 'constant'"),
+        (["--weight_decay_end", "-1"], "`weight_decay_end` must be at least 0, got -1.0"),
+    ],
+)
+def test_bad_arguments_are_refused_before_any_work(
+    arguments: list[str], message: str, tmp_path: Path, vqvae_folder: str, images_parquet: str
+) -> None:
+    source = ["--train_data", images_parquet, "--vqvae", vqvae_folder, "--output_dir", str(tmp_path / "output")]
+    with pytest.raises(ValueError, match=message):
+        train_var.main([*source, *TINY_VAR, *SHORT_RUN, *arguments])
+    assert not (tmp_path / "output").exists()
