@@ -116,8 +116,9 @@ class CodesRows:
         self.num_labels = num_labels
 
     def prepare(self, dataset: AnyDataset) -> AnyDataset:
-        """The columns that are needed."""
-        return dataset.select_columns([CODES_COLUMN] + ([self.label_column] if self.label_column else []))
+        """The columns that are needed, as arrays: lists of Python's integers take three times as long."""
+        columns = [CODES_COLUMN] + ([self.label_column] if self.label_column else [])
+        return dataset.select_columns(columns).with_format("numpy")
 
     def __call__(self, row: dict[str, Any], generator: random.Random) -> dict[str, Any]:
         """The item of a row."""
