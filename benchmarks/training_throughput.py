@@ -84,7 +84,7 @@ def tokenizer_loop(script, args) -> Callable[[], Iterator[None]]:
 def transformer_loop(script, args) -> Callable[[], Iterator[None]]:
     vqvae, _ = script.load_models(args)
     source = script.load_data(args, "train_data", ["train"], vqvae)
-    label_column, id2label = script.find_labels(args, source)
+    label_column, id2label = data.training_labels(source, args.label_column, args.num_labels)
     config = script.make_config(args, vqvae.config, id2label)
     rows = script.make_row_reader(args, vqvae.config, source, label_column, config.num_labels, augment=True)
     batches = data.TrainingBatches(source, rows, args)

@@ -22,12 +22,12 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
-import datasets
 import torch
 from accelerate import Accelerator
 from accelerate.utils import set_seed
 from diffusers.utils import make_image_grid
 from PIL import Image
+from transformers.utils import logging
 
 from hf_var import VARConfig, VARPipeline, VARTransformer, VQVAEConfig, VQVAEModel
 from hf_var.training import adapters, data, pictures
@@ -51,8 +51,10 @@ from hf_var.training.optimization import (
 )
 from hf_var.training.run import TrainingRun, make_accelerator
 from hf_var.training.scaling import training_flops
-from hf_var.training.sharding import is_sharded, whole_model
+from hf_var.training.sharding import whole_model
 
+
+logger = logging.get_logger("hf_var.train_var")
 
 # Fields of the configuration that may change when a trained transformer is trained further.
 FREE_CONFIG_FIELDS = ("dropout", "attention_dropout", "drop_path_rate", "class_dropout_prob", "label_smoothing")
@@ -160,24 +162,11 @@ def load_data(args: VARTrainingArguments, argument: str, splits: list[str], vqva
     if data.is_codes_dataset(dataset):
         data.check_codes(dataset, sum(vqvae.config.scale_lengths), vqvae.config.codebook_size)
         made_by = data.codes_fingerprint(source)
+        if made_by is None:
+            logger.warning(f"`{argument}` does not tell which tokenizer made its codes: let it be `vqvae`.")
         if made_by is not None and made_by != data.tokenizer_fingerprint(vqvae):
             raise ValueError(f"The codes in `{argument}` = {source!r} were made by another tokenizer than `vqvae`.")
     return dataset
-
-
-def find_labels(args: VARTrainingArguments, dataset: data.AnyDataset) -> tuple[str | None, dict[int, str] | None]:
-    """The column of labels and their names; neither where `num_labels` is 0."""
-    if args.num_labels == 0:
-        return None, None
-    label_column = data.find_label_column(dataset, args.label_column)
-    if args.num_labels is None or isinstance(dataset.features[label_column], datasets.ClassLabel):
-        id2label = data.label_names(dataset, label_column)
-    else:
-        id2label = {label: str(label) for label in range(args.num_labels)}
-    if args.num_labels not in (None, len(id2label)):
-        raise ValueError(f"`num_labels` is {args.num_labels}, but the data names the labels {id2label}.")
-    data.check_labels(dataset, label_column, len(id2label))
-    return label_column, id2label
 
 
 def make_row_reader(
@@ -219,6 +208,8 @@ def make_config(
 ) -> VARConfig:
     """Configuration of the transformer: that of the arguments and the tokenizer, or `pretrained`'s with other labels."""
     given = given_config_fields(args, VARConfig)
+    if "block_sizes" in given:
+        raise ValueError("`block_sizes` cannot be set here: a scale is predicted at once.")
     shared = {name: getattr(tokenizer, name) for name in ("codebook_size", "latent_channels", "patch_nums")}
     for name, value in shared.items():
         if given.setdefault(name, value) != value:
@@ -238,8 +229,6 @@ def make_transformer(
 ) -> VARTransformer:
     """A new transformer, or `pretrained` with the labels of `config`."""
     if pretrained is None:
-        # A sharded model takes a part of its first weights from every process.
-        set_seed(args.seed)
         transformer = VARTransformer(config)
     else:
         # Dropout is built in.
@@ -277,13 +266,15 @@ def draw_samples(args: VARTrainingArguments, pipeline: VARPipeline, accelerator:
     return make_image_grid(images, rows=len(images) // columns, cols=columns)
 
 
-def whole_pipeline(args: VARTrainingArguments, pipeline: VARPipeline, config: VARConfig) -> VARPipeline:
-    """`pipeline`, or one with a whole copy of its transformer if that is sharded; for all processes together."""
-    if not is_sharded(pipeline.transformer):
-        return pipeline
-    empty = make_transformer(args, config, VARTransformer(config))
-    sampling = {name: pipeline.config[name] for name in SAMPLING}
-    return VARPipeline(transformer=whole_model(pipeline.transformer, empty), vqvae=pipeline.vqvae, **sampling)
+def whole_pipeline(args: VARTrainingArguments, pipeline: VARPipeline, config: VARConfig) -> VARPipeline | None:
+    """
+    `pipeline`, or if its transformer is sharded one with a whole copy, in the first process alone; for all processes
+    together.
+    """
+    transformer = whole_model(pipeline.transformer, lambda: make_transformer(args, config, None))
+    if transformer is None or transformer is pipeline.transformer:
+        return None if transformer is None else pipeline
+    return VARPipeline(transformer, pipeline.vqvae, **{name: pipeline.config[name] for name in SAMPLING})
 
 
 def save(args: VARTrainingArguments, pipeline: VARPipeline, folder: Path, is_final: bool) -> None:
@@ -328,20 +319,24 @@ def main(argv: Sequence[str] | None = None) -> None:
     # Everything that can be wrong with the input is found before any work.
     vqvae, pretrained = load_models(args)
     train_data = load_data(args, "train_data", ["train"], vqvae)
-    label_column, id2label = find_labels(args, train_data)
+    known = None if pretrained is None else pretrained.config.id2label
+    label_column, id2label = data.training_labels(train_data, args.label_column, args.num_labels, known)
     config = make_config(args, vqvae.config, id2label, pretrained)
     train_rows = make_row_reader(args, vqvae.config, train_data, label_column, config.num_labels, augment=True)
     if args.validation_data is not None:
         validation_data = load_data(args, "validation_data", ["validation", "test"], vqvae)
         validation_labels = None
         if label_column is not None:
-            validation_labels = data.find_label_column(validation_data, args.label_column)
-            data.check_labels(validation_data, validation_labels, config.num_labels)
+            validation_labels = data.validation_labels(
+                validation_data, args.label_column, id2label, data.has_label_names(train_data, label_column)
+            )
         validation_rows = make_row_reader(
             args, vqvae.config, validation_data, validation_labels, config.num_labels, augment=False
         )
 
     accelerator = make_accelerator(args)
+    # A sharded model takes a part of its first weights from every process.
+    set_seed(args.seed)
     transformer = make_transformer(args, config, pretrained)
     set_seed(args.seed, device_specific=True)
     sampling = {name: getattr(args, name) for name in SAMPLING if getattr(args, name) is not None}
@@ -397,6 +392,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         run.add(output.loss)
         if run.is_logged(run.step + 1):
             predictions.add(output.logits, inputs["labels"])
+        # The logits are large, and the next ones come before these would go.
+        del output
         if not accelerator.sync_gradients:
             continue
 

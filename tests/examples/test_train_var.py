@@ -13,6 +13,8 @@ from pathlib import Path
 
 import pytest
 import torch
+from datasets import Dataset, Features, Value
+from datasets import Image as DatasetImage
 from PIL import Image
 from safetensors.torch import load_file
 from torch.nn import functional
@@ -29,6 +31,7 @@ from .conftest import (
     last_step,
     load_script,
     losses,
+    random_images,
     read_log,
     run_script,
     start,
@@ -241,7 +244,7 @@ def test_killed_run_equals_the_uninterrupted_one(tmp_path: Path, vqvae_folder: s
 
 def test_two_processes_stop_together(tmp_path: Path, vqvae_folder: str, images_parquet: str) -> None:
     arguments = ["--train_data", images_parquet, "--vqvae", vqvae_folder, *TINY_VAR, *SHORT_RUN]
-    arguments += ["--max_train_steps", "3000", "--checkpointing_steps", "0", "--logging_steps", "5"]
+    arguments += ["--max_train_steps", "3000", "--checkpointing_steps", "0", "--dataloader_num_workers", "1"]
     command = [*TORCHRUN, str(REPOSITORY / SCRIPT), *arguments, "--output_dir", str(tmp_path)]
     environment = os.environ | {"ACCELERATE_USE_CPU": "true"}
     process = subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
@@ -250,7 +253,43 @@ def test_two_processes_stop_together(tmp_path: Path, vqvae_folder: str, images_p
     assert process.wait() != 0
     (checkpoint,) = (tmp_path / "checkpoints").iterdir()
     assert checkpoint.name == f"step-{last_step(tmp_path):08d}"
-    assert last_step(tmp_path) % 5 == 0
+
+
+@pytest.mark.parametrize("lora_rank", ["0", "2"])
+def test_sharded_training_equals_that_of_whole_models(
+    lora_rank: str, tmp_path: Path, vqvae_folder: str, var_folder: str, images_parquet: str
+) -> None:
+    arguments = ["--train_data", images_parquet, "--validation_data", images_parquet, *SHORT_RUN]
+    arguments += ["--class_dropout_prob", "0", "--drop_path_rate", "0", "--max_train_steps", "4", "--num_samples", "3"]
+    arguments += ["--checkpointing_steps", "2", "--ema_decay", "0.5", "--train_batch_size", "3"]
+    if lora_rank == "0":
+        arguments += ["--vqvae", vqvae_folder, *TINY_VAR, "--gradient_accumulation_steps", "2"]
+    else:
+        arguments += ["--pretrained_var", var_folder, "--lora_rank", lora_rank]
+    environment = os.environ | {"ACCELERATE_USE_CPU": "true"}
+
+    def run_two(name: str, script: list[str], *more: str) -> None:
+        command = [*TORCHRUN, *script, *arguments, "--output_dir", str(tmp_path / name), *more]
+        result = subprocess.run(command, capture_output=True, text=True, env=environment)
+        assert result.returncode == 0, result.stderr
+
+    sharding = [str(Path(__file__).with_name("sharded_training.py")), str(REPOSITORY / "examples")]
+    run_two("whole", [str(REPOSITORY / SCRIPT)])
+    run_two("sharded", sharding)
+    whole, sharded = tmp_path / "whole", tmp_path / "sharded"
+    assert losses(sharded) == pytest.approx(losses(whole), rel=1e-3)
+    final = [read_log(folder)[-1] for folder in (sharded, whole)]
+    assert final[0] == pytest.approx(final[1], rel=1e-2, abs=1e-3)
+    expected, found = load_file(whole / WEIGHTS), load_file(sharded / WEIGHTS)
+    assert expected.keys() == found.keys()
+    moved = [name for name in expected if (expected[name] - found[name]).abs().max() > 1e-3]
+    assert moved == []
+    if lora_rank == "0":
+        shutil.copytree(sharded, tmp_path / "uninterrupted")
+        shutil.rmtree(sharded / "checkpoints/step-00000004")
+        run_two("sharded", sharding, "--resume_from_checkpoint", "latest")
+        assert read_log(sharded) == read_log(tmp_path / "uninterrupted")
+        assert same_weights(sharded, tmp_path / "uninterrupted")
 
 
 def test_input_noise_changes_what_is_read_alone(vqvae_folder: str) -> None:
@@ -294,6 +333,45 @@ def test_new_labels_keep_what_the_model_knows(tmp_path: Path, var_folder: str, i
         train_var.main([*arguments, "--hidden_size", "32", "--output_dir", str(tmp_path / "no")])
 
 
+def test_numbers_without_names_are_the_trained_labels(tmp_path: Path, var_folder: str) -> None:
+    rows = {"image": random_images(6), "label": [0, 1, 0, 1, 0, 1]}
+    features = Features({"image": DatasetImage(), "label": Value("int64")})
+    Dataset.from_dict(rows, features=features).to_parquet(tmp_path / "unnamed.parquet")
+    arguments = ["--pretrained_var", var_folder, "--train_data", str(tmp_path / "unnamed.parquet"), *SHORT_RUN]
+    train_var.main([*arguments, "--learning_rate", "1e-9", "--output_dir", str(tmp_path / "tuned")])
+    before, after = VARPipeline.from_pretrained(var_folder), VARPipeline.from_pretrained(tmp_path / "tuned")
+    assert after.transformer.config.id2label == before.transformer.config.id2label
+    old, new = (pipeline.transformer.embeddings.class_embedding.weight for pipeline in (before, after))
+    torch.testing.assert_close(new, old, rtol=0, atol=1e-6)
+
+
+def test_labels_of_the_validation_must_mean_the_same(
+    tmp_path: Path, vqvae_folder: str, images_parquet: str, images_folder: str
+) -> None:
+    fewer = tmp_path / "fewer"
+    shutil.copytree(images_folder, fewer)
+    shutil.rmtree(fewer / "dog")
+    arguments = ["--train_data", images_parquet, "--validation_data", str(fewer), "--vqvae", vqvae_folder]
+    with pytest.raises(ValueError, match=r"`validation_data` has the labels \['cat', 'newt'\]"):
+        train_var.main([*arguments, *TINY_VAR, *SHORT_RUN, "--output_dir", str(tmp_path / "output")])
+
+
+def test_streamed_codes_are_trained_on(tmp_path: Path, vqvae_folder: str, images_parquet: str) -> None:
+    codes = str(tmp_path / "codes")
+    tokenize = load_script("examples/tokenize_dataset.py")
+    tokenize.main(["--data", images_parquet, "--vqvae", vqvae_folder, "--output_dir", codes, "--rows_per_shard", "6"])
+    arguments = ["--train_data", f"{codes}/*.parquet", "--vqvae", vqvae_folder, *TINY_VAR, *SHORT_RUN]
+    arguments += ["--streaming", "true", "--max_train_steps", "14", "--checkpointing_steps", "9"]
+    whole, resumed = tmp_path / "whole", tmp_path / "resumed"
+    train_var.main([*arguments, "--output_dir", str(whole)])
+    assert VARPipeline.from_pretrained(whole).transformer.config.id2label[2] == "newt"
+    shutil.copytree(whole / "checkpoints", resumed / "checkpoints")
+    shutil.copy(whole / "train_log.jsonl", resumed)
+    train_var.main([*arguments, "--output_dir", str(resumed), "--resume_from_checkpoint", "latest"])
+    assert read_log(resumed) == read_log(whole)
+    assert same_weights(resumed, whole)
+
+
 def test_adapter_and_merged_pipeline_are_the_same_model(tmp_path: Path, var_folder: str, images_parquet: str) -> None:
     arguments = ["--pretrained_var", var_folder, "--train_data", images_parquet, *SHORT_RUN, "--lora_rank", "4"]
     arguments += ["--validation_data", images_parquet, "--max_train_steps", "6", "--learning_rate", "1e-2"]
@@ -330,6 +408,7 @@ def test_adapter_and_merged_pipeline_are_the_same_model(tmp_path: Path, var_fold
         (["--push_steps", "5"], "`push_steps` = 5 needs `push_to_hub`"),
         (["--lr_final_ratio", "2"], "`lr_final_ratio` must be a share from 0 to 1, got 2.0"),
         (["--lr_scheduler", "constant"], "`lr_final_ratio` goes with `lr_scheduler` linear or cosine, got 'constant'"),
+        (["--block_sizes", "1", "1"], "`block_sizes` cannot be set here"),
         (["--weight_decay_end", "-1"], "`weight_decay_end` must be at least 0, got -1.0"),
     ],
 )

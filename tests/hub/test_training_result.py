@@ -10,7 +10,8 @@ from datasets import Dataset, Features, Image
 from PIL import Image as PILImage
 
 
-SCRIPT = Path(__file__).resolve().parents[2] / "examples" / "train_vqvae.py"
+EXAMPLES = Path(__file__).resolve().parents[2] / "examples"
+SCRIPT = EXAMPLES / "train_vqvae.py"
 CLIENTS = Path(__file__).parent / "clients"
 
 CHECK = """
@@ -26,6 +27,11 @@ card = ModelCard.load("user/tokenizer").data
 assert card.library_name == "hf_var" and card.datasets is None
 assert {result.metric_type: result.metric_value for result in card.eval_results} == {"psnr": 27.1, "rfid": 3.5}
 assert {result.dataset_type for result in card.eval_results} == {"user/birds"}
+"""
+
+DRAW = """
+from hf_var import VARPipeline
+assert VARPipeline.from_pretrained("user/pipeline")(output_type="np").images.shape == (1, 8, 8, 1)
 """
 
 
@@ -85,3 +91,31 @@ def test_training_script_uploads_what_it_made(hub, run_in_hub_process, tmp_path)
     assert 'from_pretrained("user/trained")' in card
     assert "license: cc0-1.0" in card
     assert str(tmp_path) not in card
+
+    # The transformer is trained on the tokenizer that lies on the Hub, and goes there twice.
+    arguments = ["--train_data", tmp_path / "images.parquet", "--vqvae", "user/trained", "--num_labels", "0"]
+    arguments += ["--output_dir", tmp_path / "pipeline", "--push_to_hub", "true", "--push_steps", "2"]
+    arguments += [
+        "--hidden_size",
+        "16",
+        "--num_hidden_layers",
+        "1",
+        "--num_attention_heads",
+        "2",
+        "--num_samples",
+        "2",
+    ]
+    arguments += ["--max_train_steps", "3", "--train_batch_size", "4", "--checkpointing_steps", "1"]
+    run_in_hub_process(EXAMPLES / "train_var.py", *arguments, "--data_license", "cc0-1.0")
+    files = hub.files("user/pipeline")
+    assert {
+        "model_index.json",
+        "transformer/model.safetensors",
+        "vqvae/model.safetensors",
+        "samples.png",
+    } <= files.keys()
+    assert not any("checkpoint" in name or "events" in name for name in files)
+    card = files["README.md"].decode()
+    assert 'from_pretrained("user/pipeline")' in card
+    assert str(tmp_path) not in card
+    run_in_hub_process(DRAW, token=None)

@@ -18,7 +18,7 @@ from hf_var import VARConfig, VARPipeline, VARTransformer, VQVAEConfig, VQVAEMod
 from hf_var.training.arguments import TrainingArguments
 from hf_var.training.likelihood import TeacherForcing, measure_likelihood
 from hf_var.training.optimization import AveragedWeights, averaged_weights, make_optimizer
-from hf_var.training.sharding import is_sharded, whole_model
+from hf_var.training.sharding import whole_model
 
 
 PATCH_NUMS = (1, 2)
@@ -83,10 +83,13 @@ def train(folder: str) -> None:
         optimizer.zero_grad()
         average.step(transformer.parameters())
         if step == 1:
-            # As if the run was stopped and resumed here.
-            state = average.state_dict()
+            # As if the run was stopped and resumed here: the first process saves, all load.
+            state, path = average.state_dict(), Path(folder) / f"average{size}.pt"
+            if accelerator.is_main_process:
+                torch.save(state, path)
+            accelerator.wait_for_everyone()
             average = AveragedWeights(transformer, 0.5)
-            average.load_state_dict(state)
+            average.load_state_dict(torch.load(path, weights_only=True))  # noqa: TID251
     # Three batches for two processes.
     validation = [codes(100 + number, 2) for number in range(3)][rank::size]
     with averaged_weights(average, transformer):
@@ -94,7 +97,7 @@ def train(folder: str) -> None:
         pipeline = VARPipeline(transformer=transformer, vqvae=vqvae)
         pipeline.set_progress_bar_config(disable=True)
         drawn = pipeline([0, 2], generator=torch.Generator().manual_seed(0)).codes
-        whole = whole_model(transformer, VARTransformer(config) if is_sharded(transformer) else None)
+        whole = whole_model(transformer, lambda: VARTransformer(config))
         output = Path(folder) / str(size)
         if accelerator.is_main_process:
             whole.save_pretrained(output)

@@ -17,7 +17,7 @@ from hf_var.training.sharding import is_sharded, spread_like, whole_model, whole
 def test_a_model_of_one_process_is_left_as_it_is() -> None:
     model = nn.Linear(2, 3)
     assert not is_sharded(model)
-    assert whole_model(model) is model
+    assert whole_model(model, lambda: nn.Linear(2, 3)) is model
     assert whole_tensor(model.weight) is model.weight
     assert spread_like(model.weight, model.weight) is model.weight
 

@@ -12,7 +12,7 @@ from torch import nn
 from transformers import get_scheduler, get_wsd_schedule
 
 from .arguments import DECAYS, TrainingArguments
-from .sharding import is_sharded, spread_like, whole_tensor
+from .sharding import is_sharded, saved_tensor, spread_like
 
 
 # Tables of vectors: decay would pull positions, levels and codes towards each other.
@@ -38,7 +38,7 @@ class AveragedWeights(EMAModel):
     def state_dict(self) -> dict[str, Any]:
         """For Accelerate's checkpoints; all processes have to call it together."""
         state = super().state_dict()
-        return state | {"shadow_params": [whole_tensor(parameter) for parameter in state["shadow_params"]]}
+        return state | {"shadow_params": [saved_tensor(parameter) for parameter in state["shadow_params"]]}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """For Accelerate's checkpoints."""

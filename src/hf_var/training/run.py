@@ -2,6 +2,7 @@
 """The bookkeeping of a training run: resuming, losses, progress, log and checkpoints."""
 
 import math
+import os
 import shutil
 import signal
 import sys
@@ -15,14 +16,17 @@ from typing import Any, cast
 import numpy as np
 import torch
 from accelerate import Accelerator
+from accelerate.utils import TorchDynamoPlugin
 from matplotlib.figure import Figure
 from PIL import Image
 from torch import nn
+from torch.distributed.fsdp import MixedPrecisionPolicy
 from tqdm.auto import tqdm
 from transformers.utils import logging
 
 from .arguments import TrainingArguments
 from .checkpoints import TrainingLog, checkpoint_step, find_checkpoint, remove_later_checkpoints, save_checkpoint
+from .sharding import whole_tensor
 
 
 logger = logging.get_logger(__name__)
@@ -33,16 +37,25 @@ def make_accelerator(args: TrainingArguments) -> Accelerator:
     The `Accelerator` that `args` describe.
 
     Raises:
-        `ValueError`: If it is configured for DeepSpeed's ZeRO stage 3.
+        `ValueError`: If it is configured for DeepSpeed's ZeRO stage 3, or for another accumulation of gradients.
     """
+    is_sharded = os.environ.get("ACCELERATE_USE_FSDP", "false") == "true"
+    # Compiled as a whole, a sharded model could not be called as it is, to validate and to draw.
+    compilation = TorchDynamoPlugin(backend=cast(Any, "inductor"), use_regional_compilation=is_sharded)
     accelerator = Accelerator(
         mixed_precision=args.mixed_precision,
         gradient_accumulation_steps=args.gradient_accumulation_steps,
         log_with=None if args.report_to == "none" else args.report_to,
         project_dir=args.output_dir,
-        dynamo_backend="inductor" if args.torch_compile else None,
+        dynamo_plugin=compilation if args.torch_compile else None,
     )
-    plugin = accelerator.state.deepspeed_plugin
+    if accelerator.gradient_accumulation_steps != args.gradient_accumulation_steps:
+        raise ValueError(
+            f"`gradient_accumulation_steps` is {args.gradient_accumulation_steps}, but Accelerate's configuration says "
+            f"{accelerator.gradient_accumulation_steps}: leave it out there."
+        )
+    keep_full_precision(getattr(accelerator.state, "fsdp_plugin", None), args.mixed_precision)
+    plugin = getattr(accelerator.state, "deepspeed_plugin", None)
     if plugin is not None:
         if plugin.zero_stage == 3:
             raise ValueError(
@@ -54,6 +67,20 @@ def make_accelerator(args: TrainingArguments) -> Accelerator:
     return accelerator
 
 
+def keep_full_precision(plugin: Any, mixed_precision: str) -> None:
+    """
+    Let a model that FSDP2 splits return fp32 and add up its gradients in it, as autocast does. Accelerate would have both
+    in half precision, in which losses and averages over processes are too coarse.
+
+    Args:
+        plugin (`FullyShardedDataParallelPlugin`, *optional*): Changed in place.
+        mixed_precision (`str`): no, fp16 or bf16.
+    """
+    if plugin is not None and plugin.fsdp_version == 2 and mixed_precision != "no":
+        half = {"fp16": torch.float16, "bf16": torch.bfloat16}[mixed_precision]
+        plugin.mixed_precision_policy = MixedPrecisionPolicy(half, torch.float32, torch.float32)
+
+
 class TrainingRun:
     """
     Counts optimizer steps and does what is due after each.
@@ -62,7 +89,7 @@ class TrainingRun:
     for it.
 
     A machine that is taken away sends SIGTERM first: the run then writes a checkpoint after the step it is at, with
-    several processes after the next one that is logged, and exits.
+    several processes after that of the one that is furthest behind, and exits.
 
     Args:
         accelerator (`Accelerator`): Everything that a checkpoint must hold is prepared or registered with it before
@@ -86,6 +113,8 @@ class TrainingRun:
         self._shown: dict[str, str] = {}
         self._stop_asked = self._stop_agreed = False
         self._handler: Any = None
+        # To agree on it every step: through the CPUs, so that nothing waits for a device.
+        self._stop_group = torch.distributed.new_group(backend="gloo") if accelerator.num_processes > 1 else None
         # Only a program's main thread may ask for signals.
         if threading.current_thread() is threading.main_thread():
             self._handler = signal.signal(signal.SIGTERM, self._ask_to_stop)
@@ -122,7 +151,7 @@ class TrainingRun:
         Count an optimizer step, and log it if it is time to.
 
         Args:
-            learning_rate (`float`): The step's.
+            learning_rate (`float`): That of the next step.
             gradient_norm (`torch.Tensor` or `float`, *optional*): Norm of all gradients, before they were clipped.
             counts (`int`): Numbers of this process, which are added up over all.
 
@@ -138,14 +167,15 @@ class TrainingRun:
         # Not a number if any figure is not finite, such as the loss of a discriminator.
         self._unchecked_losses.append(step_figures[0] + 0.0 * step_figures.sum())
         self.progress.update()
+        self._agree_to_stop()
         if self.is_logged(self.step):
             self.check_losses()
-            self._agree_to_stop()
             means = cast(torch.Tensor, self.accelerator.reduce(step_figures, reduction="mean")).tolist()
             # Validation and checkpoints restart the clock.
             seconds, steps = time.perf_counter() - self._clock, self.step - self._clock_step
             figures = dict(zip(names, means, strict=True)) | {"learning_rate": learning_rate}
-            if gradient_norm is not None:
+            # Not finite where fp16 overflowed and the step was left out.
+            if gradient_norm is not None and math.isfinite(float(gradient_norm)):
                 figures["gradient_norm"] = float(gradient_norm)
             for name, count in counts.items():
                 total = self.accelerator.reduce(torch.tensor(count, device=self.accelerator.device), reduction="sum")
@@ -172,14 +202,13 @@ class TrainingRun:
             `ValueError`: If a loss since the last time, or a weight, is not finite.
             `SystemExit`: If the run was asked to stop, with the status of a process that SIGTERM ended.
         """
-        is_stopped = self._stop_asked and self.accelerator.num_processes == 1 or self._stop_agreed
         is_due = self.args.checkpointing_steps > 0 and self.step % self.args.checkpointing_steps == 0
-        if is_due or is_stopped:
+        if is_due or self._stop_agreed:
             self.check_losses()
             self.check_weights(*models)
             save_checkpoint(self.accelerator, self.args.output_dir, self.step, self.args.checkpoints_total_limit)
             self.restart_clock()
-        if is_stopped and not self.is_finished:
+        if self._stop_agreed and not self.is_finished:
             self.end()
             logger.warning(f"Stopped by SIGTERM after step {self.step}, with a checkpoint to resume from.")
             sys.exit(128 + signal.SIGTERM)
@@ -206,9 +235,10 @@ class TrainingRun:
 
     def _agree_to_stop(self) -> None:
         # All processes or none write a checkpoint.
-        if self.accelerator.num_processes > 1:
-            asked = torch.tensor(int(self._stop_asked), device=self.accelerator.device)
-            self._stop_agreed = int(cast(torch.Tensor, self.accelerator.reduce(asked, reduction="sum"))) > 0
+        asked = torch.tensor(int(self._stop_asked))
+        if self._stop_group is not None:
+            torch.distributed.all_reduce(asked, group=self._stop_group)
+        self._stop_agreed = int(asked) > 0
 
     def check_losses(self) -> None:
         """Raise a `ValueError` if a loss since the last check was not finite, in any process."""
@@ -226,7 +256,8 @@ class TrainingRun:
 
     def check_weights(self, *models: nn.Module) -> None:
         """Raise a `ValueError` if a weight of `models` is not finite, in any process."""
-        flaws = [(~parameter.detach().isfinite()).any() for model in models for parameter in model.parameters()]
+        parameters = [parameter.detach() for model in models for parameter in model.parameters()]
+        flaws = [whole_tensor((~parameter.isfinite()).any()) for parameter in parameters]
         number = cast(torch.Tensor, self.accelerator.reduce(torch.stack(flaws).sum(), reduction="sum"))
         if int(number) > 0:
             raise ValueError(

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Models whose parameters are spread over processes (FSDP2), as whole ones."""
 
+from collections.abc import Callable
 from typing import TypeVar
 
 import torch
@@ -22,6 +23,17 @@ def whole_tensor(tensor: torch.Tensor) -> torch.Tensor:
     return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
 
 
+def saved_tensor(tensor: torch.Tensor) -> torch.Tensor:
+    """
+    A tensor for a state that the first process saves: it has all of it, on the CPU if it was spread, and the others have
+    nothing. They all have to call this together.
+    """
+    if not isinstance(tensor, DTensor):
+        return tensor
+    whole = tensor.full_tensor()
+    return whole.cpu() if torch.distributed.get_rank() == 0 else whole.new_empty(0)
+
+
 def spread_like(tensor: torch.Tensor, example: torch.Tensor) -> torch.Tensor:
     """A whole tensor, equal in all processes, spread as `example` is."""
     if not isinstance(example, DTensor):
@@ -30,24 +42,23 @@ def spread_like(tensor: torch.Tensor, example: torch.Tensor) -> torch.Tensor:
     return distribute_tensor(local, example.device_mesh, example.placements)
 
 
-def whole_model(model: ModelType, empty: ModelType | None = None) -> ModelType:
+def whole_model(model: ModelType, make_empty: Callable[[], ModelType]) -> ModelType | None:
     """
     `model` itself, or if it is sharded a copy on the CPU that has all of its weights: what is saved and loaded is the same
-    however many processes trained it. All processes have to call this together.
+    however many processes trained it. All processes have to call this together; only the first gets a copy.
 
     Args:
         model (`nn.Module`): The model, not wrapped.
-        empty (`nn.Module`): Another model of the same configuration, which becomes the copy. Needed if `model` is sharded.
-
-    Raises:
-        `ValueError`: If `model` is sharded and there is no `empty`.
+        make_empty (`Callable`):
+            Makes another model of the same configuration, which becomes the copy; on the meta device, so that it costs
+            neither memory nor random numbers.
     """
     if not is_sharded(model):
         return model
-    if empty is None:
-        raise ValueError("`empty` must be a model of the same configuration, to hold the weights of a sharded one.")
     state = get_model_state_dict(model, options=StateDictOptions(full_state_dict=True, cpu_offload=True))
-    # Only the first process receives them.
-    if state:
-        empty.load_state_dict(state)
+    if torch.distributed.get_rank() > 0:
+        return None
+    with torch.device("meta"):
+        empty = make_empty()
+    empty.load_state_dict(state, assign=True)
     return empty

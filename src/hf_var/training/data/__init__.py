@@ -15,6 +15,7 @@ from .codes import (
     tokenizer_fingerprint,
 )
 from .images import ImageRows, ImageTransform, image_rows, image_transform
+from .labels import has_label_names, training_labels, validation_labels
 from .rows import collate
 from .sources import (
     AnyDataset,
@@ -44,6 +45,7 @@ __all__ = [
     "encode_codes",
     "find_image_column",
     "find_label_column",
+    "has_label_names",
     "image_rows",
     "image_transform",
     "is_codes_dataset",
@@ -51,4 +53,6 @@ __all__ = [
     "load_source",
     "tokenized_copies",
     "tokenizer_fingerprint",
+    "training_labels",
+    "validation_labels",
 ]

