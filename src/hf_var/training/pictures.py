@@ -8,6 +8,7 @@ from pathlib import Path
 
 import torch
 from matplotlib.figure import Figure
+from matplotlib.ticker import NullFormatter
 from matplotlib.ticker import PercentFormatter
 from PIL import Image
 from torch import nn
@@ -178,6 +179,8 @@ def scaling_plot(runs: Sequence[ScalingRun], laws: Sequence[ScalingLaw]) -> Figu
         axes.plot(ends, [entry.law(end) for end in ends], linestyle="--", color=color, label=label)
         axes.set_xscale("log")
         axes.set_yscale("log")
+        # Between two powers of ten its labels would lie upon each other.
+        axes.xaxis.set_minor_formatter(NullFormatter())
     for axes in panels.flat:
         axes.legend(frameon=False)
     panels[0, 0].set_ylabel("validation loss in nats per token")
