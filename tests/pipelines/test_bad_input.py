@@ -21,18 +21,42 @@ def bad(name: str, message: str, *values) -> list:
 
 
 CASES = [
-    *bad("guidance_scale", r"must be a finite number, 1 for no guidance, got", NAN, INFINITY, -INFINITY, "2.5", True),
-    *bad("guidance_scale", r"must be a finite number, 1 for no guidance, got", [2.5], torch.tensor(2.5), 1j),
+    *bad(
+        "guidance_scale",
+        r"must be a finite number, 1 for no guidance, or a callable",
+        NAN,
+        INFINITY,
+        -INFINITY,
+        "2.5",
+        True,
+    ),
+    *bad("guidance_scale", r"must be a finite number, 1 for no guidance, or a callable", [2.5], torch.tensor(2.5), 1j),
     *bad("top_k", r"must be from 1 to codebook_size=32, 0 for all codes or `None` for the default, got", 33, -1, 900),
     *bad("top_k", r"must be from 1 to codebook_size=32, .*got", 1.0, "5", True, NAN, numpy.float64(5)),
-    *bad("top_p", r"must be in \[0, 1\], where 0 and 1 mean all codes, got", -0.1, 1.1, 96, NAN, "0.9", True, [0.9]),
+    *bad(
+        "top_p",
+        r"must be in \[0, 1\], where 0 and 1 mean all codes, got",
+        -0.1,
+        1.1,
+        96,
+        NAN,
+        "0.9",
+        True,
+        [0.9, 0.9, 2],
+    ),
+    *bad("top_p", r"must be one value or 3, one per scale, got", [0.9]),
     *bad("temperature", r"must be a number above 0, got .*greedy choice is `top_k=1`", 0, 0.0, -1.0, NAN, INFINITY),
     *bad("temperature", r"must be a number above 0, got", "1", True),
     *bad("num_images_per_label", r"must be an integer of at least 1, got", 0, -1, 1.0, True, "2", NAN),
     *bad("output_type", r"must be 'pil', 'np', 'pt' or 'latent', got", "jpg", None, "PIL", "tensor"),
     *bad("generator", r"must be one generator or 2, one per image, got", [], [seeded()], [seeded()] * 3),
     *bad("generator", r"must be a `torch.Generator`.*got", 0, "seed", [None, None], [seeded(), 1], (seeded(),) * 2),
-    *bad("callback_on_step_end_tensor_inputs", r"must be among \['latents'\], got", ["codes"], ["latents", "x"]),
+    *bad(
+        "callback_on_step_end_tensor_inputs",
+        r"must be among \['latents', 'images'\], got",
+        ["codes"],
+        ["latents", "x"],
+    ),
 ]
 
 

@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """From logits to codes: guidance, filters and draws, each a function of tensors."""
 
+from collections.abc import Callable
+
 import torch
 from torch.nn import functional
 
@@ -8,11 +10,14 @@ from torch.nn import functional
 Generators = torch.Generator | list[torch.Generator] | None
 
 
-def guidance_weight(guidance_scale: float, k: int, num_scales: int) -> float:
+def guidance_weight(guidance_scale: float | Callable[[int, int], float], k: int, num_scales: int) -> float:
     """
     Weight of the conditional logits at scale `k`: it grows linearly from 1, no guidance, to `guidance_scale`, since
-    the coarse scales decide on the composition and suffer from guidance (Tian et al. 2024, official code).
+    the coarse scales decide on the composition and suffer from guidance (Tian et al. 2024, official code); or what
+    `guidance_scale(k, num_scales)` returns.
     """
+    if callable(guidance_scale):
+        return guidance_scale(k, num_scales)
     depth = k / (num_scales - 1) if num_scales > 1 else 1.0
     return 1 + (guidance_scale - 1) * depth
 

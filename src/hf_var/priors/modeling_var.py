@@ -256,6 +256,15 @@ class VARTransformer(PreTrainedModel):
             )
         return VARTransformerOutput(loss=loss, logits=logits, past_key_values=past_key_values)
 
+    def get_class_embeds(self, class_labels: torch.LongTensor) -> torch.Tensor:
+        """
+        What `forward` makes of `(batch,)` class labels: `class_embeds` of shape `(batch, hidden_size)`; -1 and
+        `config.num_labels` are unconditional. A `ValueError` if the weights are offloaded.
+        """
+        if (device := self.embeddings.class_embedding.weight.device).type == "meta":
+            raise ValueError("`get_class_embeds` needs the class embedding, which is offloaded: call it before.")
+        return self.embeddings.embed_labels(class_labels.to(device))
+
     def _embed_class(
         self,
         class_labels: torch.Tensor | None,
