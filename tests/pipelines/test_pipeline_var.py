@@ -32,6 +32,12 @@ def test_signature():
         "return_dict": True,
         "callback_on_step_end": None,
         "callback_on_step_end_tensor_inputs": ["latents"],
+        "class_embeds": None,
+        "logits_processor": None,
+        "refiner": None,
+        "refiner_start": None,
+        "num_candidates": 1,
+        "score_fn": None,
     }
 
 
