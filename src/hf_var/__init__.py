@@ -4,7 +4,7 @@
 from pathlib import Path
 
 from .autoencoders import VQVAEConfig, VQVAEDecoderOutput, VQVAEEncoderOutput, VQVAEModel, VQVAEOutput
-from .pipelines import VARPipeline, VARPipelineOutput
+from .pipelines import VARImg2ImgPipeline, VARInpaintPipeline, VARPipeline, VARPipelineOutput
 from .priors import VARCache, VARConfig, VARTransformer, VARTransformerOutput
 from .registration import register
 
@@ -20,6 +20,8 @@ __all__ = [
     "DIGITS_CHECKPOINT",
     "VARCache",
     "VARConfig",
+    "VARImg2ImgPipeline",
+    "VARInpaintPipeline",
     "VARPipeline",
     "VARPipelineOutput",
     "VARTransformer",

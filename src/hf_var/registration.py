@@ -8,7 +8,7 @@ from diffusers.pipelines import pipeline_loading_utils
 from transformers import AutoConfig, AutoModel
 
 from .autoencoders import VQVAEConfig, VQVAEModel
-from .pipelines import VARPipeline
+from .pipelines import VARImg2ImgPipeline, VARInpaintPipeline, VARPipeline
 from .priors import VARConfig, VARTransformer
 
 
@@ -16,9 +16,10 @@ def register() -> None:
     """
     Register models and pipelines; calling it again changes nothing.
 
-    diffusers has no entry point for other libraries, so three of its attributes are set: a key which makes it save
+    diffusers has no entry point for other libraries, so three kinds of its attributes are set: a key which makes it save
     `["hf_var", class name]` for our components instead of a module path, our package as a source of components, which
-    it asks for when it loads from the Hub, and the pipeline class by which `DiffusionPipeline.from_pretrained` finds it.
+    it asks for when it loads from the Hub, and the pipeline classes, by whose names `DiffusionPipeline.from_pretrained`
+    finds them.
     """
     for config_class, model_class in ((VQVAEConfig, VQVAEModel), (VARConfig, VARTransformer)):
         AutoConfig.register(config_class.model_type, config_class, exist_ok=True)
@@ -26,5 +27,5 @@ def register() -> None:
     package = __package__ or "hf_var"
     pipeline_loading_utils.LOADABLE_CLASSES.setdefault(package, {})
     setattr(diffusers.pipelines, package, sys.modules[package])
-    for pipeline_class in (VARPipeline,):
+    for pipeline_class in (VARPipeline, VARInpaintPipeline, VARImg2ImgPipeline):
         setattr(diffusers, pipeline_class.__name__, pipeline_class)

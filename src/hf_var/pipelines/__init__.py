@@ -3,6 +3,8 @@
 
 from .pipeline_output import VARPipelineOutput
 from .pipeline_var import VARPipeline
+from .pipeline_var_img2img import VARImg2ImgPipeline
+from .pipeline_var_inpaint import VARInpaintPipeline
 
 
-__all__ = ["VARPipeline", "VARPipelineOutput"]
+__all__ = ["VARImg2ImgPipeline", "VARInpaintPipeline", "VARPipeline", "VARPipelineOutput"]

@@ -11,6 +11,7 @@ from ..autoencoders import VQVAEModel
 from ..priors import VARCache, VARTransformer
 from .adapters import LoraMixin
 from .components import check_components
+from .editing import EditingMixin
 from .labels import Labels, label_ids
 from .pipeline_output import VARPipelineOutput
 from .sampling import Generators, apply_guidance, draw_codes, filter_logits, guidance_weight, smooth_weights
@@ -29,21 +30,10 @@ from .settings import (
 Scores = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
 
 
-class VARPipelineBase(LoraMixin):
+class VARPipelineBase(EditingMixin, LoraMixin):
     r"""
-    Components, labels and the loop over the scales, for [`VARPipeline`] and the pipelines that edit images.
-
-    Args:
-        transformer ([`VARTransformer`]): Predicts the token maps.
-        vqvae ([`VQVAEModel`]): Turns token maps into images.
-        guidance_scale (`float`, *optional*, defaults to 2.5):
-            What `guidance_scale=None` means in a call. It travels with the checkpoint in `model_index.json`, like
-            `top_p` and `temperature`: what suits a model depends on its data and training.
-        top_p (`float`, *optional*, defaults to 0.96): What `top_p=None` means in a call.
-        temperature (`float`, *optional*, defaults to 1.0): What `temperature=None` means in a call.
-
-    Raises:
-        `ValueError`: If the two models have different codebooks, latents or schedules, or a number is out of range.
+    Components, labels and the loop over the scales, for [`VARPipeline`], which describes the arguments, and the
+    pipelines that edit images.
     """
 
     # The tokenizer is small and works between the scales: outside the chain it is loaded once per call.
@@ -71,7 +61,10 @@ class VARPipelineBase(LoraMixin):
             guidance_scale=float(guidance_scale), top_p=float(top_p), temperature=float(temperature)
         )
         self._guidance_scale = guidance_scale
-        self.image_processor = VaeImageProcessor(vae_scale_factor=vqvae.config.downsampling_factor)
+        # No image has 0 channels; tensors of 4, RGBA that is, would pass for latents otherwise and stay as they are.
+        self.image_processor = VaeImageProcessor(
+            vae_scale_factor=vqvae.config.downsampling_factor, vae_latent_channels=0
+        )
 
     @property
     def guidance_scale(self) -> float | Callable[[int, int], float]:
@@ -83,7 +76,7 @@ class VARPipelineBase(LoraMixin):
 
     @property
     def num_timesteps(self) -> int:
-        """Number of steps of the last call: the scales."""
+        """Number of steps of the last call: the scales that it draws."""
         return self._num_timesteps
 
     @property
@@ -222,10 +215,11 @@ class VARPipelineBase(LoraMixin):
         num_scales = len(config.patch_nums)
         ends = config.block_ends
         self._guidance_scale = settings.guidance_scale
-        self._num_timesteps = num_scales
+        self._num_timesteps = num_scales - first_scale
         self._interrupt = False
         last_guided = self._last_guided_scale(ids, settings.guidance_scale, num_scales)
-        conditions = self._conditions(ids, class_embeds, guided=last_guided >= 0)
+        draws = first_scale < num_scales
+        conditions = self._conditions(ids, class_embeds, guided=last_guided >= 0) if draws else {}
         batch_size = len(ids) if ids is not None else len(class_embeds)  # pyright: ignore[reportArgumentType]
 
         model, cache, num_cached = self.transformer, VARCache(config), 0
@@ -237,11 +231,11 @@ class VARPipelineBase(LoraMixin):
             codes.append(given_codes[:, ends[k] - config.scale_lengths[k] : ends[k]])  # pyright: ignore[reportOptionalSubscript]
             latents, following = self.vqvae.next_scale(latents, codes[-1], k)
             scale_inputs.append(following)
-        with self.progress_bar(total=num_scales - first_scale) as progress_bar:  # pyright: ignore[reportCallIssue]
+        with self.progress_bar(total=self.num_timesteps) as progress_bar:  # pyright: ignore[reportAttributeAccessIssue, reportCallIssue]
             for k in range(first_scale, num_scales):
                 if self.interrupt:
                     break
-                if k == settings.refiner_start and settings.refiner is not None:
+                if settings.refiner is not None and k == max(settings.refiner_start, first_scale):
                     model, cache, num_cached = settings.refiner, VARCache(settings.refiner.config), 0
                 guided = k <= last_guided
                 if k == last_guided + 1 and num_cached > 0 and last_guided >= 0:
@@ -274,13 +268,14 @@ class VARPipelineBase(LoraMixin):
                     scale = slice(ends[k] - config.scale_lengths[k], ends[k])
                     given, here = given_codes[:, scale], is_given[:, scale]
                     drawn = torch.where(here, given, drawn)
-                    vectors = drawn
                     if settings.smooth:
                         vectors = torch.where(here[..., None], self.vqvae.code_vectors(given), vectors)
+                    else:
+                        vectors = drawn
                 codes.append(drawn)
                 latents, following = self.vqvae.next_scale(latents, vectors, k)
                 if callback is not None:
-                    latents = self._call_back(callback, callback_tensor_inputs, k, latents)
+                    latents = self._call_back(callback, callback_tensor_inputs, k - first_scale, k, latents)  # pyright: ignore[reportArgumentType]
                     following = self.vqvae.scale_inputs(latents, k + 1) if k + 1 < num_scales else None
                 scale_inputs.append(following)
                 progress_bar.update()
@@ -381,7 +376,7 @@ class VARPipelineBase(LoraMixin):
             torch.cat(codes, dim=1) if codes else torch.empty(batch_size, 0, dtype=torch.long, device=logits.device)
         )
         processed = settings.logits_processor(  # pyright: ignore[reportOptionalCall]
-            known.repeat_interleave(length, dim=0),
+            known.repeat_interleave(length, dim=0),  # pyright: ignore[reportArgumentType]
             logits.flatten(0, 1),
             scale=k,
             previous_logits=previous_logits,
@@ -389,8 +384,8 @@ class VARPipelineBase(LoraMixin):
         return processed.view(batch_size, length, codebook_size)
 
     def _call_back(
-        self, callback: Callable, names: tuple[str, ...] | list[str], k: int, latents: torch.Tensor
+        self, callback: Callable, names: tuple[str, ...] | list[str], step: int, k: int, latents: torch.Tensor
     ) -> torch.Tensor:
         available = {"latents": lambda: latents, "images": lambda: self._images(latents, "pt")}
-        returned = callback(self, k, k, {name: available[name]() for name in names}) or {}
+        returned = callback(self, step, k, {name: available[name]() for name in names}) or {}
         return returned.pop("latents", latents)

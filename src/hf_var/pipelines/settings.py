@@ -83,7 +83,8 @@ def resolve_settings(
     for value in _values(temperature):
         check_temperature(value)
     if logits_processor is not None and not isinstance(logits_processor, LogitsProcessorList):
-        if not callable(logits_processor):
+        # transformers reads the signature of the class's `__call__`, which plain functions do not have.
+        if not isinstance(logits_processor, LogitsProcessor):
             raise ValueError(f"`logits_processor` must be a `LogitsProcessor`, got {logits_processor!r}.")
         logits_processor = LogitsProcessorList([logits_processor])
     return SamplingSettings(
@@ -172,7 +173,7 @@ def _check_refiner(
         if start is not None:
             raise ValueError(f"`refiner_start` = {start!r} needs a `refiner`.")
         return num_scales
-    if not is_number(start, Integral) or not 0 <= start < num_scales:  # pyright: ignore[reportOperatorIssue]
+    if not is_number(start, Integral) or not 0 <= start < num_scales:  # pyright: ignore[reportOptionalOperand]
         raise ValueError(f"`refiner_start` must be a scale from 0 to {num_scales - 1}, got {start!r}.")
     for field in ("codebook_size", "latent_channels", "patch_nums", "num_labels", "block_sizes"):
         ours = getattr(transformer.config, field)
