@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 import hf_var
-from hf_var import cli, conversion
+from hf_var import cli, conversion, scoring
 
 
 ROOT = Path(__file__).parent.parent
@@ -21,7 +21,7 @@ NEEDS_FILES = ("var_d16.pth",)
 
 
 def public_objects():
-    for module in (hf_var, conversion):
+    for module in (hf_var, conversion, scoring):
         for name in module.__all__:
             value = getattr(module, name)
             if inspect.isclass(value) or inspect.isfunction(value):

@@ -1,0 +1,262 @@
+# SPDX-License-Identifier: Apache-2.0
+"""How likely a model finds images: exact likelihoods of their codes, and the classes that follow by Bayes' rule."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from diffusers.image_processor import PipelineImageInput
+from torch.nn import functional
+
+from .pipelines.components import in_evaluation_mode
+from .pipelines.editing import image_pixels
+from .pipelines.labels import Labels
+from .pipelines.pipeline_base import VARPipelineBase
+from .pipelines.settings import check_count
+
+
+@dataclass
+class LogLikelihood:
+    """
+    Log-likelihoods in nats, in fp32, see [`log_likelihood`].
+
+    Args:
+        total (`torch.FloatTensor` of shape `(batch,)`): log p(codes | class) of each image.
+        per_scale (`torch.FloatTensor` of shape `(batch, scales)`):
+            The part of each scale, log p(its codes | coarser codes, class); they add up to `total`.
+        per_token (`torch.FloatTensor` of shape `(batch, length)`):
+            The part of each token. The tokens of a scale are independent given the coarser scales.
+        codes (`torch.LongTensor` of shape `(batch, length)`): What was scored.
+    """
+
+    total: torch.Tensor
+    per_scale: torch.Tensor
+    per_token: torch.Tensor
+    codes: torch.Tensor
+
+
+@dataclass
+class Classification:
+    """
+    What an image shows according to a generative model, see [`classify`].
+
+    Args:
+        posterior (`torch.FloatTensor` of shape `(batch, num_labels)`): p(class | codes); each row adds up to 1.
+        log_likelihood (`torch.FloatTensor` of shape `(batch, num_labels)`):
+            log p(codes | class) in nats; NaN for classes of prior 0, which are not computed.
+        label_ids (`torch.LongTensor` of shape `(batch,)`): The most probable class of each image.
+        label_names (`list[str]`): Its name.
+    """
+
+    posterior: torch.Tensor
+    log_likelihood: torch.Tensor
+    label_ids: torch.Tensor
+    label_names: list[str]
+
+
+def log_likelihood(
+    pipe: VARPipelineBase,
+    images: PipelineImageInput | None = None,
+    class_labels: Labels = None,
+    codes: torch.Tensor | None = None,
+    batch_size: int = 32,
+) -> LogLikelihood:
+    r"""
+    The exact log-likelihood of images' codes under the model. It is the sum over the tokens of the log-probabilities
+    that the transformer gives them when it reads the images' own coarser scales (Tian et al. 2024, equation 2), all in
+    one pass, in evaluation mode, without guidance or filters.
+
+    It is the likelihood of the codes, not of the pixels: several images may have the same codes, and what the tokenizer
+    loses has no part in it. Models with other tokenizers cannot be compared by it.
+
+    Args:
+        pipe ([`VARPipeline`] or another of our pipelines): The two models.
+        images (`PIL.Image.Image`, `np.ndarray`, `torch.Tensor` or a list of these, *optional*):
+            Images, as for [`~VARPipeline.encode_images`], which resizes what has another size than the model's. How
+            likely an image is depends on how it was resized: do it before, as in the training.
+        class_labels (`int`, `str`, `None`, `torch.Tensor` or a list of these, *optional*):
+            Ids or names, one for each image or one for all; `None` and -1 are unconditional.
+        codes (`torch.LongTensor` of shape `(batch, length)`, *optional*):
+            In place of `images`, such as a pipeline's call returns.
+        batch_size (`int`, *optional*, defaults to 32): Images that the models see at once.
+
+    Returns:
+        [`LogLikelihood`], on the pipeline's device.
+
+    Raises:
+        `ValueError`: If not exactly one of `images` and `codes` is given, or an argument has the wrong size or is out
+            of range.
+
+    Example:
+
+    ```python
+    >>> import torch
+    >>> from hf_var import DIGITS_CHECKPOINT, VARPipeline
+    >>> from hf_var.scoring import log_likelihood
+
+    >>> pipe = VARPipeline.from_pretrained(DIGITS_CHECKPOINT)
+    >>> images = pipe(class_labels=[3, 3], generator=torch.Generator().manual_seed(0)).images
+    >>> as_three, as_eight = log_likelihood(pipe, images, 3), log_likelihood(pipe, images, 8)
+    >>> bool((as_three.total > as_eight.total).all())
+    True
+    >>> as_three.per_scale.shape
+    torch.Size([2, 5])
+    ```
+    """
+    codes = _codes(pipe, images, codes, batch_size)
+    ids = pipe.get_label_ids(class_labels)
+    if len(ids) not in (1, len(codes)):
+        raise ValueError(f"`class_labels` must be one label or {len(codes)}, one per image, got {len(ids)}.")
+    labels = torch.tensor(ids).expand(len(codes)).unsqueeze(1)  # (batch, 1)
+    per_token = _score(pipe, codes, labels, batch_size)[:, 0]
+    pipe.maybe_free_model_hooks()
+    scales = per_token.split(pipe.transformer.config.scale_lengths, dim=1)
+    per_scale = torch.stack([scale.sum(dim=1) for scale in scales], dim=1)
+    return LogLikelihood(per_scale.sum(dim=1), per_scale, per_token, codes)
+
+
+def classify(
+    pipe: VARPipelineBase,
+    images: PipelineImageInput | None = None,
+    codes: torch.Tensor | None = None,
+    prior: Sequence[float] | np.ndarray | torch.Tensor | None = None,
+    batch_size: int = 32,
+) -> Classification:
+    r"""
+    Classify images with a generative model by Bayes' rule: p(class | codes) is p(codes | class) p(class), divided by
+    the sum over the classes. No training is needed. Li et al. (2023) do so with the bounds of diffusion models, Chen et
+    al. (2025, A-VARC) with VAR, whose likelihood is exact; their smoothing, pruning of candidates and fine-tuning are
+    not part of this.
+
+    The transformer sees each image once for each class; the images are encoded once.
+
+    Args:
+        pipe ([`VARPipeline`] or another of our pipelines): The two models.
+        images (`PIL.Image.Image`, `np.ndarray`, `torch.Tensor` or a list of these, *optional*):
+            As for [`log_likelihood`].
+        codes (`torch.LongTensor` of shape `(batch, length)`, *optional*): In place of `images`.
+        prior (`list[float]`, `np.ndarray` or `torch.Tensor` of shape `(num_labels,)`, *optional*, defaults to uniform):
+            How probable each class is beforehand, up to a factor. A class of prior 0 is left out and costs nothing.
+        batch_size (`int`, *optional*, defaults to 32): Pairs of an image and a class that the transformer sees at once.
+
+    Returns:
+        [`Classification`], on the pipeline's device.
+
+    Raises:
+        `ValueError`: If the model has no classes, not exactly one of `images` and `codes` is given, or an argument has
+            the wrong size or is out of range.
+
+    Example:
+
+    ```python
+    >>> import torch
+    >>> from hf_var import DIGITS_CHECKPOINT, VARPipeline
+    >>> from hf_var.scoring import classify
+
+    >>> pipe = VARPipeline.from_pretrained(DIGITS_CHECKPOINT)
+    >>> images = pipe(class_labels=[3, 1, 4], generator=torch.Generator().manual_seed(0)).images
+    >>> classify(pipe, images).label_names
+    ['3', '1', '4']
+    ```
+    """
+    _check_pipeline(pipe)
+    names = pipe.transformer.config.id2label
+    if not names:
+        raise ValueError("`pipe` must have a transformer of several classes, got num_labels=0.")
+    log_prior = _log_prior(prior, len(names))
+    codes = _codes(pipe, images, codes, batch_size)
+    candidates = log_prior.isfinite().nonzero()[:, 0]
+    totals = _score(pipe, codes, candidates.expand(len(codes), -1), batch_size, sum_tokens=True)
+    pipe.maybe_free_model_hooks()
+    candidates = candidates.to(totals.device)
+    likelihood = totals.new_full((len(codes), len(names)), torch.nan)
+    likelihood[:, candidates] = totals
+    posterior = torch.zeros_like(likelihood)
+    posterior[:, candidates] = (totals + log_prior.to(totals)[candidates]).softmax(dim=1)
+    label_ids = posterior.argmax(dim=1)
+    return Classification(posterior, likelihood, label_ids, [names[label] for label in label_ids.tolist()])
+
+
+@torch.no_grad()
+@in_evaluation_mode
+def _score(
+    pipe: VARPipelineBase, codes: torch.Tensor, labels: torch.Tensor, batch_size: int, sum_tokens: bool = False
+) -> torch.Tensor:
+    """
+    Log-probabilities of `(batch, length)` codes under `(batch, candidates)` labels: of shape
+    `(batch, candidates, length)`, or `(batch, candidates)` if the tokens are summed up.
+    """
+    num_candidates = labels.shape[1]
+    # What the transformer reads is made once per image, whatever the number of candidates.
+    pieces = torch.arange(len(codes)).split(max(1, batch_size // num_candidates))
+    found = []
+    with pipe.progress_bar(total=len(pieces)) as progress_bar:  # pyright: ignore[reportAttributeAccessIssue]
+        for piece in pieces:
+            scale_inputs = pipe.vqvae.teacher_forcing(codes[piece])
+            for pairs in torch.arange(len(piece) * num_candidates).split(batch_size):
+                image = pairs // num_candidates
+                logits = pipe.transformer(
+                    class_labels=labels[piece].flatten()[pairs].to(codes.device),
+                    scale_inputs=scale_inputs[image],
+                    use_cache=False,
+                ).logits  # (pairs, length, codebook_size)
+                target = codes[piece][image]  # (pairs, length)
+                losses = functional.cross_entropy(logits.flatten(0, 1), target.flatten(), reduction="none")
+                found.append(-losses.view(target.shape).sum(dim=1) if sum_tokens else -losses.view(target.shape))
+            progress_bar.update()
+    return torch.cat(found).unflatten(0, (len(codes), num_candidates))
+
+
+@torch.no_grad()
+@in_evaluation_mode
+def _encode(pipe: VARPipelineBase, pixel_values: torch.Tensor, batch_size: int) -> torch.Tensor:
+    device = pipe._execution_device
+    return torch.cat([pipe.vqvae.encode(piece.to(device)).codes for piece in pixel_values.split(batch_size)])
+
+
+def _check_pipeline(pipe: Any) -> None:
+    if not isinstance(pipe, VARPipelineBase):
+        raise ValueError(f"`pipe` must be a pipeline such as `VARPipeline`, got {type(pipe).__name__}.")
+
+
+def _codes(pipe: VARPipelineBase, images: Any, codes: Any, batch_size: int) -> torch.Tensor:
+    """The codes to score, `(batch, length)`, on the pipeline's device."""
+    _check_pipeline(pipe)
+    check_count("batch_size", batch_size)
+    if (images is None) == (codes is None):
+        raise ValueError("Pass exactly one of `images` and `codes`.")
+    if codes is None:
+        pixel_values = image_pixels(images, pipe.vqvae.config, pipe.image_processor, name="images")
+        return _encode(pipe, pixel_values, batch_size)
+    length, codebook_size = pipe.transformer.config.length, pipe.transformer.config.codebook_size
+    codes = torch.as_tensor(codes)
+    is_integer = not codes.is_floating_point() and not codes.is_complex() and codes.dtype != torch.bool
+    if not is_integer or codes.ndim != 2 or codes.shape[1] != length or len(codes) == 0:
+        raise ValueError(
+            f"`codes` must be integers of the shape (batch, {length}), got {codes.dtype} of the shape "
+            f"{tuple(codes.shape)}."
+        )
+    # The models look at the range on the CPU alone; elsewhere a wrong code ends the process.
+    if int(codes.min()) < 0 or int(codes.max()) >= codebook_size:
+        raise ValueError(
+            f"`codes` must be in [0, {codebook_size}), got values from {int(codes.min())} to {int(codes.max())}."
+        )
+    return codes.to(pipe._execution_device, torch.long)
+
+
+def _log_prior(prior: Any, num_labels: int) -> torch.Tensor:
+    """Of each class, up to a constant, in fp32."""
+    if prior is None:
+        return torch.zeros(num_labels)
+    weights = torch.as_tensor(prior, dtype=torch.float64, device="cpu")
+    valid = weights.shape == (num_labels,) and bool(weights.isfinite().all()) and bool((weights >= 0).all())
+    if not valid or float(weights.sum()) <= 0:
+        raise ValueError(
+            f"`prior` must hold {num_labels} numbers of at least 0, one per label and not all 0, got {prior!r}."
+        )
+    return weights.log().float()
+
+
+__all__ = ["Classification", "LogLikelihood", "classify", "log_likelihood"]
