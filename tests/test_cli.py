@@ -243,3 +243,81 @@ def test_help_reads_well(capsys):
 def test_official_loaders_accept_paths(official_files):
     assert load_official_var(official_files / "var.pth").config.num_hidden_layers == 2
     assert load_official_vqvae(str(official_files / "vae.pth"), patch_nums=[1, 2, 3, 4]).config.codebook_size == 64
+
+
+@pytest.fixture
+def drawn(tmp_path):
+    """Two digits as files, a 3 and an 8, in colour and twice their size."""
+    paths = []
+    for digit in (3, 8):
+        path = tmp_path / f"{digit}.png"
+        assert main(["generate", "--class-labels", str(digit), "--resize", "32", "--output", str(path)]) == 0
+        Image.open(path).convert("RGB").save(path)
+        paths.append(str(path))
+    return paths
+
+
+def frames(path) -> int:
+    return Image.open(path).n_frames
+
+
+def test_gif_shows_every_scale(tmp_path):
+    output = tmp_path / "digits.gif"
+    assert main(["generate", "--class-labels", "3", "1", "--resize", "64", "--output", str(output)]) == 0
+    # Equal frames are one that stays for longer.
+    assert 2 <= frames(output) <= 8
+    assert Image.open(output).size == (128, 64)
+
+
+def test_inpaint_keeps_what_is_black(tmp_path, drawn):
+    mask = Image.new("L", (32, 32))
+    mask.paste(255, (0, 16, 32, 32))
+    mask.save(tmp_path / "mask.png")
+    arguments = ["inpaint", "--image", drawn[0], "--mask", str(tmp_path / "mask.png"), "--class-labels", "8", "9"]
+    arguments += ["--output", str(tmp_path / "out.png"), "--paste-original", "--feather-width", "0"]
+    assert main(arguments) == 0
+    result = np.asarray(Image.open(tmp_path / "out.png").convert("L")).astype(int)
+    assert result.shape == (16, 32)
+    original = np.asarray(Image.open(drawn[0]).convert("L").resize((16, 16), Image.Resampling.LANCZOS)).astype(int)
+    for left in (0, 16):
+        assert np.abs(result[:8, left : left + 16] - original[:8]).max() <= 1
+    assert np.abs(result[8:, :16] - result[8:, 16:]).max() > 30
+
+
+def test_vary_keeps_the_coarse_scales(tmp_path, drawn, capsys):
+    arguments = ["vary", "--image", drawn[0], "--class-labels", "3", "--num-images-per-label", "2", "--columns", "1"]
+    outputs = [tmp_path / f"{strength}.png" for strength in (0, 1)]
+    for strength, output in enumerate(outputs):
+        assert main([*arguments, "--strength", str(strength), "--output", str(output)]) == 0
+    kept, drawn_anew = (np.asarray(Image.open(output)).astype(int) for output in outputs)
+    assert kept.shape[:2] == (32, 16)
+    assert (kept[:16] == kept[16:]).all()
+    assert not (drawn_anew[:16] == drawn_anew[16:]).all()
+    with pytest.raises(SystemExit):
+        main([*arguments, "--strength", "1", "--num-kept-scales", "1", "--output", str(outputs[0])])
+    assert main([*arguments, "--strength", "2", "--output", str(outputs[0])]) == 2
+    assert "strength" in capsys.readouterr().err
+
+
+def test_score_prints_bits_or_classes(drawn, capsys):
+    capsys.readouterr()
+    assert main(["score", "--images", *drawn, "--class-label", "3"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    bits = [float(re.search(r": ([\d.]+) bits per token; by scale: ([\d.]+ ){4}[\d.]+$", line)[1]) for line in lines]
+    assert bits[0] < bits[1]
+    assert main(["score", "--images", *drawn, "--classify", "2"]) == 0
+    first, second = capsys.readouterr().out.splitlines()
+    assert re.search(r"3\.png: 3 [01]\.\d+, \d [01]\.\d+$", first)
+    assert re.search(r"8\.png: 8 ", second)
+    assert main(["score", "--images", *drawn, "--classify", "0"]) == 2
+
+
+def test_reconstruct_shows_originals_above(tmp_path, drawn):
+    output = tmp_path / "both.png"
+    assert main(["reconstruct", "--images", *drawn, "--output", str(output)]) == 0
+    both = np.asarray(Image.open(output).convert("L")).astype(float)
+    assert both.shape == (32, 32)
+    assert np.abs(both[:16] - both[16:]).mean() < 20
+    assert main(["reconstruct", "--images", *drawn, "--output", str(tmp_path / "both.gif")]) == 0
+    assert frames(tmp_path / "both.gif") >= 2
+    assert main(["reconstruct", "--images", str(tmp_path / "none.png"), "--output", str(output)]) == 2

@@ -1,0 +1,132 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Arguments that several commands have, and what they do with pictures."""
+
+import argparse
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from diffusers.utils import load_image, make_image_grid
+from PIL import Image
+
+from .. import DIGITS_CHECKPOINT
+from ..pipelines.pictures import save_progress_gif
+
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
+
+def add_model(parser: argparse.ArgumentParser) -> None:
+    """Which model, and where it runs."""
+    parser.add_argument("--model", default=DIGITS_CHECKPOINT, metavar="REPO", help="pipeline folder or Hub repo")
+    machine = parser.add_argument_group("machine")
+    machine.add_argument("--device", default=None, help="cpu, cuda, cuda:1, mps, ... (the fastest there is)")
+    machine.add_argument("--dtype", choices=DTYPES, default="float32", help="precision of the weights (float32)")
+    machine.add_argument("--revision", metavar="NAME", help="branch, tag or commit of a Hub repo")
+    machine.add_argument("--variant", metavar="NAME", help="load the weights of this variant, such as fp16")
+
+
+def add_sampling(parser: argparse.ArgumentParser) -> None:
+    """How codes are drawn."""
+    parser.add_argument("--num-images-per-label", type=int, default=1, metavar="N", help="images of each label (1)")
+    parser.add_argument("--seed", type=int, default=0, help="seed of the draws (0)")
+    sampling = parser.add_argument_group("sampling")
+    sampling.add_argument("--guidance-scale", type=float, metavar="W", help="1 is off (the checkpoint's, or 2.5)")
+    sampling.add_argument("--top-k", type=int, metavar="K", help="0 is off (900, or all of a smaller codebook)")
+    sampling.add_argument("--top-p", type=float, metavar="P", help="0 and 1 are off (the checkpoint's, or 0.96)")
+    sampling.add_argument("--temperature", type=float, metavar="T", help="above 1 for more variety")
+    sampling.add_argument("--smooth", action="store_true", help="mix code vectors: smoother, less detailed images")
+
+
+def add_picture(parser: argparse.ArgumentParser) -> None:
+    """What the picture of the result looks like."""
+    parser.add_argument(
+        "--output",
+        required=True,
+        type=Path,
+        metavar="FILE",
+        help="picture to write, such as out.png; out.gif shows the images coarse to fine",
+    )
+    parser.add_argument("--columns", type=int, metavar="N", help="images in a row (all)")
+    parser.add_argument("--resize", type=int, metavar="PIXELS", help="height and width of each image in the picture")
+
+
+def add_labels(parser: argparse.ArgumentParser) -> None:
+    """Of which classes."""
+    parser.add_argument(
+        "--class-labels", nargs="+", default=["none"], metavar="LABEL", help="ids or names, 'none' for unconditional"
+    )
+
+
+def check_picture(options: argparse.Namespace) -> None:
+    """Raise a `ValueError` if the picture could not be written, before anything is computed."""
+    if options.output.suffix.lower() not in Image.registered_extensions():
+        raise ValueError(f"--output must be a picture file such as out.png, got {str(options.output)!r}.")
+    for name in ("columns", "resize"):
+        value = getattr(options, name)
+        if value is not None and value < 1:
+            raise ValueError(f"--{name} must be at least 1, got {value}.")
+
+
+def load_pipeline(pipeline_class: Any, options: argparse.Namespace) -> Any:
+    """The pipeline of `--model`, on its device."""
+    pipe = pipeline_class.from_pretrained(
+        options.model, dtype=DTYPES[options.dtype], revision=options.revision, variant=options.variant
+    )
+    return pipe.to(options.device or _fastest_device())
+
+
+def sampling_arguments(options: argparse.Namespace) -> dict[str, Any]:
+    """The arguments of a call that `add_sampling` and `add_labels` gave."""
+    return {
+        "class_labels": [label(text) for text in options.class_labels],
+        "guidance_scale": options.guidance_scale,
+        "top_k": options.top_k,
+        "top_p": options.top_p,
+        "temperature": options.temperature,
+        "smooth": options.smooth,
+        "num_images_per_label": options.num_images_per_label,
+        "generator": torch.Generator().manual_seed(options.seed),
+    }
+
+
+def read_images(paths: Sequence[str]) -> list[Image.Image]:
+    """Pictures from files or addresses, each with its own channels."""
+    return [load_image(path, convert_method=lambda image: image) for path in paths]
+
+
+def label(text: str) -> int | str | None:
+    """A label as the pipelines take it."""
+    if text.lower() == "none":
+        return None
+    return int(text) if text.lstrip("-").isdecimal() else text
+
+
+def save_result(
+    pipe: Any, images: list[Image.Image], codes: torch.Tensor, options: argparse.Namespace, columns: int | None = None
+) -> None:
+    """Write images side by side, or those of `codes` as an animation from the first scale to the last."""
+    options.output.parent.mkdir(parents=True, exist_ok=True)
+    if options.output.suffix.lower() == ".gif":
+        progress = pipe.decode_progress(codes)
+        save_progress_gif([_resized(images, options.resize) for images in progress], options.output)
+    else:
+        _save_grid(_resized(images, options.resize), options.columns or columns or len(images), options.output)
+    print(f"wrote {options.output}")
+
+
+def _resized(images: list[Image.Image], side: int | None) -> list[Image.Image]:
+    return images if side is None else [image.resize((side, side), Image.Resampling.LANCZOS) for image in images]
+
+
+def _save_grid(images: list[Image.Image], columns: int, path: Path) -> None:
+    columns = min(columns, len(images))
+    blank = Image.new(images[0].mode, images[0].size)
+    images = images + [blank] * (-len(images) % columns)
+    make_image_grid(images, rows=len(images) // columns, cols=columns).save(path)
+
+
+def _fastest_device() -> str:
+    accelerator = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
+    return "cpu" if accelerator is None else accelerator.type

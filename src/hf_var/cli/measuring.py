@@ -1,0 +1,73 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What a model makes of images."""
+
+import argparse
+import math
+
+from .. import VARPipeline
+from ..scoring import classify, log_likelihood
+from .common import add_model, add_picture, check_picture, label, load_pipeline, read_images, save_result
+
+
+def add_score(commands) -> None:
+    """Add the command `score`."""
+    parser = commands.add_parser(
+        "score",
+        help="how likely images are, or which classes they show",
+        description="Print how likely a model finds images of a class, in bits per token, for all tokens and for each "
+        "scale; or, with --classify, which classes it takes them for.",
+        epilog="example: hf-var score --images a.png b.png --classify 3 --model REPO",
+    )
+    parser.set_defaults(run=_score)
+    parser.add_argument("--images", nargs="+", required=True, metavar="FILE", help="pictures, or their addresses")
+    task = parser.add_mutually_exclusive_group()
+    task.add_argument("--class-label", default="none", metavar="LABEL", help="id or name (none: unconditional)")
+    task.add_argument("--classify", type=int, metavar="N", help="print the N most probable classes instead")
+    parser.add_argument("--batch-size", type=int, default=32, metavar="N", help="images at once (32)")
+    add_model(parser)
+
+
+def _score(options: argparse.Namespace) -> None:
+    if options.classify is not None and options.classify < 1:
+        raise ValueError(f"--classify must be at least 1, got {options.classify}.")
+    images = read_images(options.images)
+    pipe = load_pipeline(VARPipeline, options)
+    if options.classify is not None:
+        names = pipe.transformer.config.id2label
+        posterior = classify(pipe, images, batch_size=options.batch_size).posterior
+        best = posterior.sort(dim=1, descending=True)
+        for path, shares, ids in zip(options.images, best.values.tolist(), best.indices.tolist(), strict=True):
+            found = [f"{names[label_id]} {share:.3f}" for share, label_id in zip(shares, ids, strict=True)]
+            print(f"{path}: {', '.join(found[: options.classify])}")
+        return
+    found = log_likelihood(pipe, images, label(options.class_label), batch_size=options.batch_size)
+    lengths = pipe.transformer.config.scale_lengths
+    for path, total, scales in zip(options.images, found.total.tolist(), found.per_scale.tolist(), strict=True):
+        bits = [-value / length / math.log(2) for value, length in zip(scales, lengths, strict=True)]
+        parts = " ".join(f"{value:.2f}" for value in bits)
+        print(f"{path}: {-total / sum(lengths) / math.log(2):.3f} bits per token; by scale: {parts}")
+
+
+def add_reconstruct(commands) -> None:
+    """Add the command `reconstruct`."""
+    parser = commands.add_parser(
+        "reconstruct",
+        help="send images through the tokenizer",
+        description="Encode images and decode them again, to see what the tokenizer keeps: originals above, "
+        "reconstructions below.",
+        epilog="example: hf-var reconstruct --images a.png b.png --model REPO --output reconstructions.png",
+    )
+    parser.set_defaults(run=_reconstruct)
+    parser.add_argument("--images", nargs="+", required=True, metavar="FILE", help="pictures, or their addresses")
+    add_picture(parser)
+    add_model(parser)
+
+
+def _reconstruct(options: argparse.Namespace) -> None:
+    check_picture(options)
+    images = read_images(options.images)
+    pipe = load_pipeline(VARPipeline, options)
+    codes = pipe.encode_images(images)
+    found = pipe.decode_progress(codes)[-1]
+    originals = [image.convert(found[0].mode).resize(found[0].size) for image in images]
+    save_result(pipe, originals + found, codes, options, columns=len(images))
