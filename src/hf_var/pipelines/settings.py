@@ -173,7 +173,7 @@ def _check_refiner(
         if start is not None:
             raise ValueError(f"`refiner_start` = {start!r} needs a `refiner`.")
         return num_scales
-    if not is_number(start, Integral) or not 0 <= start < num_scales:  # pyright: ignore[reportOptionalOperand]
+    if start is None or not is_number(start, Integral) or not 0 <= start < num_scales:
         raise ValueError(f"`refiner_start` must be a scale from 0 to {num_scales - 1}, got {start!r}.")
     for field in ("codebook_size", "latent_channels", "patch_nums", "num_labels", "block_sizes"):
         ours = getattr(transformer.config, field)
@@ -182,4 +182,4 @@ def _check_refiner(
             raise ValueError(
                 f"`refiner` must be a transformer like the pipeline's: {field} is {ours} there, got {theirs}."
             )
-    return int(start)  # pyright: ignore[reportArgumentType]
+    return int(start)

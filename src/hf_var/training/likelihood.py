@@ -46,7 +46,7 @@ class TeacherForcing:
         """
         vqvae = self.vqvae
         batch = {name: values.to(vqvae.device, non_blocking=True) for name, values in batch.items()}
-        codes = batch["codes"] if "codes" in batch else vqvae.encode(batch["pixel_values"]).codes
+        codes: Any = batch["codes"] if "codes" in batch else cast(Any, vqvae.encode(batch["pixel_values"])).codes
         read = codes
         if position is not None and self.input_noise > 0:
             # On the CPU, where the draws are the same whatever the device is.
@@ -143,7 +143,7 @@ def measure_likelihood(
             predictions.add(logits, codes)
     transformer.train(was_training)
     figures = predictions.figures(accelerator)
-    if not math.isfinite(figures["loss"]) and float(accelerator.reduce(predictions.sums[0])) == 0:
+    if not math.isfinite(figures["loss"]) and float(cast(torch.Tensor, accelerator.reduce(predictions.sums[0]))) == 0:
         raise ValueError("`validation_data` has no image that can be read.")
     return figures
 

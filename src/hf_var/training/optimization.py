@@ -4,7 +4,7 @@
 import math
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, cast
 
 import torch
 from diffusers.training_utils import EMAModel
@@ -99,9 +99,10 @@ def make_scheduler(
             decay_type=args.lr_scheduler,
             min_lr_ratio=args.lr_final_ratio,
         )
-    return get_scheduler(
+    scheduler = get_scheduler(
         args.lr_scheduler, optimizer, num_warmup_steps=args.lr_warmup_steps, num_training_steps=num_steps
     )
+    return cast(torch.optim.lr_scheduler.LambdaLR, scheduler)
 
 
 def schedule_weight_decay(optimizer: Any, args: TrainingArguments, step: int) -> None:

@@ -8,8 +8,7 @@ from pathlib import Path
 
 import torch
 from matplotlib.figure import Figure
-from matplotlib.ticker import NullFormatter
-from matplotlib.ticker import PercentFormatter
+from matplotlib.ticker import NullFormatter, PercentFormatter
 from PIL import Image
 from torch import nn
 from torchvision.utils import make_grid

@@ -114,7 +114,7 @@ class TrainingRun:
         self._stop_asked = self._stop_agreed = False
         self._handler: Any = None
         # To agree on it every step: through the CPUs, so that nothing waits for a device.
-        self._stop_group = torch.distributed.new_group(backend="gloo") if accelerator.num_processes > 1 else None
+        self._stop_group: Any = torch.distributed.new_group(backend="gloo") if accelerator.num_processes > 1 else None
         # Only a program's main thread may ask for signals.
         if threading.current_thread() is threading.main_thread():
             self._handler = signal.signal(signal.SIGTERM, self._ask_to_stop)
