@@ -36,7 +36,8 @@ from hf_var.training.optimization import make_optimizer
 
 
 ROUNDS = 3
-STEPS = 200
+# Of each round.
+STEPS = {"train_vqvae": 200, "train_var": 60}
 # Kept in memory for the bare loop.
 NUM_BATCHES = 64
 EXAMPLES = Path(__file__).parents[1] / "examples"
@@ -106,18 +107,18 @@ def transformer_loop(script, args) -> Callable[[], Iterator[None]]:
     return steps
 
 
-def bare_rate(steps: Iterator[None], images_per_step: int) -> float:
+def bare_rate(steps: Iterator[None], number: int, images_per_step: int) -> float:
     times = []
-    for _ in range(STEPS):
+    for _ in range(number):
         start = time.perf_counter()
         next(steps)
         times.append(time.perf_counter() - start)
     return images_per_step / statistics.median(times)
 
 
-def script_rate(script, arguments: list[str], more: list[str]) -> float:
+def script_rate(script, number: int, arguments: list[str], more: list[str]) -> float:
     with tempfile.TemporaryDirectory() as folder:
-        short = ["--output_dir", folder, "--max_train_steps", str(STEPS), "--logging_steps", "20"]
+        short = ["--output_dir", folder, "--max_train_steps", str(number), "--logging_steps", "20"]
         short += ["--lr_warmup_steps", "10", "--validation_images", "32", "--report_to", "none"]
         script.main([*arguments, *short, *more])
         log = [json.loads(line) for line in (Path(folder) / "train_log.jsonl").read_text().splitlines()]
@@ -137,8 +138,8 @@ def main() -> None:
         loop, more = transformer_loop(script, args), ["--num_samples", "0"]
     rates: dict[str, list[float]] = {"bare": [], "script": []}
     for _ in range(ROUNDS):
-        rates["bare"].append(bare_rate(loop(), args.train_batch_size))
-        rates["script"].append(script_rate(script, arguments, more))
+        rates["bare"].append(bare_rate(loop(), STEPS[name], args.train_batch_size))
+        rates["script"].append(script_rate(script, STEPS[name], arguments, more))
     medians = {name: statistics.median(values) for name, values in rates.items()}
     for name, values in rates.items():
         print(f"{name}: {medians[name]:.0f} images/s, of {', '.join(f'{value:.0f}' for value in values)}")
