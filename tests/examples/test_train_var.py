@@ -208,6 +208,20 @@ def test_learning_rate_and_weight_decay_follow_the_paper(
     assert rates == pytest.approx([0.0055, 0.01, 0.01, 0.01, 0.00775, 0.0055, 0.00325, 0.001])
 
 
+@pytest.mark.slow
+def test_compiled_training_has_the_same_losses(tmp_path: Path, vqvae_folder: str, images_parquet: str) -> None:
+    arguments = ["--train_data", images_parquet, "--validation_data", images_parquet, "--vqvae", vqvae_folder]
+    arguments += [*TINY_VAR, *SHORT_RUN, "--class_dropout_prob", "0", "--drop_path_rate", "0", "--sample_steps", "1"]
+    arguments += ["--validation_steps", "1", "--checkpointing_steps", "1", "--learning_rate", "1e-2"]
+    for compiled in ("false", "true"):
+        run_script(SCRIPT, *arguments, "--torch_compile", compiled, "--output_dir", str(tmp_path / compiled))
+    plain, compiled = (read_log(tmp_path / name) for name in ("false", "true"))
+    for name in ("loss", "validation_loss"):
+        found, expected = ([line[name] for line in log if name in line] for log in (compiled, plain))
+        assert found == pytest.approx(expected, rel=1e-4)
+    assert (tmp_path / "true/samples.png").read_bytes() == (tmp_path / "false/samples.png").read_bytes()
+
+
 def test_killed_run_equals_the_uninterrupted_one(tmp_path: Path, vqvae_folder: str, images_parquet: str) -> None:
     arguments = ["--train_data", images_parquet, "--vqvae", vqvae_folder, *TINY_VAR, *SHORT_RUN, *EVERYTHING]
     arguments += ["--max_train_steps", "60", "--checkpointing_steps", "4", "--resume_from_checkpoint", "latest"]
