@@ -209,3 +209,13 @@ def test_progress_ends_with_the_image(pipe):
     draw(pipe, callback_on_step_end=note, callback_on_step_end_tensor_inputs=["images"])
     for found, expected in zip(latents, progress, strict=True):
         torch.testing.assert_close(found, expected)
+
+
+def test_progress_is_decoded_without_dropout():
+    pipe = make_pipeline(patch_nums=PATCH_NUMS, vqvae={"dropout": 0.5})
+    codes = draw(pipe).codes
+    expected = pipe.decode_progress(codes, output_type="pt")
+    pipe.vqvae.train()
+    for found, image in zip(pipe.decode_progress(codes, output_type="pt"), expected, strict=True):
+        assert torch.equal(found, image)
+    assert pipe.vqvae.training

@@ -5,12 +5,13 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
+from diffusers.callbacks import MultiPipelineCallbacks, PipelineCallback
 from diffusers.image_processor import VaeImageProcessor
 
 from ..autoencoders import VQVAEModel
 from ..priors import VARCache, VARTransformer
 from .adapters import LoraMixin
-from .components import check_components
+from .components import check_components, in_evaluation_mode
 from .editing import EditingMixin
 from .labels import Labels, label_ids
 from .pipeline_output import VARPipelineOutput
@@ -125,6 +126,7 @@ class VARPipelineBase(EditingMixin, LoraMixin):
         super().enable_group_offload(*args, exclude_modules=[*excluded, "vqvae"], **kwargs)
 
     @torch.no_grad()
+    @in_evaluation_mode
     def decode_progress(self, codes: torch.Tensor, output_type: str = "pil") -> list:
         r"""
         The images after each scale, coarse to fine.
@@ -145,6 +147,7 @@ class VARPipelineBase(EditingMixin, LoraMixin):
         codes = codes.to(self._execution_device)
         numbers = range(1, len(self.vqvae.config.patch_nums) + 1)
         samples = [self.vqvae.decode(codes, num_scales=number).sample for number in numbers]
+        self.maybe_free_model_hooks()
         return [self.image_processor.postprocess(sample, output_type=output_type) for sample in samples]
 
     # ----------------------------------------------------------------------------------------------------------------
@@ -170,8 +173,16 @@ class VARPipelineBase(EditingMixin, LoraMixin):
         return None, embeds, len(embeds)
 
     def _check_call(
-        self, batch_size: int, generator: Generators, output_type: str, callback_tensor_inputs: list[str]
-    ) -> None:
+        self,
+        batch_size: int,
+        generator: Generators,
+        output_type: str,
+        callback: Any,
+        callback_tensor_inputs: list[str],
+    ) -> dict[str, Any]:
+        """The callback's part of the arguments of [`VARPipelineBase._draw`]."""
+        if isinstance(callback, (PipelineCallback, MultiPipelineCallbacks)):
+            callback_tensor_inputs = callback.tensor_inputs
         check_generator(generator, batch_size)
         check_output(output_type, self.vqvae.config.num_output_channels)
         unknown = [name for name in callback_tensor_inputs if name not in self._callback_tensor_inputs]
@@ -179,6 +190,7 @@ class VARPipelineBase(EditingMixin, LoraMixin):
             raise ValueError(
                 f"`callback_on_step_end_tensor_inputs` must be among {self._callback_tensor_inputs}, got {unknown}."
             )
+        return {"callback": callback, "callback_tensor_inputs": callback_tensor_inputs}
 
     def _draw(
         self,
@@ -213,7 +225,6 @@ class VARPipelineBase(EditingMixin, LoraMixin):
         """
         config, device = self.transformer.config, self._execution_device
         num_scales = len(config.patch_nums)
-        ends = config.block_ends
         self._guidance_scale = settings.guidance_scale
         self._num_timesteps = num_scales - first_scale
         self._interrupt = False
@@ -227,8 +238,10 @@ class VARPipelineBase(EditingMixin, LoraMixin):
         scale_inputs: list[torch.Tensor | None] = [None]
         codes: list[torch.Tensor] = []
         previous_logits: torch.Tensor | None = None
+        given = [] if given_codes is None else given_codes.split(config.scale_lengths, dim=1)
+        here = [] if is_given is None else is_given.split(config.scale_lengths, dim=1)
         for k in range(first_scale):
-            codes.append(given_codes[:, ends[k] - config.scale_lengths[k] : ends[k]])  # pyright: ignore[reportOptionalSubscript]
+            codes.append(given[k])
             latents, following = self.vqvae.next_scale(latents, codes[-1], k)
             scale_inputs.append(following)
         with self.progress_bar(total=self.num_timesteps) as progress_bar:  # pyright: ignore[reportAttributeAccessIssue, reportCallIssue]
@@ -246,11 +259,11 @@ class VARPipelineBase(EditingMixin, LoraMixin):
                 read = torch.cat(blocks, dim=1) if blocks else None
                 if guided and read is not None:
                     read = read.repeat(2, 1, 1)
-                begin = {name: value if guided else value[:batch_size] for name, value in conditions.items()}
                 # The cache knows the class after the first call.
-                logits = model(**(begin if num_cached == 0 else {}), scale_inputs=read, past_key_values=cache).logits[
-                    :, -config.scale_lengths[k] :
-                ]
+                begin = conditions if num_cached == 0 else {}
+                begin = {name: value if guided else value[:batch_size] for name, value in begin.items()}
+                logits = model(**begin, scale_inputs=read, past_key_values=cache).logits
+                logits = logits[:, -config.scale_lengths[k] :]
                 num_cached = k + 1
                 if guided:
                     logits = apply_guidance(logits, guidance_weight(self.guidance_scale, k, num_scales))
@@ -261,19 +274,15 @@ class VARPipelineBase(EditingMixin, LoraMixin):
                 # (batch, length of the scale, codebook_size)
                 logits = filter_logits(logits / settings.temperature[k], settings.top_k[k], settings.top_p[k])
                 drawn = draw_codes(logits, generator)
-                vectors = drawn
+                mixed = None
                 if settings.smooth:
-                    vectors = self.vqvae.mix_code_vectors(smooth_weights(logits, k, num_scales, generator))
-                if given_codes is not None and is_given is not None:
-                    scale = slice(ends[k] - config.scale_lengths[k], ends[k])
-                    given, here = given_codes[:, scale], is_given[:, scale]
-                    drawn = torch.where(here, given, drawn)
-                    if settings.smooth:
-                        vectors = torch.where(here[..., None], self.vqvae.code_vectors(given), vectors)
-                    else:
-                        vectors = drawn
+                    mixed = self.vqvae.mix_code_vectors(smooth_weights(logits, k, num_scales, generator))
+                if here:
+                    drawn = torch.where(here[k], given[k], drawn)
+                    if mixed is not None:
+                        mixed = torch.where(here[k][..., None], self.vqvae.code_vectors(given[k]), mixed)
                 codes.append(drawn)
-                latents, following = self.vqvae.next_scale(latents, vectors, k)
+                latents, following = self.vqvae.next_scale(latents, drawn if mixed is None else mixed, k)
                 if callback is not None:
                     latents = self._call_back(callback, callback_tensor_inputs, k - first_scale, k, latents)  # pyright: ignore[reportArgumentType]
                     following = self.vqvae.scale_inputs(latents, k + 1) if k + 1 < num_scales else None

@@ -131,8 +131,6 @@ class VARPipeline(VARPipelineBase):
         >>> images = pipe(class_labels=[3, 1, 4], generator=torch.Generator().manual_seed(0)).images
         ```
         """
-        if isinstance(callback_on_step_end, (PipelineCallback, MultiPipelineCallbacks)):
-            callback_on_step_end_tensor_inputs = callback_on_step_end.tensor_inputs
         settings = resolve_settings(
             self.transformer,
             self.config,
@@ -146,7 +144,9 @@ class VARPipeline(VARPipelineBase):
             refiner_start,
         )
         ids, embeds, batch_size = self._class_inputs(class_labels, class_embeds, num_images_per_label)
-        self._check_call(batch_size, generator, output_type, callback_on_step_end_tensor_inputs)
+        callback = self._check_call(
+            batch_size, generator, output_type, callback_on_step_end, callback_on_step_end_tensor_inputs
+        )
         latents, codes = self._draw_best(
             ids,
             embeds,
@@ -154,7 +154,6 @@ class VARPipeline(VARPipelineBase):
             generator,
             num_candidates,
             score_fn,
-            callback=callback_on_step_end,
-            callback_tensor_inputs=callback_on_step_end_tensor_inputs,
+            **callback,
         )
         return self._output(self._images(latents, output_type), codes, return_dict)

@@ -116,8 +116,6 @@ class VARImg2ImgPipeline(VARPipelineBase):
         >>> images = vary(image, class_labels=3, strength=0.6, num_images_per_label=4).images
         ```
         """
-        if isinstance(callback_on_step_end, (PipelineCallback, MultiPipelineCallbacks)):
-            callback_on_step_end_tensor_inputs = callback_on_step_end.tensor_inputs
         settings = resolve_settings(
             self.transformer,
             self.config,
@@ -133,7 +131,9 @@ class VARImg2ImgPipeline(VARPipelineBase):
         first_scale = self._num_kept_scales(strength, num_kept_scales)
         pixels = image_pixels(image, self.vqvae.config, self.image_processor)
         ids, embeds, items = self._match_inputs(class_labels, class_embeds, num_images_per_label, image=len(pixels))
-        self._check_call(len(items["image"]), generator, output_type, callback_on_step_end_tensor_inputs)
+        callback = self._check_call(
+            len(items["image"]), generator, output_type, callback_on_step_end, callback_on_step_end_tensor_inputs
+        )
         latents, codes = self._draw_best(
             ids,
             embeds,
@@ -141,8 +141,7 @@ class VARImg2ImgPipeline(VARPipelineBase):
             generator,
             num_candidates,
             score_fn,
-            callback=callback_on_step_end,
-            callback_tensor_inputs=callback_on_step_end_tensor_inputs,
+            **callback,
             given_codes=self._encode_pixels(pixels)[items["image"]],
             first_scale=first_scale,
         )

@@ -123,8 +123,6 @@ class VARInpaintPipeline(VARPipelineBase):
         >>> image = edit(image, mask_image, class_labels=8, generator=torch.Generator().manual_seed(0)).images[0]
         ```
         """
-        if isinstance(callback_on_step_end, (PipelineCallback, MultiPipelineCallbacks)):
-            callback_on_step_end_tensor_inputs = callback_on_step_end.tensor_inputs
         settings = resolve_settings(
             self.transformer,
             self.config,
@@ -144,7 +142,9 @@ class VARInpaintPipeline(VARPipelineBase):
         ids, embeds, items = self._match_inputs(
             class_labels, class_embeds, num_images_per_label, image=len(pixels), mask_image=len(mask)
         )
-        self._check_call(len(items["image"]), generator, output_type, callback_on_step_end_tensor_inputs)
+        callback = self._check_call(
+            len(items["image"]), generator, output_type, callback_on_step_end, callback_on_step_end_tensor_inputs
+        )
         latents, codes = self._draw_best(
             ids,
             embeds,
@@ -152,8 +152,7 @@ class VARInpaintPipeline(VARPipelineBase):
             generator,
             num_candidates,
             score_fn,
-            callback=callback_on_step_end,
-            callback_tensor_inputs=callback_on_step_end_tensor_inputs,
+            **callback,
             given_codes=self._encode_pixels(pixels)[items["image"]],
             is_given=given_tokens(mask, config)[items["mask_image"]].to(self._execution_device),
         )

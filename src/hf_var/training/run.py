@@ -174,9 +174,10 @@ class TrainingRun:
             # Validation and checkpoints restart the clock.
             seconds, steps = time.perf_counter() - self._clock, self.step - self._clock_step
             figures = dict(zip(names, means, strict=True)) | {"learning_rate": learning_rate}
+            norm = math.nan if gradient_norm is None else float(gradient_norm)
             # Not finite where fp16 overflowed and the step was left out.
-            if gradient_norm is not None and math.isfinite(float(gradient_norm)):
-                figures["gradient_norm"] = float(gradient_norm)
+            if math.isfinite(norm):
+                figures["gradient_norm"] = norm
             for name, count in counts.items():
                 total = self.accelerator.reduce(torch.tensor(count, device=self.accelerator.device), reduction="sum")
                 figures[name] = int(cast(torch.Tensor, total))

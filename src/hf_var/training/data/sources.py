@@ -151,7 +151,7 @@ def check_labels(dataset: AnyDataset, column: str, num_labels: int) -> None:
 
 
 def _column(dataset: datasets.Dataset, column: str) -> np.ndarray:
-    # Twenty times as fast as a list of Python's integers.
+    # Without a Python integer for every row, of which there may be millions.
     return np.asarray(cast(Any, dataset.select_columns([column]).with_format("numpy")[:])[column])
 
 
