@@ -14,12 +14,11 @@ import torch
 
 from .data import CODES_COLUMN
 from .data.rows import Tally
+from .run_settings import UNFINISHED, read_settings
 
 
 FILES = "codes-*.parquet"
-# Hidden: neither a glob nor datasets takes these for data.
 SETTINGS_FILE = ".tokenization.json"
-UNFINISHED = ".unfinished-"
 # In a file's metadata: how many images were looked at for it, and how many of them could not be read.
 IMAGES_KEY = b"hf_var.images"
 # What a stream of codes reads at a time.
@@ -99,40 +98,17 @@ def count_codes(paths: Sequence[Path]) -> CodesCount:
     return count
 
 
-def read_settings(folder: str | Path) -> dict[str, Any]:
+def read_codes_settings(folder: str | Path) -> dict[str, Any]:
     """
     The settings with which the files in `folder` were begun; none if it is new.
 
     Raises:
         `ValueError`: If it has parquet files of something else.
     """
-    path = Path(folder) / SETTINGS_FILE
-    if path.exists():
-        return json.loads(path.read_text(encoding="utf-8"))
-    files = sorted(file.name for file in Path(folder).glob("*.parquet"))
+    settings = read_settings(Path(folder) / SETTINGS_FILE)
+    files = [] if settings else sorted(file.name for file in Path(folder).glob("*.parquet"))
     if files:
         raise ValueError(
             f"`output_dir` = {str(folder)!r} has parquet files of something else, such as {files[0]!r}. Take another folder."
         )
-    return {}
-
-
-def check_settings(folder: str | Path, begun: dict[str, Any], settings: dict[str, Any]) -> None:
-    """Raise a `ValueError` that names a setting which is another one than when the files in `folder` were `begun`."""
-    for name in {**begun, **settings} if begun else ():
-        if begun.get(name) != settings.get(name):
-            raise ValueError(
-                f"`{name}` was {begun.get(name)!r} when the files in {str(folder)!r} were begun, got "
-                f"{settings.get(name)!r}. Go on with the same arguments, or take another `output_dir`."
-            )
-
-
-def begin_folder(folder: str | Path, settings: dict[str, Any]) -> None:
-    """Make the folder, note the settings, and remove what an earlier run did not finish."""
-    folder = Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
-    for leftover in folder.glob(f"{UNFINISHED}*"):
-        leftover.unlink()
-    unfinished = folder / f"{UNFINISHED}settings"
-    unfinished.write_text(json.dumps(settings, indent=2), encoding="utf-8")
-    os.replace(unfinished, folder / SETTINGS_FILE)
+    return settings

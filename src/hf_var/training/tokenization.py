@@ -29,18 +29,18 @@ from ..autoencoders import VQVAEConfig, VQVAEModel
 from . import data
 from .codes_files import (
     FILES,
+    SETTINGS_FILE,
     CodesCount,
     CodesFile,
-    begin_folder,
-    check_settings,
     codes_path,
     count_codes,
-    read_settings,
+    read_codes_settings,
 )
 from .data.rows import Tally
 from .data.sources import features_of
 from .data.units import IndexedUnits, StreamedUnits
 from .model_card import is_hub_name, public_recipe
+from .run_settings import check_settings, write_settings
 
 
 logger = logging.get_logger(__name__)
@@ -228,7 +228,7 @@ def tokenize_dataset(args: TokenizationArguments, accelerator: Accelerator) -> C
     label_column, label_feature = find_labels(args, dataset)
     num_labels = len(label_feature.names) if isinstance(label_feature, datasets.ClassLabel) else None
     read_row = make_row_reader(args, dataset, vqvae.config, label_column, num_labels)
-    begun = read_settings(args.output_dir)
+    begun = read_codes_settings(args.output_dir)
     units = make_units(args, dataset, read_row, accelerator.num_processes, begun)
     settings = {name: value for name, value in asdict(args).items() if name not in FREE_ARGUMENTS}
     settings |= {"vqvae": data.tokenizer_fingerprint(vqvae), **units.settings}
@@ -239,7 +239,7 @@ def tokenize_dataset(args: TokenizationArguments, accelerator: Accelerator) -> C
 
     accelerator.wait_for_everyone()
     if accelerator.is_main_process:
-        begin_folder(args.output_dir, settings)
+        write_settings(Path(args.output_dir) / SETTINGS_FILE, settings)
     accelerator.wait_for_everyone()
     vqvae.to(accelerator.device)
     schema = data.codes_schema(vqvae, label_feature)
