@@ -36,8 +36,8 @@ from hf_var.training.arguments import (
     parse_arguments,
     with_config_fields,
 )
+from hf_var.training.feature_extractors import load_feature_extractor
 from hf_var.training.losses import PerceptualLoss, reconstruction_loss
-from hf_var.training.metrics import load_feature_extractor
 from hf_var.training.model_card import create_repository, push_result, write_model_card
 from hf_var.training.optimization import (
     AveragedWeights,

@@ -48,7 +48,8 @@ MAY_IMPORT: dict[str, tuple[set[str], set[str]]] = {
     "weight_files": (set(), {"torch", "safetensors"}),
     "conversion": (STAGES | {"weight_files"}, CORE),
     "scoring": (STAGES | {"pipelines"}, CORE | {"diffusers"}),
-    "training": (STAGES | {"weight_files"}, CORE | TRAIN | {AVERAGE}),
+    "training": (STAGES | {"weight_files"}, CORE | TRAIN | {"torch_fidelity", AVERAGE}),
+    "evaluation": (STAGES | {"__init__", "pipelines", "training"}, CORE | TRAIN | {"diffusers"}),
     "__init__": (LIBRARY, {"transformers", "diffusers"}),
     # Its training commands import what comes with an extra when they are called.
     "cli": (LIBRARY | {"__init__", "training"}, CORE | {"diffusers", "accelerate"}),

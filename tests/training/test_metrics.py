@@ -9,7 +9,7 @@ import torch
 from accelerate import debug_launcher
 from torch import nn
 
-from hf_var.training.metrics import MAX_PSNR, ReconstructionMetrics, load_feature_extractor
+from hf_var.training.metrics import MAX_PSNR, ReconstructionMetrics
 
 
 class MeanAbsoluteError(nn.Module):
@@ -164,20 +164,20 @@ def test_autocast_and_half_precision_inputs_change_nothing() -> None:
     assert inside == plain
 
 
-def test_precision_of_convolutions_is_put_back() -> None:
-    convolutions = torch.backends.cudnn.conv
-    before = convolutions.fp32_precision
+def test_precision_is_put_back() -> None:
+    backends = torch.backends.cudnn.conv, torch.backends.cuda.matmul
+    before = [backend.fp32_precision for backend in backends]
     seen = []
 
     class Failing(nn.Module):
         def forward(self, *images):
-            seen.append(convolutions.fp32_precision)
+            seen.extend(backend.fp32_precision for backend in backends)
             raise RuntimeError("on purpose")
 
     with pytest.raises(RuntimeError, match="on purpose"):
         ReconstructionMetrics(lpips=Failing()).update(*make_images(1))
-    assert seen == ["ieee"]
-    assert convolutions.fp32_precision == before
+    assert seen == ["ieee", "ieee"]
+    assert [backend.fp32_precision for backend in backends] == before
 
 
 def test_global_generator_is_left_alone() -> None:
@@ -215,34 +215,3 @@ def measure_share(expected: dict[str, float], cut: int) -> None:
 def test_shares_of_two_processes_make_the_same_figures(cut: int) -> None:
     expected = measure(ReconstructionMetrics(MeanAbsoluteError(False), Quadrants()), *make_images(9))
     debug_launcher(measure_share, args=(expected, cut), num_processes=2)
-
-
-def test_feature_extractors_by_name(tmp_path, monkeypatch) -> None:
-    (tmp_path / "my_features.py").write_text(
-        "import torch\n\ndef make(weights=None):\n    model = torch.nn.Linear(1, 1)\n    model.weights = weights\n"
-        "    return model\n"
-    )
-    monkeypatch.syspath_prepend(tmp_path)
-    extractor = load_feature_extractor("my_features:make")
-    assert extractor.weights is None
-    assert not extractor.training
-    assert not any(parameter.requires_grad for parameter in extractor.parameters())
-    weights = str(tmp_path / "my_features.py")
-    assert load_feature_extractor("my_features:make", weights).weights == weights
-
-
-@pytest.mark.parametrize(
-    ("name", "weights", "message"),
-    [
-        ("resnet", None, "inception or package.module:callable"),
-        ("no_such_package:make", None, "cannot be imported: No module named 'no_such_package'"),
-        ("torch.nn:NoSuchThing", None, "cannot be imported"),
-        ("builtins:dict", None, "must give a torch.nn.Module"),
-        ("inception", "no/such/file.pth", "must be a file"),
-        ("inception", None, "pip install torch-fidelity"),
-    ],
-)
-def test_feature_extractors_that_cannot_be_had(name: str, weights: str | None, message: str, monkeypatch) -> None:
-    monkeypatch.setattr("torchmetrics.image.fid._TORCH_FIDELITY_AVAILABLE", False)
-    with pytest.raises(ValueError, match=message):
-        load_feature_extractor(name, weights)

@@ -1,18 +1,15 @@
 # SPDX-License-Identifier: Apache-2.0
 """How good reconstructions are: PSNR, SSIM, LPIPS and rFID over a validation set."""
 
-from collections.abc import Iterator
-from contextlib import contextmanager
-from pathlib import Path
-from pkgutil import resolve_name
 from typing import cast
 
 import torch
 from torch import nn
 from torchmetrics.aggregation import MeanMetric, SumMetric
 from torchmetrics.functional.image import peak_signal_noise_ratio, structural_similarity_index_measure
-from torchmetrics.image.fid import FrechetInceptionDistance, NoTrainInceptionV3
+from torchmetrics.image.fid import FrechetInceptionDistance
 
+from .feature_extractors import full_precision
 from .pictures import rgb_bytes
 
 
@@ -41,7 +38,7 @@ class ReconstructionMetrics(nn.Module):
         feature_extractor (`nn.Module`, *optional*):
             Maps `torch.ByteTensor` images `(batch, 3, height, width)` to features `(batch, features)`, in evaluation
             mode. It must take images of any size or have the attribute `num_features`. Without it there is no `rfid`.
-            See [`load_feature_extractor`].
+            See [`~hf_var.training.feature_extractors.load_feature_extractor`].
 
     Example:
 
@@ -94,7 +91,7 @@ class ReconstructionMetrics(nn.Module):
             )
         if min(pixel_values.shape[-2:]) < 3:
             raise ValueError(f"`pixel_values` must have at least 3 x 3 pixels, got {tuple(pixel_values.shape[-2:])}.")
-        with _full_precision(pixel_values.device.type):
+        with full_precision(pixel_values.device.type):
             pixel_values, sample = pixel_values.float(), sample.float().clamp(-1, 1)
             self.num_images.update(len(pixel_values))
             self.psnr.update(_psnr(pixel_values, sample))
@@ -125,45 +122,6 @@ class ReconstructionMetrics(nn.Module):
         return {name: metric.compute().item() for name, metric in metrics.items() if metric is not None}
 
 
-def load_feature_extractor(name: str, weights: str | None = None) -> nn.Module:
-    """
-    The feature extractor that `--rfid_extractor` names.
-
-    Args:
-        name (`str`):
-            `inception`, torch-fidelity's port of the network that published values of FID are computed with, or
-            `package.module:callable`, something to import and to call for a module that maps `torch.ByteTensor` images
-            `(batch, 3, height, width)` to features `(batch, features)`.
-        weights (`str`, *optional*):
-            File of weights. `inception` downloads its own where there is none; a callable gets it as its argument.
-
-    Raises:
-        `ValueError`: If `name` cannot be imported or gives no module, or if torch-fidelity or its weights are missing.
-    """
-    if weights is not None and not Path(weights).is_file():
-        raise ValueError(f"`weights` of the feature extractor must be a file, got {weights!r}.")
-    if name == "inception":
-        try:
-            return NoTrainInceptionV3("inception-v3-compat", ["2048"], weights).requires_grad_(False)
-        except ModuleNotFoundError as error:
-            raise ValueError("The feature extractor 'inception' needs `pip install torch-fidelity`.") from error
-        except OSError as error:
-            raise ValueError(
-                f"The weights of the feature extractor 'inception' could not be downloaded ({error}). Download them "
-                "elsewhere and name the file with `weights`."
-            ) from error
-    if ":" not in name:
-        raise ValueError(f"The feature extractor must be inception or package.module:callable, got {name!r}.")
-    try:
-        factory = resolve_name(name)
-    except (ImportError, AttributeError, ValueError) as error:
-        raise ValueError(f"The feature extractor {name!r} cannot be imported: {error}.") from error
-    extractor = factory() if weights is None else factory(weights)
-    if not isinstance(extractor, nn.Module):
-        raise ValueError(f"The feature extractor {name!r} must give a torch.nn.Module, got {type(extractor)}.")
-    return extractor.eval().requires_grad_(False)
-
-
 def _psnr(pixel_values: torch.Tensor, sample: torch.Tensor) -> torch.Tensor:
     ratios = peak_signal_noise_ratio(sample, pixel_values, data_range=2.0, reduction="none", dim=(1, 2, 3))
     return ratios.clamp(max=MAX_PSNR)  # (batch,)
@@ -178,16 +136,3 @@ def _ssim(pixel_values: torch.Tensor, sample: torch.Tensor) -> torch.Tensor:
         preds, target, sigma=0.3 * radius, data_range=1.0, reduction="none"
     )
     return cast(torch.Tensor, similarities)  # (batch,)
-
-
-@contextmanager
-def _full_precision(device_type: str) -> Iterator[None]:
-    # Convolutions on NVIDIA's cards round to 10 bits by default, too few for SSIM's differences of squares.
-    convolutions = torch.backends.cudnn.conv  # pyright: ignore[reportAttributeAccessIssue]
-    precision = convolutions.fp32_precision
-    convolutions.fp32_precision = "ieee"
-    try:
-        with torch.autocast(device_type, enabled=False):
-            yield
-    finally:
-        convolutions.fp32_precision = precision
