@@ -63,18 +63,21 @@ def losses(output_dir: Path | str) -> list[float]:
     return [line["loss"] for line in read_log(output_dir) if "loss" in line]
 
 
+def script_environment(**variables: str) -> dict[str, str]:
+    """The environment in which scripts find what the tests bring along."""
+    paths = os.pathsep.join([str(Path(__file__).parent), *filter(None, [os.environ.get("PYTHONPATH")])])
+    return os.environ | {"PYTHONPATH": paths} | variables
+
+
 def run_script(script: str, *arguments: str) -> None:
     command = [sys.executable, str(REPOSITORY / script), *arguments]
-    # Where the scripts find what the tests bring along.
-    paths = os.pathsep.join([str(Path(__file__).parent), *filter(None, [os.environ.get("PYTHONPATH")])])
-    environment = os.environ | {"PYTHONPATH": paths}
-    result = subprocess.run(command, capture_output=True, text=True, env=environment)
+    result = subprocess.run(command, capture_output=True, text=True, env=script_environment())
     assert result.returncode == 0, result.stderr
 
 
 def start(script: str, arguments: list[str], output_dir: Path) -> subprocess.Popen:
     command = [sys.executable, str(REPOSITORY / script), *arguments, "--output_dir", str(output_dir)]
-    return subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    return subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env=script_environment())
 
 
 def wait_for(condition, process: subprocess.Popen, seconds: float = 120) -> None:

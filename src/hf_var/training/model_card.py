@@ -17,6 +17,13 @@ from ..priors import VARConfig, VARTransformer
 
 
 METRIC_LABELS = {
+    "fid": "FID, lower is better",
+    "sfid": "sFID, lower is better",
+    "inception_score": "Inception Score, higher is better",
+    "precision": "precision, higher is better",
+    "recall": "recall, higher is better",
+    "kid": "KID, lower is better",
+    "kid_std": "standard deviation of KID over its subsets",
     "psnr": "PSNR in dB, higher is better",
     "ssim": "SSIM, higher is better",
     "lpips": "LPIPS, lower is better",
@@ -61,8 +68,20 @@ def public_recipe(recipe: Mapping[str, Any]) -> str:
     Args:
         recipe (`dict[str, Any]`): Values by argument.
     """
-    public = {name: _without_folders(value) for name, value in recipe.items() if value is not None}
+    public = {name: without_folders(value) for name, value in recipe.items() if value is not None}
     return yaml.safe_dump(public, sort_keys=False, allow_unicode=True).rstrip()
+
+
+def without_folders(value: Any) -> Any:
+    """
+    `value`, or what it lists, with paths reduced to their last part, since folders tell of people and machines. Names on
+    the Hub stay whole.
+    """
+    if isinstance(value, (list, tuple)):
+        return [without_folders(entry) for entry in value]
+    if isinstance(value, Path) or (isinstance(value, str) and _is_path(value)):
+        return re.split(r"[/\\]", str(value).rstrip("/\\"))[-1]
+    return value
 
 
 def write_model_card(
@@ -180,7 +199,7 @@ def write_pipeline_card(
         kind="Class-conditional" if is_conditional else "Unconditional",
         config=config,
         tokenizer=tokenizer,
-        tokenizer_name=_without_folders(recipe.get("vqvae") or recipe.get("pretrained_var") or "its own"),
+        tokenizer_name=without_folders(recipe.get("vqvae") or recipe.get("pretrained_var") or "its own"),
         is_picture=tokenizer.num_output_channels in (1, 3, 4),
         example=f"class_labels={_example_labels(pipeline)!r}" if is_conditional else "num_images_per_label=2",
         num_parameters=pipeline.transformer.num_parameters(),
@@ -189,7 +208,7 @@ def write_pipeline_card(
         licenses=[
             ("code", "`hf_var`, Apache-2.0"),
             ("weights", license or unknown),
-            (f"data, {_without_folders(recipe['train_data'])}", data_license or unknown),
+            (f"data, {without_folders(recipe['train_data'])}", data_license or unknown),
         ],
         **_sizes(tokenizer),
     )
@@ -322,20 +341,12 @@ def _example_labels(pipeline: Pipeline, number: int = 3) -> list[int | str]:
 
 
 def _dataset_name(recipe: Mapping[str, Any]) -> str:
-    return str(_without_folders(recipe.get("validation_data") or recipe["train_data"]))
+    return str(without_folders(recipe.get("validation_data") or recipe["train_data"]))
 
 
 def _hub_name(recipe: Mapping[str, Any], name: str) -> str | None:
     value = recipe.get(name)
     return value if value is not None and is_hub_name(value) else None
-
-
-def _without_folders(value: Any) -> Any:
-    if isinstance(value, (list, tuple)):
-        return [_without_folders(entry) for entry in value]
-    if isinstance(value, Path) or (isinstance(value, str) and _is_path(value)):
-        return re.split(r"[/\\]", str(value).rstrip("/\\"))[-1]
-    return value
 
 
 def _is_path(value: str) -> bool:
