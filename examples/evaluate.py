@@ -20,9 +20,11 @@ In another domain, against a data set and with features of one's own (see docs/e
 
 import sys
 from collections.abc import Sequence
+from datetime import timedelta
 from pathlib import Path
 
 from accelerate import Accelerator
+from accelerate.utils import InitProcessGroupKwargs
 
 from hf_var.evaluation.arguments import EvaluationArguments
 from hf_var.evaluation.run import evaluate
@@ -31,7 +33,8 @@ from hf_var.training.arguments import parse_arguments
 
 def main(argv: Sequence[str] | None = None) -> None:
     args = parse_arguments(EvaluationArguments, sys.argv[1:] if argv is None else argv)
-    accelerator = Accelerator()
+    # Processes wait for each other, as long as it takes: shares differ, and the reference may have to be downloaded.
+    accelerator = Accelerator(kwargs_handlers=[InitProcessGroupKwargs(timeout=timedelta(days=7))])
     evaluate(args, accelerator)
     if accelerator.is_main_process:
         print((Path(args.output_dir) / "evaluation.md").read_text(encoding="utf-8"))

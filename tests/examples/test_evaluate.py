@@ -195,6 +195,72 @@ def test_a_tokenizer_is_evaluated(tmp_path: Path, digits: str) -> None:
     assert read_report(tmp_path / "one")["settings"]["num_images"] == 50
 
 
+def test_samples_and_tokenizers_take_no_arguments_of_drawing(tmp_path: Path, digits: str) -> None:
+    folder = ["--output_dir", str(tmp_path), "--reference", digits]
+    with pytest.raises(ValueError, match="`seed` = 4 has no meaning here: `samples` are drawn already"):
+        evaluate.main(["--samples", digits, "--seed", "4", *folder])
+    tokenizer = str(Path(DIGITS_CHECKPOINT) / "vqvae")
+    with pytest.raises(ValueError, match="`top_p` = 0.5 has no meaning here: `model` is a tokenizer"):
+        evaluate.main(["--model", tokenizer, "--top_p", "0.5", *EXTRACTOR, *folder])
+
+
+def test_a_gray_tokenizer_sees_the_same_in_every_batch(tmp_path: Path) -> None:
+    random = np.random.default_rng(0)
+    images = random.integers(0, 256, (24, 16, 16, 3), dtype=np.uint8)
+    images[::2] = images[::2, ..., :1]
+    np.savez(tmp_path / "mixed.npz", arr_0=images)
+    arguments = ["--model", str(Path(DIGITS_CHECKPOINT) / "vqvae"), "--reference", str(tmp_path / "mixed.npz")]
+    found = []
+    for batch_size in ("1", "24"):
+        folder = tmp_path / batch_size
+        evaluate.main([*arguments, *EXTRACTOR, "--batch_size", batch_size, "--output_dir", str(folder)])
+        found.append(read_report(folder)["figures"])
+    assert found[0]["psnr"] == pytest.approx(found[1]["psnr"], rel=1e-5)
+
+
+def test_an_extractor_that_changed_without_weights_has_other_features(
+    tmp_path: Path, digits: str, evaluated: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from extractor import CoarsePixels
+
+    arguments = ["--samples", str(evaluated / "samples.npz"), "--reference", digits, "--output_dir", str(tmp_path)]
+    arguments += ["--feature_extractor", "extractor:CoarsePixels"]
+    evaluate.main(arguments)
+    before = read_report(tmp_path)["figures"]["fid"]
+    forward = CoarsePixels.forward
+    monkeypatch.setattr(CoarsePixels, "forward", lambda self, images: 2 * forward(self, images))
+    evaluate.main(arguments)
+    assert read_report(tmp_path)["figures"]["fid"] == pytest.approx(4 * before, rel=1e-5)
+
+
+def test_references_of_one_name_at_two_addresses_are_two(
+    tmp_path: Path, evaluated: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("hf_var.evaluation.reference.HF_HOME", str(tmp_path / "home"))
+    found = []
+    for seed in range(2):
+        folder = tmp_path / str(seed)
+        folder.mkdir()
+        images = np.random.default_rng(seed).integers(0, 256, (20, 16, 16, 3), dtype=np.uint8)
+        np.savez(folder / "reference.npz", arr_0=images)
+        source = (folder / "reference.npz").as_uri()
+        arguments = ["--samples", str(evaluated / "samples.npz"), "--reference", source, *EXTRACTOR]
+        evaluate.main([*arguments, "--output_dir", str(folder / "out")])
+        found.append(read_report(folder / "out")["figures"]["fid"])
+    assert found[0] != found[1]
+    with pytest.raises(ValueError, match="cannot be downloaded"):
+        evaluate.main([*arguments[:3], (tmp_path / "no.npz").as_uri(), *EXTRACTOR, "--output_dir", str(tmp_path)])
+
+
+@pytest.mark.gpu
+def test_an_accelerator_draws_the_same_set_again(tmp_path: Path, arguments: list[str]) -> None:
+    few = [*arguments, "--num_images", "40"]
+    for name in ("first", "second"):
+        evaluate.main([*few, "--output_dir", str(tmp_path / name)])
+    assert pictures(tmp_path / "first") == pictures(tmp_path / "second")
+    assert read_report(tmp_path / "first")["figures"] == read_report(tmp_path / "second")["figures"]
+
+
 def test_rejection_sampling_keeps_what_the_classifier_likes(
     tmp_path: Path, arguments: list[str], evaluated: Path
 ) -> None:
@@ -223,6 +289,12 @@ def test_rejection_sampling_keeps_what_the_classifier_likes(
     # The set still depends on nothing but the seed.
     evaluate.main([*few, "--batch_size", "9", "--output_dir", str(tmp_path / "again")])
     assert pictures(tmp_path / "again") == pictures(tmp_path / "best")
+    # Other weights under the same name would draw other images.
+    with torch.no_grad():
+        classifier.classifier[1].bias.add_(torch.arange(10.0))
+    classifier.save_pretrained(tmp_path / "classifier")
+    with pytest.raises(ValueError, match=r"`classifier_weights` was .* when the files"):
+        evaluate.main([*few, "--output_dir", str(tmp_path / "again")])
 
 
 @pytest.mark.parametrize(
@@ -235,6 +307,8 @@ def test_rejection_sampling_keeps_what_the_classifier_likes(
         (["--model", "nowhere"], "`model` = 'nowhere' is neither a pipeline nor a tokenizer"),
         (["--top_k", "100000"], "`top_k` must be from 1"),
         (["--dtype", "int8"], "`dtype` must be float32"),
+        (["--lpips_weights", "random"], "`lpips_weights` = 'random' has no meaning here: `model` is a pipeline"),
+        (["--push_to_hub"], "`push_to_hub` needs the repository's name in `hub_model_id`"),
     ],
 )
 def test_bad_arguments_are_refused(tmp_path: Path, arguments: list[str], changed: list[str], message: str) -> None:

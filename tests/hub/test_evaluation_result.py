@@ -99,7 +99,8 @@ def test_the_script_pushes_what_it_measured(hub, run_in_hub_process, tmp_path, m
     np.savez(tmp_path / "reference.npz", arr_0=random.integers(0, 256, (20, 16, 16, 3), dtype=np.uint8))
     arguments = ["--model", DIGITS_CHECKPOINT, "--num_images", 20, "--reference", tmp_path / "reference.npz"]
     arguments += ["--feature_extractor", "extractor:RandomFeatures", "--output_dir", tmp_path / "out"]
-    run_in_hub_process(SCRIPT, *arguments, "--push_to_hub", "--hub_model_id", "user/digits")
+    # The namespace is that of the token.
+    run_in_hub_process(SCRIPT, *arguments, "--push_to_hub", "--hub_model_id", "digits")
     figures = json.loads((tmp_path / "out" / "evaluation.json").read_text())["figures"]
     pushed = {result.metric_type: result for result in load_card(hub, "user/digits").data.eval_results}
     assert pushed.keys() == {"fid", "sfid", "inception_score", "precision", "recall", "kid"}

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Arguments of an evaluation, and the published protocols they may name."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from typing import Any
 
@@ -28,6 +28,18 @@ PRESETS: Mapping[str, Mapping[str, Any]] = {
 }
 # What a preset asks of the model: images of this size, and this many classes.
 PRESET_MODELS = {"imagenet256": ((256, 256), 1000), "imagenet512": ((512, 512), 1000)}
+# Arguments of the drawing, which neither images that are there nor a tokenizer need.
+DRAWING = (
+    "seed",
+    "guidance_scale",
+    "top_k",
+    "top_p",
+    "temperature",
+    "smooth",
+    "classifier",
+    "num_candidates",
+    "dtype",
+)
 # Where neither a preset nor the command line says anything. `None` is what the pipeline itself has.
 DEFAULTS: Mapping[str, Any] = {
     "num_images": 50_000,
@@ -75,7 +87,7 @@ class EvaluationArguments:
     top_k: int | None = field(default=None, metadata={"help": "default: the preset's or the pipeline's"})
     top_p: float | None = field(default=None, metadata={"help": "default: the preset's or the pipeline's"})
     temperature: float | None = field(default=None, metadata={"help": "default: the preset's or the pipeline's"})
-    smooth: bool | None = field(default=None, metadata={"help": "the official more_smooth, which spoils figures"})
+    smooth: bool = field(default=False, metadata={"help": "the official more_smooth, which spoils figures"})
     classifier: str | None = field(
         default=None,
         metadata={"help": "image classifier of transformers for rejection sampling, with the same class ids"},
@@ -135,26 +147,43 @@ class EvaluationArguments:
                 f"`push_to_hub` needs the repository's name in `hub_model_id`, since `model` is {self.model!r}."
             )
         if self.samples is not None:
-            drawing = ("seed", "guidance_scale", "top_k", "top_p", "temperature", "smooth", "classifier")
-            defaults = {entry.name: entry.default for entry in fields(self)}
-            for name in drawing:
-                if getattr(self, name) != defaults[name]:
-                    raise ValueError(
-                        f"`{name}` = {getattr(self, name)!r} is about drawing, but `samples` are drawn already."
-                    )
+            self.refuse([*DRAWING, "num_images", "lpips_weights"], "`samples` are drawn already")
 
     def resolved(self, name: str) -> Any:
         """The value of an argument that a preset may give: the command line's, the preset's or the default."""
         given = getattr(self, name)
         return given if given is not None else PRESETS.get(self.preset or "", DEFAULTS)[name]
 
-    def departures(self) -> list[str]:
-        """What the command line sets otherwise than the preset."""
-        preset = PRESETS.get(self.preset or "", {})
-        return [
-            f"{name} is {getattr(self, name)!r}, the preset has {value!r}"
-            for name, value in preset.items()
-            # A copy of the reference file is the same reference.
-            if getattr(self, name) not in (None, value)
-            and not (name == "reference" and str(getattr(self, name)).endswith(str(value).rsplit("/", 1)[-1]))
-        ]
+    def refuse(self, names: Sequence[str], reason: str) -> None:
+        """Raise a `ValueError` that gives the reason if one of these arguments is not left at its default."""
+        defaults = {entry.name: entry.default for entry in fields(self)}
+        for name in names:
+            if getattr(self, name) != defaults[name]:
+                raise ValueError(f"`{name}` = {getattr(self, name)!r} has no meaning here: {reason}.")
+
+    def departures(self, num_images: int, reference: Mapping[str, Any] | None) -> list[str]:
+        """
+        What is otherwise than in the preset.
+
+        Args:
+            num_images (`int`): Images that were measured.
+            reference (`dict[str, Any]`, *optional*): What they were compared with, see
+                [`~hf_var.evaluation.image_sets.ImageSet`].
+        """
+        preset = PRESETS.get(self.preset or "")
+        if preset is None:
+            return []
+        found = []
+        for name, value in preset.items():
+            given = num_images if name == "num_images" else self.resolved(name)
+            if name != "reference" and given != value:
+                found.append(f"{name} is {given!r}, the preset has {value!r}")
+        file = preset["reference"].rsplit("/", 1)[-1]
+        wanted = {"name": file, "num_images": 10_000, "statistics": ["mu", "sigma", "mu_s", "sigma_s"]}
+        if reference is None or any(reference.get(name) != value for name, value in wanted.items()):
+            found.append(f"the reference is not {file} with the moments of the training set and 10,000 images")
+        if self.samples is not None:
+            found.append("the images were drawn elsewhere, and how is not known")
+        if self.feature_extractor_weights is not None:
+            found.append("the feature extractor's weights are from a file, whose fingerprint is in the report")
+        return found

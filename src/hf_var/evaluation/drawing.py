@@ -51,7 +51,7 @@ class ImageDrawer:
     ):
         self.pipeline = pipeline
         self.seed = seed
-        self.sampling = dict(sampling) | ({} if score_fn is None else {"score_fn": score_fn})
+        self.sampling = {**sampling, "score_fn": score_fn}
 
     def latents(self, numbers: Sequence[int]) -> torch.Tensor:
         """

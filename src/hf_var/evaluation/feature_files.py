@@ -47,10 +47,6 @@ class FeatureFiles:
         """A file, that may not be there yet."""
         return self.folder / f"{index:05d}-of-{len(self):05d}.safetensors"
 
-    def missing(self) -> list[int]:
-        """The files that are not there yet."""
-        return [index for index in range(len(self)) if not self.path(index).exists()]
-
     def save(self, index: int, features: Mapping[str, torch.Tensor]) -> None:
         """Write a file: `(images, features)` by name."""
         path = self.path(index)

@@ -108,6 +108,17 @@ def write_npz(path: str | Path, folder: str | Path, num_images: int, image_size:
         unfinished.unlink(missing_ok=True)
 
 
+def check_pngs(folder: str | Path, num_images: int, image_size: tuple[int, int]) -> None:
+    """
+    Read the images that [`write_npz`] would gather.
+
+    Raises:
+        `ValueError`: If an image is missing, damaged or of another size.
+    """
+    for _ in _read_in_order(folder, num_images, image_size):
+        pass
+
+
 def _read_in_order(folder: str | Path, num_images: int, image_size: tuple[int, int]) -> Iterator[np.ndarray]:
     with ThreadPoolExecutor(DECODING_THREADS) as pool:
         for first in range(0, num_images, IMAGES_PER_BLOCK):

@@ -306,6 +306,7 @@ class DatasetImages(ImageSet):
             "num_images": self.num_images,
             "image_size": list(self.image_size),
             "resize": None if image_size is None else f"{interpolation}, centre cut",
+            # Of where the data came from, not of its contents: a copy elsewhere has another one.
             "fingerprint": dataset._fingerprint,
         }
 

@@ -26,7 +26,7 @@ PUBLISHED_FIGURES = ("fid", "sfid", "inception_score", "precision", "recall", "k
 PUBLISHED_FIGURES += ("rfid", "psnr", "ssim", "lpips", "usage")
 # The settings by which two evaluations differ. All others decide on speed alone.
 DECIDING_SETTINGS = ("num_images", "image_size", "seed", "guidance_scale", "top_k", "top_p", "temperature", "smooth")
-DECIDING_SETTINGS += ("classifier", "num_candidates", "dtype", "feature_extractor")
+DECIDING_SETTINGS += ("classifier", "num_candidates", "dtype", "feature_extractor", "samples_fingerprint")
 FIGURES_OF_A_TOKENIZER = {"rfid", "psnr"}
 
 

@@ -3,40 +3,37 @@
 
 import time
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 from accelerate import Accelerator
 from matplotlib.figure import Figure
-from torch import nn
-from torchvision.transforms.v2 import functional as transforms
 from transformers.utils import logging
 
 from ..autoencoders import VQVAEModel
 from ..pipelines import VARPipeline
 from ..pipelines.settings import resolve_settings
-from ..training.feature_extractors import extract_features, full_precision, load_feature_extractor
+from ..training.feature_extractors import full_precision
 from ..training.losses import PerceptualLoss
 from ..training.model_card import create_repository
 from ..training.reconstruction import measure_reconstruction
 from ..training.run_settings import check_settings, read_settings, write_settings
-from .arguments import PRESET_MODELS, EvaluationArguments
+from .arguments import DRAWING, PRESET_MODELS, EvaluationArguments
 from .drawing import ClassifierScore, ImageDrawer
 from .feature_files import FeatureFiles
-from .figures import DISTANCES, NUM_NEIGHBORS, compute_figures, kid_subset_size
-from .files import write_npz
-from .image_sets import ImageSet, open_image_set
-from .reference import find_reference
+from .figures import compute_figures, kid_subset_size
+from .files import check_pngs, write_npz
+from .image_sets import ImageSet
+from .inputs import check_number, check_reference, load_extractor, load_model, open_images, open_reference
 from .report import environment, push_figures, weights_fingerprint, write_report
-from .stages import DrawnImages, ImageSource, Outputs, Stopwatch, write_features
+from .stages import DrawnImages, ImageSource, Outputs, Stopwatch, missing_batches, write_features
 
 
 logger = logging.get_logger(__name__)
 
 SETTINGS_FILE = ".evaluation.json"
-SAMPLING_SETTINGS = ("guidance_scale", "top_k", "top_p", "temperature", "smooth", "num_candidates")
 
 
 def evaluate(args: EvaluationArguments, accelerator: Accelerator) -> dict[str, Any]:
@@ -59,33 +56,11 @@ def evaluate(args: EvaluationArguments, accelerator: Accelerator) -> dict[str, A
     """
     if args.push_to_hub and accelerator.is_main_process:
         # A missing token is not to be found out at the end.
-        create_repository(args.output_dir, args.hub_model_id or args.model)
+        args.hub_model_id = create_repository(args.output_dir, args.hub_model_id or args.model)
     model = None if args.model is None else load_model(args.model, args.dtype)
     if isinstance(model, VQVAEModel):
         return _evaluate_tokenizer(args, model, accelerator)
     return _evaluate_images(args, model, accelerator)
-
-
-def load_model(name: str, dtype: str) -> VARPipeline | VQVAEModel:
-    """
-    A pipeline or a tokenizer, in evaluation mode.
-
-    Raises:
-        `ValueError`: If `name` is neither.
-    """
-    options: dict[str, Any] = {"dtype": getattr(torch, dtype)}
-    try:
-        is_pipeline = VARPipeline.load_config(name).get("_class_name") is not None  # pyright: ignore[reportAttributeAccessIssue]
-    except OSError:
-        is_pipeline = False
-    try:
-        if is_pipeline:
-            pipeline = VARPipeline.from_pretrained(name, **options)
-            pipeline.set_progress_bar_config(disable=True)
-            return pipeline
-        return VQVAEModel.from_pretrained(name, **options).eval().requires_grad_(False)
-    except OSError as error:
-        raise ValueError(f"`model` = {name!r} is neither a pipeline nor a tokenizer: {error}") from error
 
 
 # --------------------------------------------------------------------------------------------------------------------
@@ -100,8 +75,9 @@ class Subject:
     image_size: tuple[int, int]
     origin: dict[str, Any]
     source: ImageSource
+    settings: dict[str, Any]
+    report: dict[str, Any]
     image_folder: Path | None = None
-    report: dict[str, Any] = field(default_factory=dict)
 
 
 def _evaluate_images(
@@ -110,38 +86,42 @@ def _evaluate_images(
     # Everything that can be wrong with the input is found before any work.
     stopwatch = Stopwatch()
     subject = _given(args) if pipeline is None else _drawn(args, pipeline, accelerator.device, stopwatch)
-    extractor, extractor_origin = _load_extractor(args, subject.image_size, accelerator.device)
-    reference = _open_reference(args, subject.image_size, accelerator)
+    extractor, extractor_origin = load_extractor(args, subject.image_size, accelerator.device)
+    reference = open_reference(args, subject.image_size, accelerator)
     if reference is not None:
-        _check_reference(reference, extractor_origin["widths"])
+        check_reference(reference, extractor_origin["name"], extractor_origin["widths"])
     _begin_folder(args, subject, accelerator)
 
     begin = time.perf_counter()
     files = _feature_files(args, "samples", subject.num_images, {**subject.origin, **extractor_origin})
     outputs = Outputs(files, extractor, accelerator.device, stopwatch, subject.image_folder)
-    _write_features(args, files, subject.source, outputs, accelerator)
+    _write_missing(args, subject.source, outputs, accelerator)
     seconds = {"wall": time.perf_counter() - begin, **stopwatch.seconds}
     known = None
     if reference is not None and reference.num_images > 0:
         origin = {"reference": reference.description, **extractor_origin}
         known = _feature_files(args, "reference", reference.num_images, origin)
         outputs = Outputs(known, extractor, accelerator.device, Stopwatch())
-        _write_features(args, known, _reader(reference), outputs, accelerator)
+        _write_missing(args, _reader(reference), outputs, accelerator)
     accelerator.wait_for_everyone()
     if not accelerator.is_main_process:
         return {}
 
     figures = compute_figures(files, known, {} if reference is None else reference.statistics, accelerator.device)
-    if args.save_npz and subject.image_folder is not None:
-        path = Path(args.output_dir) / "samples.npz"
-        write_npz(path, subject.image_folder, subject.num_images, subject.image_size)
+    if subject.image_folder is not None:
+        images = subject.image_folder, subject.num_images, subject.image_size
+        if args.save_npz:
+            write_npz(Path(args.output_dir) / "samples.npz", *images)
+        else:
+            check_pngs(*images)
     report = {
         "figures": figures,
-        "departures": args.departures(),
+        "departures": args.departures(subject.num_images, None if reference is None else reference.description),
         "settings": {
             **_settings(args, subject.image_size, subject.num_images),
-            **{name: value for name, value in subject.origin.items() if name in SAMPLING_SETTINGS},
+            **subject.settings,
             "kid_subset_size": kid_subset_size(files, known),
+            "num_processes": accelerator.num_processes,
         },
         **subject.report,
         "reference": None if reference is None else reference.description,
@@ -153,16 +133,17 @@ def _evaluate_images(
 
 def _given(args: EvaluationArguments) -> Subject:
     """Images that were drawn before."""
-    samples = open_image_set("samples", str(args.samples), image_column=args.image_column)
+    samples = open_images(args, "samples", str(args.samples))
     if samples.image_size is None:
         raise ValueError(f"`samples` = {args.samples!r} must hold images, got moments alone.")
-    _check_number("samples", samples.num_images)
+    check_number("samples", samples.num_images)
     _check_preset(args, samples.image_size, None)
     return Subject(
         num_images=samples.num_images,
         image_size=samples.image_size,
         origin={"samples": samples.description},
         source=_reader(samples),
+        settings={"samples_fingerprint": samples.description["fingerprint"]},
         report={"samples": samples.description},
     )
 
@@ -171,19 +152,31 @@ def _drawn(args: EvaluationArguments, pipeline: VARPipeline, device: torch.devic
     """Images that are drawn as far as they are no files yet."""
     image_size, num_labels = pipeline.vqvae.config.image_size, pipeline.transformer.config.num_labels
     _check_preset(args, image_size, num_labels)
+    args.refuse(["lpips_weights"], "`model` is a pipeline, and LPIPS compares images with their reconstructions")
+    if pipeline.vqvae.config.num_output_channels not in (1, 3):
+        raise ValueError(
+            f"`model` must draw images of 1 or 3 channels, got {pipeline.vqvae.config.num_output_channels}."
+        )
+    number = args.resolved("num_images")
+    if num_labels and number % num_labels:
+        logger.warning(f"{number} images of {num_labels} classes cannot be equally many of each.")
     sampling = _sampling(args, pipeline)
     weights = {name: weights_fingerprint(getattr(pipeline, name)) for name in ("transformer", "vqvae")}
     pipeline.to(device)
-    score_fn = None if args.classifier is None else ClassifierScore(args.classifier, num_labels, device)
+    score_fn = None
+    if args.classifier is not None:
+        score_fn = ClassifierScore(args.classifier, num_labels, device)
+        weights["classifier"] = weights_fingerprint(score_fn.model)
     drawer = ImageDrawer(pipeline, args.seed, sampling, score_fn)
     image_folder = Path(args.output_dir) / "images"
     run = {"dtype": args.dtype, "seed": args.seed, "classifier": args.classifier, "device": device.type}
     return Subject(
-        num_images=args.resolved("num_images"),
+        num_images=number,
         image_size=image_size,
-        origin={**weights, **run, **sampling},
+        origin={**{f"{model}_weights": digest for model, digest in weights.items()}, **run, **sampling},
         source=DrawnImages(drawer, image_folder, image_size, stopwatch),
         image_folder=image_folder,
+        settings={"seed": args.seed, "dtype": args.dtype, "classifier": args.classifier, **sampling},
         report={"weights": weights},
     )
 
@@ -199,29 +192,33 @@ def _begin_folder(args: EvaluationArguments, subject: Subject, accelerator: Acce
         path.parent.mkdir(parents=True, exist_ok=True)
         if subject.image_folder is not None:
             write_settings(path, subject.origin)
-            subject.image_folder.mkdir(exist_ok=True)
     accelerator.wait_for_everyone()
+    if subject.image_folder is not None:
+        subject.image_folder.mkdir(parents=True, exist_ok=True)
 
 
-def _write_features(
-    args: EvaluationArguments, files: FeatureFiles, source: ImageSource, outputs: Outputs, accelerator: Accelerator
-) -> None:
-    share = accelerator.process_index, accelerator.num_processes
+def _write_missing(args: EvaluationArguments, source: ImageSource, outputs: Outputs, accelerator: Accelerator) -> None:
+    missing = missing_batches(outputs.files, source, args.batch_size)
+    # Nobody writes before all have looked.
+    accelerator.wait_for_everyone()
+    own = missing[accelerator.process_index :: accelerator.num_processes]
     # Around all threads at once: the switch is the process's.
     with full_precision(accelerator.device.type):
-        write_features(files, source, outputs, args.batch_size, *share)
+        write_features([batch for batches in own for batch in batches], source, outputs, accelerator.is_main_process)
 
 
 def _sampling(args: EvaluationArguments, pipeline: VARPipeline) -> dict[str, Any]:
     """The arguments of the pipeline's call, all of them by their values."""
     config = pipeline.transformer.config
     sampling = {name: args.resolved(name) for name in ("guidance_scale", "top_k", "top_p", "temperature")}
-    smooth = bool(args.resolved("smooth"))
+    if not config.num_labels:
+        # What it would be guided away from is what it draws.
+        sampling["guidance_scale"] = 1.0
     resolved = resolve_settings(
         pipeline.transformer,
         pipeline.config,
         **sampling,
-        smooth=smooth,
+        smooth=args.smooth,
         logits_processor=None,
         refiner=None,
         refiner_start=None,
@@ -233,7 +230,7 @@ def _sampling(args: EvaluationArguments, pipeline: VARPipeline) -> dict[str, Any
         "top_k": resolved.top_k[0],
         "top_p": resolved.top_p[0],
         "temperature": resolved.temperature[0],
-        "smooth": smooth,
+        "smooth": args.smooth,
         "num_candidates": args.resolved("num_candidates"),
     }
 
@@ -246,59 +243,6 @@ def _check_preset(args: EvaluationArguments, image_size: tuple[int, int], num_la
         raise ValueError(f"`preset` = {args.preset!r} is for images of {wanted_size} pixels, got {image_size}.")
     if num_labels not in (None, wanted_labels):
         raise ValueError(f"`preset` = {args.preset!r} is for models of {wanted_labels} classes, got {num_labels}.")
-
-
-def _open_reference(
-    args: EvaluationArguments, image_size: tuple[int, int], accelerator: Accelerator
-) -> ImageSet | None:
-    source = args.resolved("reference")
-    if source is None:
-        logger.warning("Without a `reference` the only figure is the Inception Score, if the extractor has logits.")
-        return None
-    with accelerator.main_process_first():
-        source = find_reference(source)
-    reference = open_image_set(
-        "reference",
-        source,
-        split=args.reference_split,
-        image_column=args.image_column,
-        image_size=image_size,
-        interpolation=args.interpolation,
-    )
-    _check_number("reference", reference.num_images)
-    return reference
-
-
-def _check_number(argument: str, number: int) -> None:
-    """Raise a `ValueError` if a set has images, but too few of them for all figures."""
-    if 0 < number <= NUM_NEIGHBORS:
-        raise ValueError(
-            f"`{argument}` must have more than the {NUM_NEIGHBORS} images that precision and recall look at around each "
-            f"one, has {number}."
-        )
-
-
-def _check_reference(reference: ImageSet, widths: dict[str, int]) -> None:
-    """Stored moments must be of as many features as the extractor gives."""
-    for _, feature, mean, _ in DISTANCES:
-        stored = reference.statistics.get(mean)
-        if feature in widths and stored is not None and stored.shape != (widths[feature],):
-            raise ValueError(
-                f"`reference` has the moments {mean!r} of {stored.shape[-1]} features, but the feature extractor gives "
-                f"{widths[feature]} of the kind {feature!r}. Stored moments are of one extractor alone."
-            )
-
-
-def _load_extractor(
-    args: EvaluationArguments, image_size: tuple[int, int], device: torch.device
-) -> tuple[nn.Module, dict[str, Any]]:
-    """The feature extractor, tried on a blank image, and what the features depend on."""
-    name = args.resolved("feature_extractor")
-    extractor = load_feature_extractor(name, args.feature_extractor_weights).to(device)
-    blank = torch.zeros(2, 3, *image_size, dtype=torch.uint8, device=device)
-    with torch.no_grad():
-        widths = {feature: values.shape[1] for feature, values in extract_features(extractor, blank).items()}
-    return extractor, {"name": name, "weights": weights_fingerprint(extractor), "widths": widths}
 
 
 def _reader(images: ImageSet) -> ImageSource:
@@ -317,19 +261,21 @@ def _evaluate_tokenizer(args: EvaluationArguments, vqvae: VQVAEModel, accelerato
     config, device = vqvae.config, accelerator.device
     if args.preset is not None:
         raise ValueError(f"`preset` = {args.preset!r} is for pipelines, but `model` = {args.model!r} is a tokenizer.")
+    args.refuse([name for name in DRAWING if name != "dtype"], "`model` is a tokenizer, which draws nothing")
     if config.in_channels not in (1, 3):
         raise ValueError(f"`model` must be a tokenizer of images of 1 or 3 channels, got {config.in_channels}.")
-    extractor, extractor_origin = _load_extractor(args, config.image_size, device)
+    extractor, extractor_origin = load_extractor(args, config.image_size, device)
     perceptual_loss = None
     if args.lpips_weights is not None:
         perceptual_loss = PerceptualLoss(config.num_output_channels, config.image_size, args.lpips_weights).to(device)
-    images = _open_reference(args, config.image_size, accelerator)
+    images = open_reference(args, config.image_size, accelerator)
     if images is None or images.num_images == 0:
         raise ValueError(f"A tokenizer needs images to reconstruct as `reference`, got {args.reference!r}.")
     number = min(images.num_images, args.num_images or images.num_images)
     begin = time.perf_counter()
     batches = _tokenizer_batches(images, number, config.in_channels, args.batch_size, accelerator)
-    figures, pictures = measure_reconstruction(vqvae.to(device), batches, accelerator, perceptual_loss, extractor)  # pyright: ignore[reportArgumentType]
+    with full_precision(device.type):
+        figures, pictures = measure_reconstruction(vqvae.to(device), batches, accelerator, perceptual_loss, extractor)  # pyright: ignore[reportArgumentType]
     if not accelerator.is_main_process:
         return {}
     Path(args.output_dir).mkdir(parents=True, exist_ok=True)
@@ -338,7 +284,7 @@ def _evaluate_tokenizer(args: EvaluationArguments, vqvae: VQVAEModel, accelerato
         save(Path(args.output_dir) / f"{name}.png")
     report = {
         "figures": figures,
-        "settings": _settings(args, config.image_size, number),
+        "settings": {**_settings(args, config.image_size, number), "dtype": args.dtype},
         "weights": {"vqvae": weights_fingerprint(vqvae)},
         "reference": images.description,
         "feature_extractor": extractor_origin,
@@ -353,10 +299,13 @@ def _tokenizer_batches(
     """This process's batches of the first images, in `[-1, 1]`."""
     starts = range(accelerator.process_index * batch_size, number, accelerator.num_processes * batch_size)
     for pixels in images.read((start, min(start + batch_size, number)) for start in starts):
+        values = pixels.to(accelerator.device).float()
         if in_channels == 1:
-            is_gray = torch.equal(pixels[:, :1].expand_as(pixels), pixels)
-            pixels = pixels[:, :1] if is_gray else transforms.rgb_to_grayscale(pixels)
-        yield {"pixel_values": pixels.to(accelerator.device).float() / 127.5 - 1}
+            # As Pillow weighs colours. What is gray stays as it is.
+            values = (
+                (values * values.new_tensor([0.299, 0.587, 0.114])[:, None, None]).sum(dim=1, keepdim=True).round()
+            )
+        yield {"pixel_values": values / 127.5 - 1}
 
 
 # --------------------------------------------------------------------------------------------------------------------
@@ -365,7 +314,8 @@ def _tokenizer_batches(
 
 def _settings(args: EvaluationArguments, image_size: tuple[int, int], num_images: int) -> dict[str, Any]:
     settings = asdict(args) | {name: args.resolved(name) for name in ("feature_extractor", "reference")}
-    for name in ("output_dir", "push_to_hub", "hub_model_id", "save_npz", "images_per_file"):
+    # What a drawing was done with is told by what was drawn.
+    for name in ("output_dir", "push_to_hub", "hub_model_id", "save_npz", *DRAWING):
         del settings[name]
     return {**settings, "image_size": list(image_size), "num_images": num_images}
 

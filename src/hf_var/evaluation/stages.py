@@ -77,7 +77,8 @@ class DrawnImages:
             `ValueError`: If a file is broken.
         """
         for numbers in batches:
-            if not self.missing(numbers):
+            missing = self.missing(numbers)
+            if not missing:
                 with self.stopwatch.measure("read"):
                     images = [read_png(png_path(self.folder, number), self.image_size) for number in numbers]
                 yield torch.from_numpy(np.stack(images))
@@ -89,6 +90,10 @@ class DrawnImages:
             with self.stopwatch.measure("decode"):
                 images = self.drawer.decode(latents)
                 _wait_for(latents.device)
+            # What is a file already is what counts, even where another batch size or device rounds otherwise.
+            for place in [place for place, number in enumerate(numbers) if number not in missing]:
+                pixels = read_png(png_path(self.folder, numbers[place]), self.image_size)
+                images[place] = torch.from_numpy(pixels).to(images.device)
             yield images
 
 
@@ -117,7 +122,9 @@ class Outputs:
         self.device = device
         self.stopwatch = stopwatch
         self.folder = folder
-        self._threads = ThreadPoolExecutor(1), ThreadPoolExecutor(PNG_THREADS)
+        # A new thread would begin on the first accelerator.
+        choose_device = (lambda: torch.cuda.set_device(device)) if device.type == "cuda" else None
+        self._threads = ThreadPoolExecutor(1, initializer=choose_device), ThreadPoolExecutor(PNG_THREADS)
         self._pending: deque[tuple[int, range, Future | None, list[Future]]] = deque()
         self._parts: list[dict[str, torch.Tensor]] = []
 
@@ -183,38 +190,46 @@ class Outputs:
             write_png(path, image)
 
 
-def write_features(
-    files: FeatureFiles,
-    source: ImageSource,
-    outputs: Outputs,
-    batch_size: int,
-    process_index: int,
-    num_processes: int,
-) -> None:
+def missing_batches(files: FeatureFiles, source: ImageSource, batch_size: int) -> list[list[tuple[int, range]]]:
     """
-    Write what is missing of a set of images and their features: this process's share of it. Batches are cut alike
+    What is to be done, file by file: batches of the images whose features or pictures are missing. They are cut alike
     however many processes there are and whatever is there already.
 
     Args:
         files ([`FeatureFiles`]): The features.
-        source (`Callable`): Gives the images, `torch.ByteTensor` of shape `(batch, 3, height, width)`.
-        outputs ([`Outputs`]): Takes them.
+        source (`Callable`): Gives the images; of a [`DrawnImages`] the files are looked for as well.
         batch_size (`int`): Images at once; a file's last batch may have fewer.
-        process_index (`int`): This process.
-        num_processes (`int`): Number of processes.
+
+    Returns:
+        `list[list[tuple[int, range]]]`: For each file its number and the numbers of the images, of each batch.
     """
-    own = []
-    for index in range(process_index, len(files), num_processes):
+    work = []
+    for index in range(len(files)):
         numbers = files.range(index)
         batches = [numbers[start : start + batch_size] for start in range(0, len(numbers), batch_size)]
         if files.path(index).exists():
             # Its features are known, but a picture may have been deleted.
             batches = [batch for batch in batches if isinstance(source, DrawnImages) and source.missing(batch)]
-        own += [(index, batch) for batch in batches]
-    total, is_shown = sum(len(batch) for _, batch in own), own and process_index == 0
-    bar = tqdm(total=total, desc=files.kind, unit="image", disable=not is_shown)
+        work.append([(index, batch) for batch in batches])
+    return [batches for batches in work if batches]
+
+
+def write_features(work: list[tuple[int, range]], source: ImageSource, outputs: Outputs, is_shown: bool) -> None:
+    """
+    Write features and pictures.
+
+    Args:
+        work (`list[tuple[int, range]]`): This process's part of [`missing_batches`].
+        source (`Callable`): Gives the images, `torch.ByteTensor` of shape `(batch, 3, height, width)`.
+        outputs ([`Outputs`]): Takes them.
+        is_shown (`bool`): Whether there is a progress bar.
+    """
+    if not work:
+        return
+    total = sum(len(numbers) for _, numbers in work)
+    bar = tqdm(total=total, desc=outputs.files.kind, unit="image", disable=not is_shown)
     with bar, outputs:
-        for (index, numbers), images in zip(own, source([batch for _, batch in own]), strict=True):
+        for (index, numbers), images in zip(work, source([numbers for _, numbers in work]), strict=True):
             outputs.add(index, numbers, images)
             bar.update(len(numbers))
 

@@ -1,0 +1,71 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Presets: what they resolve to, and what is told where an evaluation departs from them."""
+
+import pytest
+
+from hf_var.evaluation.arguments import EvaluationArguments
+from hf_var.evaluation.drawing import image_label, image_seed
+
+
+PUBLISHED = {
+    "name": "VIRTUAL_imagenet256_labeled.npz",
+    "num_images": 10_000,
+    "statistics": ["mu", "sigma", "mu_s", "sigma_s"],
+}
+
+
+def arguments(**given) -> EvaluationArguments:
+    return EvaluationArguments(**{"output_dir": "out", "model": "user/var", "preset": "imagenet256", **given})
+
+
+def test_the_preset_is_the_published_protocol():
+    args = arguments()
+    resolved = {
+        name: args.resolved(name) for name in ("num_images", "guidance_scale", "top_k", "top_p", "temperature")
+    }
+    assert resolved == {"num_images": 50_000, "guidance_scale": 2.5, "top_k": 900, "top_p": 0.96, "temperature": 1.0}
+    assert args.resolved("reference").endswith("/256/VIRTUAL_imagenet256_labeled.npz")
+    assert args.departures(50_000, PUBLISHED) == []
+
+
+def test_the_command_line_counts_more_and_is_a_departure():
+    args = arguments(guidance_scale=1.5, num_images=1000)
+    assert (args.resolved("guidance_scale"), args.resolved("top_k")) == (1.5, 900)
+    assert args.departures(1000, PUBLISHED) == [
+        "num_images is 1000, the preset has 50000",
+        "guidance_scale is 1.5, the preset has 2.5",
+    ]
+
+
+def test_without_a_preset_the_pipeline_decides():
+    args = arguments(preset=None)
+    assert (args.resolved("guidance_scale"), args.resolved("num_images")) == (None, 50_000)
+    assert args.departures(10, None) == []
+
+
+@pytest.mark.parametrize(
+    "changed", [{"name": "myVIRTUAL_imagenet256_labeled.npz"}, {"num_images": 20}, {"statistics": ["mu", "sigma"]}]
+)
+def test_a_reference_that_only_looks_like_the_published_one_is_a_departure(changed):
+    (departure,) = arguments(reference="somewhere").departures(50_000, {**PUBLISHED, **changed})
+    assert "the reference is not VIRTUAL_imagenet256_labeled.npz" in departure
+
+
+def test_images_from_elsewhere_are_a_departure_and_counted():
+    args = arguments(model=None, samples="samples.npz")
+    assert args.departures(20, PUBLISHED) == [
+        "num_images is 20, the preset has 50000",
+        "the images were drawn elsewhere, and how is not known",
+    ]
+
+
+def test_seeds_of_two_sets_have_nothing_in_common():
+    seeds = [{image_seed(seed, number) for number in range(1000)} for seed in range(3)]
+    assert all(len(found) == 1000 for found in seeds)
+    assert not seeds[0] & seeds[1]
+    assert not seeds[1] & seeds[2]
+
+
+def test_classes_take_turns():
+    assert [image_label(number, 3) for number in range(7)] == [0, 1, 2, 0, 1, 2, 0]
+    assert image_label(5, 0) is None
