@@ -75,7 +75,7 @@ def tokenizer_loop(script, args) -> Callable[[], Iterator[None]]:
             optimizer.step()
             optimizer.zero_grad()
             if moving_average is not None:
-                moving_average.observe(output.features, output.codes)
+                moving_average.observe(output.quantizer_inputs, output.codes)
                 moving_average.finish_step()
             yield
 

@@ -90,7 +90,9 @@ class VARTrainingArguments(TrainingArguments):
     input_noise: float = field(
         default=0.0, metadata={"help": "share of the codes that are read, not predicted, replaced by random ones"}
     )
-    attn_implementation: str | None = field(default=None, metadata={"help": "eager, sdpa or flex_attention"})
+    attn_implementation: str = field(
+        default="blockwise_sdpa", metadata={"help": "blockwise_sdpa, sdpa, flex_attention or eager"}
+    )
 
     # Optimisation
     learning_rate: float | None = field(
@@ -239,8 +241,7 @@ def make_transformer(
         transformer.load_state_dict(pretrained.state_dict())
         if adapted.id2label != config.id2label:
             transformer.set_labels(config.id2label or None)
-    if args.attn_implementation is not None:
-        transformer.set_attn_implementation(args.attn_implementation)
+    transformer.set_attn_implementation(args.attn_implementation)
     if args.gradient_checkpointing:
         transformer.gradient_checkpointing_enable()
     if args.lora_rank > 0:

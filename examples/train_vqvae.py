@@ -326,7 +326,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             if output.codes is not None:
                 statistics.count(output.codes)
                 if moving_average is not None:
-                    moving_average.observe(output.features, output.codes)
+                    moving_average.observe(output.quantizer_inputs, output.codes)
             if args.lpips_weight > 0:
                 figures["lpips_loss"] = perceptual_loss(output.sample, pixel_values).mean()
                 reconstruction = reconstruction + args.lpips_weight * figures["lpips_loss"]

@@ -10,11 +10,12 @@ from transformers import AutoConfig, AutoModel
 from .autoencoders import VQVAEConfig, VQVAEModel
 from .pipelines import VARImg2ImgPipeline, VARInpaintPipeline, VARPipeline
 from .priors import VARConfig, VARTransformer
+from .priors.attention import register_attention
 
 
 def register() -> None:
     """
-    Register models and pipelines; calling it again changes nothing.
+    Register models, an attention and pipelines; calling it again changes nothing.
 
     diffusers has no entry point for other libraries, so three kinds of its attributes are set: a key which makes it save
     `["hf_var", class name]` for our components instead of a module path, our package as a source of components, which
@@ -24,6 +25,7 @@ def register() -> None:
     for config_class, model_class in ((VQVAEConfig, VQVAEModel), (VARConfig, VARTransformer)):
         AutoConfig.register(config_class.model_type, config_class, exist_ok=True)
         AutoModel.register(config_class, model_class, exist_ok=True)
+    register_attention()
     package = __package__ or "hf_var"
     pipeline_loading_utils.LOADABLE_CLASSES.setdefault(package, {})
     setattr(diffusers.pipelines, package, sys.modules[package])

@@ -7,10 +7,21 @@ import torch
 from diffusers.hooks import apply_group_offloading, apply_layerwise_casting
 
 
+def decode_tiles(model, codes):
+    model.enable_slicing()
+    model.enable_tiling(tile_sample_min_size=4)
+    try:
+        return model.decode(codes).sample
+    finally:
+        model.disable_slicing()
+        model.disable_tiling()
+
+
 METHODS = {
     "forward": lambda model, images, codes, latents: model(images).sample,
     "encode": lambda model, images, codes, latents: model.encode(images).latents,
     "decode_codes": lambda model, images, codes, latents: model.decode(codes).sample,
+    "decode_tiles": lambda model, images, codes, latents: decode_tiles(model, codes),
     "decode_latents": lambda model, images, codes, latents: model.decode(latents=latents).sample,
     "teacher_forcing": lambda model, images, codes, latents: model.teacher_forcing(codes),
     "next_scale": lambda model, images, codes, latents: model.next_scale(latents, codes[:, 1:5], 1)[1],

@@ -48,7 +48,7 @@ def test_shapes(make_vqvae, make_images, fields):
 def test_outputs_are_named_and_tuples(vqvae, images, codes):
     output = vqvae(images)
     assert isinstance(output, VQVAEOutput)
-    assert [*output.keys()] == ["loss", "sample", "features", "latents", "codes"]
+    assert [*output.keys()] == ["loss", "sample", "features", "latents", "codes", "quantizer_inputs"]
     values = vqvae(images, return_dict=False)
     assert torch.equal(values[1], output.sample)
     assert isinstance(vqvae.encode(images), VQVAEEncoderOutput)

@@ -31,6 +31,9 @@ def test_quantizer_inputs_are_what_the_search_sees() -> None:
     vqvae.quantizer.codebook.weight.normal_(generator=torch.Generator().manual_seed(0))
     output = vqvae.encode(make_images(5))
     inputs = quantizer_inputs(vqvae, output.features, output.codes)
+    parts = vqvae(make_images(5)).quantizer_inputs.split(vqvae.config.scale_lengths, dim=1)
+    for expected, part in zip(inputs, parts, strict=True):
+        torch.testing.assert_close(part.flatten(0, 1), expected, rtol=0, atol=1e-5)
     found = [vqvae.quantizer.codebook(vectors).view(5, -1) for vectors in inputs]
     assert torch.equal(torch.cat(found, dim=1), output.codes)
     assert len(output.codes.unique()) > 4
@@ -119,9 +122,9 @@ def test_moving_average_equals_a_textbook_loop() -> None:
     for step in range(4):
         with torch.no_grad():
             # Two batches in a step count like one of both.
-            outputs = [vqvae.encode(make_images(3) * (1 + step + part)) for part in range(2)]
+            outputs = [vqvae(make_images(3) * (1 + step + part)) for part in range(2)]
         for output in outputs:
-            average.observe(output.features, output.codes)
+            average.observe(output.quantizer_inputs, output.codes)
         average.finish_step()
 
         vectors = torch.cat([output.features.flatten(2).transpose(1, 2).flatten(0, 1) for output in outputs])
@@ -149,8 +152,8 @@ def test_moving_average_of_a_residual_quantizer_ends_at_the_mean_of_what_each_co
         weight += 0.1 * torch.randn(weight.shape, generator=torch.Generator().manual_seed(1))
         worse = quantization_error(vqvae, images)
         for _ in range(60):
-            output = vqvae.encode(images)
-            average.observe(output.features, output.codes)
+            output = vqvae(images)
+            average.observe(output.quantizer_inputs, output.codes)
             average.finish_step()
         codes = output.codes.split((16, 16), dim=1)
         vectors = torch.cat(quantizer_inputs(vqvae, output.features, output.codes))
@@ -166,9 +169,9 @@ def test_vectors_count_for_the_area_they_stand_for() -> None:
     vqvae = make_vqvae(patch_nums=(1, 4), codebook_size=1, refinement_ratio=0.0)
     average = make_average(vqvae, decay=0.0, epsilon=0.0)
     with torch.no_grad():
-        output = vqvae.encode(make_images(2))
+        output = vqvae(make_images(2))
         single, whole = quantizer_inputs(vqvae, output.features, output.codes)
-        average.observe(output.features, output.codes)
+        average.observe(output.quantizer_inputs, output.codes)
         average.finish_step()
     expected = (single.mean(dim=0) + whole.mean(dim=0)) / 2
     assert torch.allclose(vqvae.quantizer.codebook.weight[0], expected, atol=1e-5)
@@ -178,8 +181,8 @@ def test_restarted_average_stays_where_the_code_was_put() -> None:
     vqvae = make_vqvae()
     average = make_average(vqvae, decay=0.9)
     with torch.no_grad():
-        output = vqvae.encode(make_images(4))
-        average.observe(output.features, output.codes)
+        output = vqvae(make_images(4))
+        average.observe(output.quantizer_inputs, output.codes)
         average.finish_step()
         unused = int(output.codes.flatten().bincount(minlength=16).argmin())
         weight = vqvae.quantizer.codebook.weight

@@ -7,10 +7,37 @@ from torch.nn import functional
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 from .configuration_vqvae import VQVAEConfig
+from .tiling import map_tiles
 
 
 # GroupNorm's epsilon is part of the released checkpoints' numerics; torch's default is ten times larger.
 GROUP_NORM_EPSILON = 1e-6
+
+
+# Maps of full size are tens of megabytes: on CPUs, memory that is fresh costs ten times as much as these operations.
+# With gradients they make new tensors, which hooks and autograd may hold on to.
+
+
+def silu(hidden_states: torch.Tensor) -> torch.Tensor:
+    """SiLU, in place where there are no gradients: for the output of a normalisation alone."""
+    return functional.silu(hidden_states, inplace=not torch.is_grad_enabled())
+
+
+def add(hidden_states: torch.Tensor, residual: torch.Tensor) -> torch.Tensor:
+    """The sum, in place of `hidden_states` where there are no gradients: for the output of a convolution alone."""
+    if torch.is_grad_enabled() or hidden_states.dtype != residual.dtype:
+        return residual + hidden_states
+    return hidden_states.add_(residual)
+
+
+def fast_format(inputs: torch.Tensor, training: bool) -> torch.Tensor:
+    """
+    `inputs` in the memory format in which convolutions are fastest. Activations keep that of their input, so once is
+    enough. In training the choice is the trainer's, because small groups of channels are normalised faster without.
+    """
+    if training or inputs.device.type == "mps":
+        return inputs
+    return inputs.contiguous(memory_format=torch.channels_last)
 
 
 class ResnetBlock(nn.Module):
@@ -27,9 +54,9 @@ class ResnetBlock(nn.Module):
 
     def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
         residual = hidden_states if self.shortcut is None else self.shortcut(hidden_states)
-        hidden_states = self.conv1(functional.silu(self.norm1(hidden_states)))
-        hidden_states = self.conv2(self.dropout(functional.silu(self.norm2(hidden_states))))
-        return residual + hidden_states  # (batch, out_channels, height, width)
+        hidden_states = self.conv1(silu(self.norm1(hidden_states)))
+        hidden_states = self.conv2(self.dropout(silu(self.norm2(hidden_states))))
+        return add(hidden_states, residual)  # (batch, out_channels, height, width)
 
 
 class AttentionBlock(nn.Module):
@@ -140,11 +167,11 @@ class Encoder(nn.Module):
         self.conv_out = nn.Conv2d(widths[-1], config.latent_channels, kernel_size=3, padding=1)
 
     def forward(self, pixel_values: torch.Tensor) -> torch.Tensor:
-        hidden_states = self.conv_in(pixel_values)
+        hidden_states = self.conv_in(fast_format(pixel_values, self.training))
         for level in self.levels:
             hidden_states = level(hidden_states)
         hidden_states = self.mid_block(hidden_states)
-        return self.conv_out(functional.silu(self.norm_out(hidden_states)))
+        return self.conv_out(silu(self.norm_out(hidden_states)))
 
 
 class Decoder(nn.Module):
@@ -170,8 +197,22 @@ class Decoder(nn.Module):
         self.norm_out = nn.GroupNorm(config.norm_num_groups, widths[-1], eps=GROUP_NORM_EPSILON)
         self.conv_out = nn.Conv2d(widths[-1], config.num_output_channels, kernel_size=3, padding=1)
 
-    def forward(self, latents: torch.Tensor) -> torch.Tensor:
-        hidden_states = self.mid_block(self.conv_in(latents))
-        for level in self.levels:
-            hidden_states = level(hidden_states)
-        return self.conv_out(functional.silu(self.norm_out(hidden_states)))
+    def forward(self, latents: torch.Tensor, tile_size: int | None = None, tile_overlap: float = 0.0) -> torch.Tensor:
+        """
+        With a `tile_size`, in pixels, all levels but the coarsest work on tiles, of which neighbours overlap by the share
+        `tile_overlap`.
+        """
+        hidden_states = self.mid_block(self.conv_in(fast_format(latents, self.training)))
+        coarsest_level, *finer_levels = self.levels
+        hidden_states = coarsest_level(hidden_states)
+
+        def finish(hidden_states: torch.Tensor) -> torch.Tensor:
+            for level in finer_levels:
+                hidden_states = level(hidden_states)
+            return self.conv_out(silu(self.norm_out(hidden_states)))
+
+        if tile_size is None:
+            return finish(hidden_states)
+        upsampling_factor = 2 ** max(len(finer_levels) - 1, 0)
+        size = max(tile_size // upsampling_factor, 1)
+        return map_tiles(finish, hidden_states, upsampling_factor, size, overlap=int(size * tile_overlap))

@@ -20,6 +20,8 @@ class VQVAEOutput(ModelOutput):
             continuous output.
         latents (`torch.FloatTensor`, as `features`): Quantized features with straight-through gradient, in fp32.
         codes (`torch.LongTensor` of shape `(batch, length)`): Token maps, coarse to fine, each row-major.
+        quantizer_inputs (`torch.FloatTensor` of shape `(batch, length, latent_channels)`): The vectors that `codes`
+            stand for, in fp32 and without a gradient: what the scales before leave of the features, reduced to the scale.
     """
 
     loss: torch.Tensor | None = None
@@ -27,6 +29,7 @@ class VQVAEOutput(ModelOutput):
     features: torch.Tensor | None = None
     latents: torch.Tensor | None = None
     codes: torch.Tensor | None = None
+    quantizer_inputs: torch.Tensor | None = None
 
 
 @dataclass

@@ -3,6 +3,7 @@
 
 import math
 from contextlib import nullcontext
+from functools import partial
 
 import torch
 from diffusers.utils.accelerate_utils import apply_forward_hook
@@ -14,9 +15,10 @@ from .configuration_vqvae import VQVAEConfig
 from .layers import Decoder, Encoder
 from .modeling_outputs import VQVAEDecoderOutput, VQVAEEncoderOutput, VQVAEOutput
 from .quantization import Codebook, MultiScaleResidualQuantizer
+from .tiling import SlicingAndTilingMixin
 
 
-class VQVAEModel(PreTrainedModel):
+class VQVAEModel(SlicingAndTilingMixin, PreTrainedModel):
     r"""
     Multi-scale residual VQ-VAE (Tian et al. 2024, section 3.2). With other `patch_nums` the same class is a VQ-VAE,
     the generator of VQGAN or an RQ-VAE.
@@ -109,6 +111,7 @@ class VQVAEModel(PreTrainedModel):
             features=features,
             latents=straight_through,
             codes=quantized.codes,
+            quantizer_inputs=quantized.inputs,
         )
         return output if self._wants_dict(return_dict) else output.to_tuple()
 
@@ -128,7 +131,8 @@ class VQVAEModel(PreTrainedModel):
         Raises:
             `ValueError`: If the images' shape does not fit the configuration.
         """
-        features = self._encode_features(pixel_values)
+        # In the usual memory format, for callers who `view`.
+        features = self._map_slices(self._encode_features, pixel_values).contiguous()
         with self._quantizer_precision(features):
             quantized = self.quantizer(features)
         output = VQVAEEncoderOutput(features=features, latents=quantized.latents, codes=quantized.codes)
@@ -166,7 +170,8 @@ class VQVAEModel(PreTrainedModel):
             self._check_shape("latents", latents, (self.config.latent_channels, *self.config.latent_size))
         else:
             raise ValueError("Pass exactly one of `codes` and `latents`.")
-        output = VQVAEDecoderOutput(sample=self._decode_latents(latents).clamp(-1, 1))
+        sample = self._map_slices(partial(self._decode_latents, tiled=self.use_tiling), latents)
+        output = VQVAEDecoderOutput(sample=sample.clamp(-1, 1).contiguous())
         return output if self._wants_dict(return_dict) else output.to_tuple()
 
     @apply_forward_hook
@@ -299,8 +304,10 @@ class VQVAEModel(PreTrainedModel):
         self._check_shape("pixel_values", pixel_values, (self.config.in_channels, *self.config.image_size))
         return self.quant_conv(self.encoder(pixel_values.to(self._compute_dtype)))
 
-    def _decode_latents(self, latents: torch.Tensor) -> torch.Tensor:
-        return self.decoder(self.post_quant_conv(latents.to(self._compute_dtype)))
+    def _decode_latents(self, latents: torch.Tensor, tiled: bool = False) -> torch.Tensor:
+        latents = self.post_quant_conv(latents.to(self._compute_dtype))
+        tile_size = self.tile_sample_min_size if tiled else None
+        return self.decoder(latents, tile_size=tile_size, tile_overlap=self.tile_overlap_factor)
 
     def _sum_codes(self, codes: torch.Tensor, num_scales: int | None) -> torch.Tensor:
         scale_bounds = self.quantizer.scale_bounds

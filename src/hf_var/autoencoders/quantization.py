@@ -98,11 +98,14 @@ class QuantizerOutput:
     Attributes:
         codes (`torch.LongTensor` of shape `(batch, length)`): Token maps of all scales.
         latents (`torch.FloatTensor` of shape `(batch, latent_channels, height, width)`): Sum over the scales.
+        inputs (`torch.FloatTensor` of shape `(batch, length, latent_channels)`):
+            The vectors that the search compared with the codes, without a gradient.
         loss (`torch.FloatTensor`, *optional*): Codebook and commitment terms, averaged over the scales.
     """
 
     codes: torch.Tensor
     latents: torch.Tensor
+    inputs: torch.Tensor
     loss: torch.Tensor | None = None
 
 
@@ -164,11 +167,12 @@ class MultiScaleResidualQuantizer(nn.Module):
         # The residual only steers the search, which has no gradient.
         residual = features.detach()
         latents = torch.zeros_like(residual)
-        codes, loss = [], features.new_zeros(())
+        codes, inputs, loss = [], [], features.new_zeros(())
         for scale in range(len(self.scale_sizes)):
             vectors = (
                 self.pool(residual, scale).flatten(2).transpose(1, 2)
             )  # (batch, length of scale, latent_channels)
+            inputs.append(vectors)
             codes.append(self.codebook(vectors))
             update = self.expand(self.codebook(codes[-1]), scale)
             latents = latents + update
@@ -178,4 +182,4 @@ class MultiScaleResidualQuantizer(nn.Module):
                 codebook = functional.mse_loss(latents, features.detach())
                 loss = loss + self.commitment_loss_weight * commitment + self.codebook_loss_weight * codebook
         loss = loss / len(self.scale_sizes) if return_loss else None
-        return QuantizerOutput(codes=torch.cat(codes, dim=1), latents=latents, loss=loss)
+        return QuantizerOutput(torch.cat(codes, dim=1), latents, torch.cat(inputs, dim=1), loss)

@@ -83,6 +83,12 @@ class TrainingArguments:
         default=0.999, metadata={"help": "of the averaged weights, which are saved; 0: no average"}
     )
     mixed_precision: str = field(default="no", metadata={"help": "no, fp16 or bf16"})
+    matmul_precision: str = field(
+        default="ieee",
+        metadata={
+            "help": "ieee, or tf32 or bf16: what factors of fp32 matrix products may be rounded to where it is faster"
+        },
+    )
     gradient_checkpointing: bool = field(
         default=False, metadata={"help": "compute activations twice instead of keeping them"}
     )
@@ -137,6 +143,8 @@ class TrainingArguments:
             raise ValueError(f"`validation_images` must be at least 1, got {self.validation_images}.")
         if self.mixed_precision not in ("no", "fp16", "bf16"):
             raise ValueError(f"`mixed_precision` must be no, fp16 or bf16, got {self.mixed_precision!r}.")
+        if self.matmul_precision not in ("ieee", "tf32", "bf16"):
+            raise ValueError(f"`matmul_precision` must be ieee, tf32 or bf16, got {self.matmul_precision!r}.")
         if self.checkpoints_total_limit < 1:
             raise ValueError(f"`checkpoints_total_limit` must be at least 1, got {self.checkpoints_total_limit}.")
 

@@ -206,15 +206,15 @@ class MovingAverageCodebook:
         self._new_sizes, self._new_sums = torch.zeros_like(self.sizes), torch.zeros_like(self.sums)
 
     @torch.no_grad()
-    def observe(self, features: torch.Tensor, codes: torch.Tensor) -> None:
-        """Note what chose which code in a batch: `features` `(batch, channels, height, width)`, `codes` `(batch, length)`."""
-        vectors = torch.cat(quantizer_inputs(self.vqvae, features, codes))
-        lengths = self.vqvae.config.scale_lengths
-        parts = codes.split(lengths, dim=1)
-        chosen = torch.cat([part.flatten() for part in parts])
-        areas = torch.cat([torch.full_like(part.flatten(), lengths[-1]) / part.shape[1] for part in parts])
-        self._new_sizes.index_add_(0, chosen, areas)
-        self._new_sums.index_add_(0, chosen, vectors * areas[:, None])
+    def observe(self, vectors: torch.Tensor, codes: torch.Tensor) -> None:
+        """
+        Note what chose which code in a batch: `vectors`, `quantizer_inputs` of the tokenizer's output, are `(batch, length,
+        channels)`, `codes` are `(batch, length)`.
+        """
+        lengths = torch.tensor(self.vqvae.config.scale_lengths, device=codes.device)
+        areas = (lengths[-1] / lengths).repeat_interleave(lengths, output_size=codes.shape[1])  # (length,)
+        self._new_sizes.index_add_(0, codes.flatten(), areas.expand(codes.shape).flatten())
+        self._new_sums.index_add_(0, codes.flatten(), (vectors * areas[:, None]).flatten(0, 1))
 
     @torch.no_grad()
     def finish_step(self) -> None:

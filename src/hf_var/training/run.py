@@ -9,6 +9,7 @@ import sys
 import threading
 import time
 from collections.abc import Mapping
+from contextlib import ExitStack
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, cast
@@ -26,6 +27,7 @@ from transformers.utils import logging
 
 from .arguments import TrainingArguments
 from .checkpoints import TrainingLog, checkpoint_step, find_checkpoint, remove_later_checkpoints, save_checkpoint
+from .precision import matmul_precision
 from .sharding import whole_tensor
 
 
@@ -112,6 +114,9 @@ class TrainingRun:
         self._unchecked_losses: list[torch.Tensor] = []
         self._shown: dict[str, str] = {}
         self._stop_asked = self._stop_agreed = False
+        # Until the end of the run.
+        self._settings = ExitStack()
+        self._settings.enter_context(matmul_precision(args.matmul_precision))
         self._handler: Any = None
         # To agree on it every step: through the CPUs, so that nothing waits for a device.
         self._stop_group: Any = torch.distributed.new_group(backend="gloo") if accelerator.num_processes > 1 else None
@@ -221,6 +226,7 @@ class TrainingRun:
     def end(self) -> None:
         """What every process does last."""
         self.progress.close()
+        self._settings.close()
         self._restore_handler()
         self.accelerator.end_training()
 

@@ -1,0 +1,64 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Block-causal attention that does not compute what its mask would throw away."""
+
+from collections.abc import Sequence
+from typing import cast
+
+import torch
+from torch import nn
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
+from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+
+from .configuration_var import VARConfig
+
+
+# Its name for `set_attn_implementation`.
+BLOCKWISE_SDPA = "blockwise_sdpa"
+# Blocks are taken together, with a mask, until they have so many tokens: a call for each would cost more than it saves.
+MIN_SEGMENT_LENGTH = 64
+
+
+def blockwise_sdpa_attention_forward(
+    module: nn.Module,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    attention_mask: torch.Tensor | None,
+    **kwargs,
+) -> tuple[torch.Tensor, None]:
+    """
+    torch's attention, one call for each long block over the tokens that it sees: these calls need no mask, for which torch
+    has its fastest kernels, and leave out the tokens after the block. Of the released schedules, 35 to 38 % of all pairs
+    of tokens are left out. The arguments are those of transformers' attention functions.
+    """
+    if attention_mask is None:
+        return sdpa_attention_forward(module, query, key, value, None, **kwargs)
+    begin, config = key.shape[2] - query.shape[2], cast(VARConfig, module.config)
+    attended = []
+    for first, last, is_masked in _segments(config.block_ends, begin, key.shape[2]):
+        mask = attention_mask[:, :, first - begin : last - begin, :last] if is_masked else None
+        parts = query[:, :, first - begin : last - begin], key[:, :, :last], value[:, :, :last]
+        attended.append(sdpa_attention_forward(module, *parts, mask, **kwargs)[0])
+    return torch.cat(attended, dim=1), None  # (batch, length, heads, head_dim)
+
+
+def register_attention() -> None:
+    """Make [`blockwise_sdpa_attention_forward`] known to transformers by its name."""
+    ALL_ATTENTION_FUNCTIONS.register(BLOCKWISE_SDPA, blockwise_sdpa_attention_forward)
+    ALL_MASK_ATTENTION_FUNCTIONS.register(BLOCKWISE_SDPA, ALL_MASK_ATTENTION_FUNCTIONS["sdpa"])
+
+
+def _segments(block_ends: Sequence[int], begin: int, end: int) -> list[tuple[int, int, bool]]:
+    """First token, end, and whether it is several blocks, of the segments that cover the tokens `begin` to `end`."""
+    segments: list[tuple[int, int, bool]] = []
+    for last in block_ends:
+        if last <= begin or last > end:
+            continue
+        first = segments[-1][1] if segments else begin
+        grows = bool(segments) and segments[-1][1] - segments[-1][0] < MIN_SEGMENT_LENGTH
+        if grows and last - first < MIN_SEGMENT_LENGTH:
+            segments[-1] = (segments[-1][0], last, True)
+        else:
+            segments.append((first, last, False))
+    return segments

@@ -1,0 +1,55 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The precision of fp32 matrix products is that of the run while it lasts, and torch's own after it."""
+
+import pytest
+import torch
+from accelerate import Accelerator
+
+from hf_var.training.arguments import TrainingArguments
+from hf_var.training.precision import matmul_precision
+from hf_var.training.run import TrainingRun
+
+
+def settings() -> tuple[str, str]:
+    return torch.backends.mkldnn.matmul.fp32_precision, torch.backends.cuda.matmul.fp32_precision
+
+
+@pytest.mark.parametrize(("precision", "expected"), [("tf32", ("tf32", "tf32")), ("bf16", ("bf16", "tf32"))])
+def test_settings_are_put_back_after_an_error(precision: str, expected: tuple[str, str]) -> None:
+    before = settings()
+    inside = []
+
+    def fail() -> None:
+        with matmul_precision(precision):
+            inside.append(settings())
+            raise RuntimeError("on purpose")
+
+    with pytest.raises(RuntimeError, match="on purpose"):
+        fail()
+    assert inside == [expected]
+    assert settings() == before
+    with matmul_precision("ieee"):
+        assert settings() == before
+
+
+def test_a_run_sets_them_until_it_ends(tmp_path) -> None:
+    before = settings()
+    args = TrainingArguments("", str(tmp_path), matmul_precision="bf16", report_to="none")
+    run = TrainingRun(Accelerator(cpu=True), args, "test")
+    assert settings() == ("bf16", "tf32")
+    run.end()
+    assert settings() == before
+
+
+def test_products_stay_close() -> None:
+    factors = torch.randn(2, 256, 256, generator=torch.Generator().manual_seed(0))
+    exact = factors[0].double() @ factors[1].double()
+    with matmul_precision("bf16"):
+        product = factors[0] @ factors[1]
+    # 8 bits of both factors where the hardware is faster so, all 24 where not.
+    assert (product - exact).std() < 2**-8 * exact.std()
+
+
+def test_other_precisions_are_refused() -> None:
+    with pytest.raises(ValueError, match="`matmul_precision` must be ieee, tf32 or bf16, got 'fp8'"):
+        TrainingArguments("", "", matmul_precision="fp8")
