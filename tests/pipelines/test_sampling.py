@@ -112,10 +112,33 @@ def test_guidance_moves_away_from_the_unconditional_logits():
     assert torch.equal(apply_guidance(both, 0), unconditional)
 
 
-def test_draws_are_one_multinomial_per_scale():
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("shape", [(1, 1, 2), (3, 4, 9), (2, 256, 4096), (5, 1, 33)])
+@pytest.mark.parametrize("top_k", [0, 2])
+def test_draws_are_one_multinomial_per_scale(shape, dtype, top_k):
+    logits = filter_logits(torch.randn(shape, generator=seeded()) * 3, top_k, 0.0).to(dtype)
+    generator, twin = seeded(1), seeded(1)
+    for _ in range(3):
+        expected = torch.multinomial(logits.softmax(-1).flatten(0, 1), 1, generator=twin).view(shape[:2])
+        assert torch.equal(draw_codes(logits, generator), expected)
+    # As many numbers were taken.
+    assert torch.equal(generator.get_state(), twin.get_state())
+
+
+def test_draws_without_a_generator_are_those_of_the_global_one():
     logits = torch.randn(3, 4, 9, generator=seeded())
-    expected = torch.multinomial(logits.softmax(-1).view(12, 9), 1, generator=seeded(1)).view(3, 4)
-    assert torch.equal(draw_codes(logits, seeded(1)), expected)
+    state = torch.get_rng_state()
+    expected = torch.multinomial(logits.softmax(-1).flatten(0, 1), 1).view(3, 4)
+    torch.set_rng_state(state)
+    assert torch.equal(draw_codes(logits), expected)
+
+
+@pytest.mark.parametrize("generator", [None, [torch.Generator(), torch.Generator()]], ids=["global", "list"])
+def test_logits_that_are_no_numbers_are_refused(generator):
+    logits = torch.randn(2, 4, 9, generator=seeded())
+    logits[1, 2, 3] = float("nan")
+    with pytest.raises(ValueError, match="`logits` must be numbers, got nan"):
+        draw_codes(logits, generator)
 
 
 def test_draws_follow_the_probabilities():

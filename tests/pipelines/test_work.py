@@ -85,7 +85,51 @@ def test_only_the_survivors_of_top_k_are_sorted():
 def test_one_draw_per_scale(pipe):
     with SeenOperations() as seen:
         pipe([0, 1])
-    assert seen.shapes("aten.multinomial") == [(2 * length, 1) for length in (1, 4, 16)]
+    assert seen.shapes("aten.exponential") == [(2, length, 32) for length in (1, 4, 16)]
+    # It looks whether its input is one of probabilities, for which the host waits for an accelerator.
+    assert seen.shapes("aten.multinomial") == []
+
+
+@pytest.mark.parametrize("guidance_scale", [1.0, 2.5])
+def test_the_transformer_is_computed_once_for_both_halves_and_every_token_once(guidance_scale):
+    pipe = make_pipeline(patch_nums=(1, 2, 3, 4))
+    seen = []
+    pipe.transformer.head.register_forward_hook(lambda module, args, output: seen.append(tuple(output.shape)))
+    pipe([0, 1], guidance_scale=guidance_scale)
+    rows = 2 if guidance_scale == 1 else 4
+    assert seen == [(rows, length, 32) for length in (1, 4, 9, 16)]
+
+
+def test_logits_are_searched_but_once_per_scale(pipe):
+    """Every pass over `(batch, length, codebook_size)` counts: more than half of an image's tokens are in the last scale."""
+    with SeenOperations() as seen:
+        pipe([0, 1], top_k=20)
+    whole = (2, 16, 32)
+    assert seen.shapes("aten.cumsum").count(whole) == 1
+    assert seen.shapes("aten._softmax").count(whole) == 1
+    assert seen.shapes("aten.flip") == []
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {},
+        {"guidance_scale": 1.0},
+        {"guidance_scale": lambda k, num_scales: 3.0 if k < 1 else 1.0},
+        {"smooth": True},
+        {"top_k": 5, "top_p": 0.0},
+        {"generator": torch.Generator()},
+        {"generator": [torch.Generator(), torch.Generator()]},
+    ],
+    ids=str,
+)
+def test_the_host_waits_for_no_result(settings):
+    """On the meta device nothing has a value, so that whatever asks for one fails: `item`, `if tensor`, `nonzero`."""
+    pipe = make_pipeline().to("meta")
+    output = pipe([0, 1], output_type="pt", **settings)
+    assert output.codes.shape == (2, 21)
+    assert output.images.shape == (2, 3, 8, 8)
+    assert output.codes.device.type == output.images.device.type == "meta"
 
 
 def test_latents_alone_are_not_decoded(pipe):

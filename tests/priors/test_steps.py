@@ -35,7 +35,7 @@ def logits_in_one_call(model, inputs):
     return model(inputs["class_labels"], inputs["scale_inputs"]).logits
 
 
-@pytest.mark.parametrize("attention", ["sdpa", "eager"])
+@pytest.mark.parametrize("attention", ["sdpa", "eager", "blockwise_sdpa"])
 @pytest.mark.parametrize("shared_adaln", [False, True], ids=["adaln_per_layer", "shared_adaln"])
 @pytest.mark.parametrize("qk_norm", [True, False], ids=["qk_norm", "plain"])
 @pytest.mark.parametrize("schedule", SCHEDULES)

@@ -23,7 +23,8 @@ def in_evaluation_mode(call: Callable) -> Callable:
         for module in training:
             module.training = False
         try:
-            return call(pipeline, *args, **kwargs)
+            with pipeline._matmul_library():
+                return call(pipeline, *args, **kwargs)
         finally:
             for module in training:
                 module.training = True

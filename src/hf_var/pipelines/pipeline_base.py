@@ -11,11 +11,20 @@ from diffusers.image_processor import VaeImageProcessor
 from ..autoencoders import VQVAEModel
 from ..priors import VARCache, VARTransformer
 from .adapters import LoraMixin
+from .compilation import CompilationMixin
 from .components import check_components, in_evaluation_mode
 from .editing import EditingMixin
 from .labels import Labels, label_ids
 from .pipeline_output import VARPipelineOutput
-from .sampling import Generators, apply_guidance, draw_codes, filter_logits, guidance_weight, smooth_weights
+from .sampling import (
+    Generators,
+    apply_guidance,
+    draw_codes,
+    filter_logits,
+    guidance_weight,
+    process_logits,
+    smooth_weights,
+)
 from .settings import (
     SamplingSettings,
     check_count,
@@ -31,7 +40,7 @@ from .settings import (
 Scores = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
 
 
-class VARPipelineBase(EditingMixin, LoraMixin):
+class VARPipelineBase(CompilationMixin, EditingMixin, LoraMixin):
     r"""
     Components, labels and the loop over the scales, for [`VARPipeline`], which describes the arguments, and the
     pipelines that edit images.
@@ -233,7 +242,7 @@ class VARPipelineBase(EditingMixin, LoraMixin):
         conditions = self._conditions(ids, class_embeds, guided=last_guided >= 0) if draws else {}
         batch_size = len(ids) if ids is not None else len(class_embeds)  # pyright: ignore[reportArgumentType]
 
-        model, cache, num_cached = self.transformer, VARCache(config), 0
+        model, cache, num_cached = self.transformer, self._empty_cache(conditions), 0
         latents: torch.Tensor | None = None
         scale_inputs: list[torch.Tensor | None] = [None]
         codes: list[torch.Tensor] = []
@@ -262,14 +271,15 @@ class VARPipelineBase(EditingMixin, LoraMixin):
                 # The cache knows the class after the first call.
                 begin = conditions if num_cached == 0 else {}
                 begin = {name: value if guided else value[:batch_size] for name, value in begin.items()}
-                logits = model(**begin, scale_inputs=read, past_key_values=cache).logits
+                step = self._step(model, cache, k, num_cached)
+                logits = step(**begin, scale_inputs=read, past_key_values=cache).logits
                 logits = logits[:, -config.scale_lengths[k] :]
                 num_cached = k + 1
                 if guided:
                     logits = apply_guidance(logits, guidance_weight(self.guidance_scale, k, num_scales))
                 if settings.logits_processor is not None:
                     guided_logits = logits
-                    logits = self._process(settings, codes, logits, k, previous_logits)
+                    logits = process_logits(settings.logits_processor, codes, logits, k, previous_logits)
                     previous_logits = guided_logits
                 # (batch, length of the scale, codebook_size)
                 logits = filter_logits(logits / settings.temperature[k], settings.top_k[k], settings.top_p[k])
@@ -336,7 +346,7 @@ class VARPipelineBase(EditingMixin, LoraMixin):
         """Latents as images in the form that was asked for."""
         if output_type == "latent":
             return latents
-        return self.image_processor.postprocess(self.vqvae.decode(latents=latents).sample, output_type=output_type)
+        return self.image_processor.postprocess(self._decode(latents), output_type=output_type)
 
     def _output(self, images: Any, codes: torch.Tensor, return_dict: bool) -> VARPipelineOutput | tuple:
         self.maybe_free_model_hooks()
@@ -370,27 +380,6 @@ class VARPipelineBase(EditingMixin, LoraMixin):
             nothing = self.transformer.get_class_embeds(torch.full((len(embeds),), unconditional)).to(embeds)
             embeds = torch.cat([embeds, nothing])
         return {"class_embeds": embeds}
-
-    @staticmethod
-    def _process(
-        settings: SamplingSettings,
-        codes: list[torch.Tensor],
-        logits: torch.Tensor,
-        k: int,
-        previous_logits: torch.Tensor | None,
-    ) -> torch.Tensor:
-        """Logits as the processors leave them, which see every token as a row of its own."""
-        batch_size, length, codebook_size = logits.shape
-        known = (
-            torch.cat(codes, dim=1) if codes else torch.empty(batch_size, 0, dtype=torch.long, device=logits.device)
-        )
-        processed = settings.logits_processor(  # pyright: ignore[reportOptionalCall]
-            known.repeat_interleave(length, dim=0),  # pyright: ignore[reportArgumentType]
-            logits.flatten(0, 1),
-            scale=k,
-            previous_logits=previous_logits,
-        )
-        return processed.view(batch_size, length, codebook_size)
 
     def _call_back(
         self, callback: Callable, names: tuple[str, ...] | list[str], step: int, k: int, latents: torch.Tensor

@@ -158,7 +158,7 @@ class VARInpaintPipeline(VARPipelineBase):
         )
         if not paste_original:
             return self._output(self._images(latents, output_type), codes, return_dict)
-        sample = self.vqvae.decode(latents=latents).sample
+        sample = self._decode(latents)
         pixels, mask = pixels[items["image"]].to(sample.device), mask[items["mask_image"]].to(sample.device)
         sample = paste_kept(sample, pixels, mask, feather_width)
         return self._output(self.image_processor.postprocess(sample, output_type=output_type), codes, return_dict)

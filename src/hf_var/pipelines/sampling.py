@@ -5,6 +5,7 @@ from collections.abc import Callable
 
 import torch
 from torch.nn import functional
+from transformers import LogitsProcessorList
 
 
 Generators = torch.Generator | list[torch.Generator] | None
@@ -37,6 +38,37 @@ def apply_guidance(logits: torch.Tensor, weight: float) -> torch.Tensor:
     return conditional if weight == 1 else weight * conditional + (1 - weight) * unconditional
 
 
+def process_logits(
+    processors: LogitsProcessorList,
+    codes: list[torch.Tensor],
+    logits: torch.Tensor,
+    k: int,
+    previous_logits: torch.Tensor | None,
+) -> torch.Tensor:
+    """
+    Logits as `processors` leave them, which see every token as a row of its own.
+
+    Args:
+        processors (`LogitsProcessorList`): See [`VARPipeline.__call__`].
+        codes (`list[torch.LongTensor]`): Of the scales before, `(batch, length of the scale)`.
+        logits (`torch.Tensor` of shape `(batch, length, codebook_size)`): Guided logits of scale `k`.
+        k (`int`): Scale, from 0.
+        previous_logits (`torch.Tensor`, *optional*): Guided logits of the scale before.
+
+    Returns:
+        `torch.Tensor` of shape `(batch, length, codebook_size)`.
+    """
+    batch_size, length, codebook_size = logits.shape
+    known = torch.cat(codes, dim=1) if codes else torch.empty(batch_size, 0, dtype=torch.long, device=logits.device)
+    processed = processors(
+        known.repeat_interleave(length, dim=0),  # pyright: ignore[reportArgumentType]
+        logits.flatten(0, 1),
+        scale=k,
+        previous_logits=previous_logits,
+    )
+    return processed.view(batch_size, length, codebook_size)
+
+
 def filter_logits(logits: torch.Tensor, top_k: int, top_p: float) -> torch.Tensor:
     """
     Set all but the `top_k` largest logits to minus infinity, then of these all but the smallest set that holds the
@@ -58,44 +90,53 @@ def filter_logits(logits: torch.Tensor, top_k: int, top_p: float) -> torch.Tenso
     largest = logits.topk(top_k if filters_by_k else codebook_size, dim=-1).values  # descending
     kept = logits >= largest[..., -1:]
     if filters_by_p:
-        log_total = logits.masked_fill(~kept, -torch.inf).logsumexp(dim=-1, keepdim=True)
+        log_total = logits.where(kept, -torch.inf).logsumexp(dim=-1, keepdim=True)
         probabilities = (largest - log_total).exp()
         mass_before = probabilities.cumsum(dim=-1) - probabilities
-        last = (mass_before < top_p).sum(dim=-1, keepdim=True).clamp(min=1) - 1
-        boundary = largest.gather(-1, last)
+        num_needed = (mass_before < top_p).sum(dim=-1, keepdim=True).clamp(min=1)
+        boundary = largest.gather(-1, num_needed - 1)
         # Of several codes with the boundary's logit only as many stay as the probability needs, the last ones.
         tied = logits == boundary
         mass_above = (probabilities * (largest > boundary)).sum(dim=-1, keepdim=True)
         num_tied_kept = ((top_p - mass_above) / (boundary - log_total).exp()).ceil().clamp(min=1)
-        rank_from_end = tied.flip(-1).cumsum(dim=-1).flip(-1)
-        kept = (logits > boundary) | (tied & (rank_from_end <= num_tied_kept))
-    return logits.masked_fill(~kept, -torch.inf)
+        num_tied_dropped = tied.sum(dim=-1, keepdim=True) - num_tied_kept
+        kept = (logits > boundary) | (tied & (tied.cumsum(dim=-1, dtype=torch.int32) > num_tied_dropped))
+    return logits.where(kept, -torch.inf)
 
 
 def draw_codes(logits: torch.Tensor, generator: Generators = None) -> torch.Tensor:
     """
     Draw a code for every token, by one multinomial draw per scale, or per image with a list of generators.
 
+    The codes are those of `torch.multinomial`, which waits for an accelerator to check its input: the most probable code
+    after a division by exponential noise (of exponential variables, the one with the highest rate is the first with
+    that rate's share as its probability).
+
     Args:
         logits (`torch.Tensor` of shape `(batch, length, codebook_size)`): Filtered logits.
         generator (`torch.Generator` or list of them, *optional*):
-            May live on another device than the logits: the draw happens there.
+            May live on another device than the logits: the noise is drawn there.
 
     Returns:
         `torch.LongTensor` of shape `(batch, length)`.
+
+    Raises:
+        `ValueError`: If a logit is not a number. On an accelerator this is not looked at, the comparison would wait for
+            the device.
     """
     probabilities = functional.softmax(logits, dim=-1)
+    if probabilities.device.type == "cpu" and not probabilities.sum().isfinite():
+        raise ValueError("`logits` must be numbers, got nan: half precision may have overflowed in the transformer.")
+    return (probabilities / _exponential(probabilities, generator)).argmax(dim=-1)
+
+
+def _exponential(like: torch.Tensor, generator: Generators) -> torch.Tensor:
+    """Exponential noise in the shape of `like`, from a generator on any device, or from one for each image."""
     if isinstance(generator, list):
-        return torch.cat(
-            [_multinomial(image, single) for image, single in zip(probabilities.split(1), generator, strict=True)]
-        )
-    return _multinomial(probabilities, generator)
-
-
-def _multinomial(probabilities: torch.Tensor, generator: torch.Generator | None) -> torch.Tensor:
-    device = probabilities.device if generator is None else generator.device
-    codes = torch.multinomial(probabilities.flatten(0, 1).to(device), num_samples=1, generator=generator)
-    return codes.view(probabilities.shape[:-1]).to(probabilities.device)
+        return torch.cat([_exponential(image, single) for image, single in zip(like.split(1), generator, strict=True)])
+    device = like.device if generator is None else generator.device
+    noise = torch.empty(like.shape, dtype=like.dtype, device=device).exponential_(generator=generator)
+    return noise.to(like.device, non_blocking=True)
 
 
 def smooth_weights(logits: torch.Tensor, k: int, num_scales: int, generator: Generators = None) -> torch.Tensor:
@@ -114,14 +155,5 @@ def smooth_weights(logits: torch.Tensor, k: int, num_scales: int, generator: Gen
     """
     depth = k / (num_scales - 1) if num_scales > 1 else 1.0
     temperature = max(0.27 * (1 - 0.95 * depth), 0.005)
-    if isinstance(generator, list):
-        noise = torch.cat([_gumbel(image, single) for image, single in zip(logits.split(1), generator, strict=True)])
-    else:
-        noise = _gumbel(logits, generator)
+    noise = -_exponential(logits, generator).log()
     return functional.softmax((logits * (1 + depth) + noise) / temperature, dim=-1)
-
-
-def _gumbel(like: torch.Tensor, generator: torch.Generator | None) -> torch.Tensor:
-    device = like.device if generator is None else generator.device
-    exponential = torch.empty(like.shape, dtype=like.dtype, device=device).exponential_(generator=generator)
-    return -exponential.log().to(like.device)

@@ -1,0 +1,211 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`pipe.compile()`: the same images, and nothing compiled twice. Tracing is what can fail here, so the quick backend does."""
+
+import pytest
+import torch
+from torch._dynamo.testing import CompileCounterWithBackend
+
+from hf_var import VARImg2ImgPipeline, VARInpaintPipeline
+from pipelines.tiny import make_pipeline, make_transformer, seeded
+
+
+SETTINGS = [
+    pytest.param({}, id="plain"),
+    pytest.param({"guidance_scale": 1.0}, id="unguided"),
+    pytest.param({"guidance_scale": lambda k, num_scales: 3.0 if k < 2 else 1.0}, id="guided_at_first"),
+    pytest.param({"smooth": True}, id="smooth"),
+    pytest.param({"callback_on_step_end": lambda pipe, step, timestep, tensors: tensors}, id="callback"),
+]
+
+
+@pytest.fixture(autouse=True)
+def fresh_compiler():
+    torch.compiler.reset()
+    yield
+    torch.compiler.reset()
+
+
+def draw(pipe, labels=(0, 1, None), **settings):
+    return pipe(list(labels), generator=seeded(), output_type="pt", **settings)
+
+
+def assert_same(output, expected):
+    assert torch.equal(output.codes, expected.codes)
+    torch.testing.assert_close(output.images, expected.images, rtol=0, atol=1e-5)
+
+
+def compile_and_count(pipe) -> CompileCounterWithBackend:
+    counter = CompileCounterWithBackend("eager")
+    pipe.compile(backend=counter, fullgraph=True)
+    return counter
+
+
+@pytest.mark.parametrize("settings", SETTINGS)
+def test_compiled_models_draw_the_same(pipe, settings):
+    expected = draw(pipe, **settings)
+    counter = compile_and_count(pipe)
+    assert counter.frame_count == 0
+    assert_same(draw(pipe, **settings), expected)
+    compiled = counter.frame_count
+    assert compiled > 0
+    for _ in range(2):
+        assert_same(draw(pipe, **settings), expected)
+    assert counter.frame_count == compiled
+
+
+def test_every_scale_has_one_graph_and_the_decoder_another():
+    # More scales than the eight graphs that Dynamo makes of one function.
+    patch_nums = (1, 2, 3, 4, 5, 6, 7, 8, 9)
+    pipe = make_pipeline(patch_nums=patch_nums, transformer={"num_hidden_layers": 1})
+    expected = draw(pipe)
+    counter = compile_and_count(pipe)
+    for _ in range(2):
+        assert_same(draw(pipe), expected)
+        assert counter.frame_count == len(patch_nums) + 1
+    # Another batch size: again as many.
+    draw(pipe, labels=[0])
+    assert counter.frame_count == 2 * (len(patch_nums) + 1)
+    assert_same(draw(pipe), expected)
+    draw(pipe, labels=[0])
+    assert counter.frame_count == 2 * (len(patch_nums) + 1)
+
+
+@pytest.mark.slow
+def test_compiled_kernels_draw_the_same(pipe):
+    expected = draw(pipe)
+    pipe.compile()
+    for _ in range(2):
+        output = draw(pipe)
+        assert torch.equal(output.codes, expected.codes)
+        torch.testing.assert_close(output.images, expected.images, rtol=0, atol=1e-4)
+
+
+def test_the_cache_stays_between_calls_of_the_same_batch_size(pipe):
+    compile_and_count(pipe)
+    addresses = []
+    for labels in ([0, 1], [2, 3], [0]):
+        draw(pipe, labels=labels)
+        addresses.append(
+            {buffer.data_ptr() for layer in pipe._compiled.cache.layers for buffer in (layer.keys, layer.values)}
+        )
+    assert addresses[0] == addresses[1]
+    assert pipe._compiled.cache.batch_size == 2
+
+
+def test_classes_of_the_last_call_are_forgotten(pipe):
+    expected = draw(pipe, labels=[2, 3])
+    compile_and_count(pipe)
+    draw(pipe, labels=[0, 1])
+    assert_same(draw(pipe, labels=[2, 3]), expected)
+
+
+def test_an_interrupted_call_leaves_nothing_behind(pipe):
+    def fail(*_):
+        raise RuntimeError("stopped by the callback")
+
+    expected = draw(pipe)
+    compile_and_count(pipe)
+    with pytest.raises(RuntimeError, match="stopped"):
+        draw(pipe, callback_on_step_end=fail)
+    assert_same(draw(pipe), expected)
+
+
+def test_changed_weights_are_seen(pipe):
+    compile_and_count(pipe)
+    before = draw(pipe)
+    changed = make_pipeline(transformer={"seed": 5})
+    pipe.transformer.load_state_dict(changed.transformer.state_dict())
+    expected = draw(changed)
+    assert not torch.equal(expected.codes, before.codes)
+    assert_same(draw(pipe), expected)
+
+
+def test_an_exchanged_transformer_is_run_as_it_is(pipe):
+    counter = compile_and_count(pipe)
+    changed = make_pipeline(transformer={"seed": 5})
+    pipe.transformer = changed.transformer
+    assert_same(draw(pipe), draw(changed))
+    # The decoder alone.
+    assert counter.frame_count == 1
+
+
+def test_a_refiner_is_run_as_it_is(pipe):
+    refiner = make_transformer(seed=7)
+    expected = [draw(pipe, refiner=model, refiner_start=1) for model in (refiner, pipe.transformer)]
+    counter = compile_and_count(pipe)
+    for model, images in zip((refiner, pipe.transformer), expected, strict=True):
+        assert_same(draw(pipe, refiner=model, refiner_start=1), images)
+    # The first scale and the decoder.
+    assert counter.frame_count == 2
+
+
+@pytest.mark.parametrize("pipeline_class", [VARImg2ImgPipeline, VARInpaintPipeline])
+def test_pipelines_that_edit(pipe, pipeline_class):
+    edit = pipeline_class.from_pipe(pipe)
+    edit.set_progress_bar_config(disable=True)
+    image = torch.rand(1, 3, 8, 8, generator=seeded())
+    inputs = {"image": image, "class_labels": [0, 1], "output_type": "pt"}
+    inputs |= {"mask_image": torch.ones(8, 8)} if pipeline_class is VARInpaintPipeline else {"strength": 0.7}
+
+    def run():
+        return edit(**inputs, generator=seeded())
+
+    expected = run()
+    counter = compile_and_count(edit)
+    assert_same(run(), expected)
+    compiled = counter.frame_count
+    assert compiled >= 2
+    assert_same(run(), expected)
+    assert counter.frame_count == compiled
+
+
+def test_half_precision_after_compiling(pipe):
+    compile_and_count(pipe)
+    draw(pipe)
+    pipe.to(torch.bfloat16)
+    twin = make_pipeline().to(torch.bfloat16)
+    assert torch.equal(draw(pipe, top_k=1).codes, draw(twin, top_k=1).codes)
+    assert {layer.keys.dtype for layer in pipe._compiled.cache.layers} == {torch.bfloat16}
+
+
+def test_onednn_is_chosen_for_the_time_of_a_call(pipe):
+    setting, seen = torch.backends.mkldnn.matmul, []
+
+    def note(pipe, step, timestep, tensors):
+        seen.append(setting.fp32_precision)
+        return {}
+
+    def fail(*_):
+        raise RuntimeError("stopped by the callback")
+
+    before = setting.fp32_precision
+    expected = draw(pipe, callback_on_step_end=note)
+    assert set(seen) == {before}
+    pipe.enable_onednn_matmul()
+    seen.clear()
+    output = draw(pipe, callback_on_step_end=note)
+    assert set(seen) == {"bf16"} != {before}
+    assert setting.fp32_precision == before
+    assert_same(output, expected)
+    with pytest.raises(RuntimeError, match="stopped"):
+        draw(pipe, callback_on_step_end=fail)
+    assert setting.fp32_precision == before
+    pipe.disable_onednn_matmul()
+    seen.clear()
+    draw(pipe, callback_on_step_end=note)
+    assert set(seen) == {before}
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("settings", SETTINGS)
+def test_replayed_graphs_draw_the_same(settings):
+    pipe = make_pipeline().to(torch.accelerator.current_accelerator())
+    labels = ([0, 1, None], [2, 3, 4], [0, 1, None], [2])
+    expected = [draw(pipe, labels=classes, **settings) for classes in labels]
+    pipe.compile()
+    # Graphs are recorded in the second call and replayed from the third one on.
+    for _ in range(2):
+        for classes, images in zip(labels, expected, strict=True):
+            output = draw(pipe, labels=classes, **settings)
+            assert torch.equal(output.codes, images.codes)
+            torch.testing.assert_close(output.images, images.images, rtol=0, atol=1e-4)
