@@ -41,14 +41,15 @@ TRAIN |= {"yaml", "fsspec", "pyarrow", "tqdm"}  # datasets always brings these
 # A part is a folder or module directly in src/hf_var. Accelerate, though always installed, belongs to training alone.
 MAY_IMPORT: dict[str, tuple[set[str], set[str]]] = {
     "scales": (set(), set()),
+    "precision": (set(), {"torch"}),
     "autoencoders": ({"scales"}, {"torch", "transformers", OFFLOAD_DECORATOR}),
     "priors": ({"scales"}, {"torch", "transformers"}),
-    "pipelines": (STAGES, CORE | {"diffusers"}),
+    "pipelines": (STAGES | {"precision"}, CORE | {"diffusers"}),
     "registration": (STAGES | {"pipelines"}, {"transformers", "diffusers"}),
     "weight_files": (set(), {"torch", "safetensors"}),
     "conversion": (STAGES | {"weight_files"}, CORE),
     "scoring": (STAGES | {"pipelines"}, CORE | {"diffusers"}),
-    "training": (STAGES | {"weight_files"}, CORE | TRAIN | {"torch_fidelity", AVERAGE}),
+    "training": (STAGES | {"weight_files", "precision"}, CORE | TRAIN | {"torch_fidelity", AVERAGE}),
     "evaluation": (STAGES | {"__init__", "pipelines", "training"}, CORE | TRAIN | {"diffusers"}),
     "__init__": (LIBRARY, {"transformers", "diffusers"}),
     # Its training commands import what comes with an extra when they are called.

@@ -15,6 +15,7 @@ import torch
 from torch import nn
 
 from hf_var import VARConfig, VARTransformer, VQVAEConfig, VQVAEModel
+from hf_var.precision import ONEDNN_MATMUL, fp32_precision
 
 
 # Depth, by which VAR's width and heads go (Tian et al. 2024, section 4.2).
@@ -107,11 +108,5 @@ def onednn_matmul(enabled: bool = True) -> Iterator[None]:
     Inside, fp32 matrix products on a CPU go to oneDNN in place of the library that torch was built with, by torch's public
     switch. On a CPU whose matrix units know bf16 (AMX) this permits lower precision.
     """
-    settings = torch.backends.mkldnn.matmul  # pyright: ignore[reportAttributeAccessIssue]
-    previous = settings.fp32_precision
-    if enabled:
-        settings.fp32_precision = "bf16"
-    try:
+    with fp32_precision(ONEDNN_MATMUL if enabled else {}):
         yield
-    finally:
-        settings.fp32_precision = previous

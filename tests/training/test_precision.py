@@ -5,9 +5,9 @@ import pytest
 import torch
 from accelerate import Accelerator
 
+from hf_var.precision import fp32_precision
 from hf_var.training.arguments import TrainingArguments
-from hf_var.training.precision import matmul_precision
-from hf_var.training.run import TrainingRun
+from hf_var.training.run import MATMUL_PRECISIONS, TrainingRun
 
 
 def settings() -> tuple[str, str]:
@@ -20,7 +20,7 @@ def test_settings_are_put_back_after_an_error(precision: str, expected: tuple[st
     inside = []
 
     def fail() -> None:
-        with matmul_precision(precision):
+        with fp32_precision(MATMUL_PRECISIONS[precision]):
             inside.append(settings())
             raise RuntimeError("on purpose")
 
@@ -28,7 +28,7 @@ def test_settings_are_put_back_after_an_error(precision: str, expected: tuple[st
         fail()
     assert inside == [expected]
     assert settings() == before
-    with matmul_precision("ieee"):
+    with fp32_precision(MATMUL_PRECISIONS["ieee"]):
         assert settings() == before
 
 
@@ -44,7 +44,7 @@ def test_a_run_sets_them_until_it_ends(tmp_path) -> None:
 def test_products_stay_close() -> None:
     factors = torch.randn(2, 256, 256, generator=torch.Generator().manual_seed(0))
     exact = factors[0].double() @ factors[1].double()
-    with matmul_precision("bf16"):
+    with fp32_precision(MATMUL_PRECISIONS["bf16"]):
         product = factors[0] @ factors[1]
     # 8 bits of both factors where the hardware is faster so, all 24 where not.
     assert (product - exact).std() < 2**-8 * exact.std()

@@ -1,14 +1,15 @@
 # SPDX-License-Identifier: Apache-2.0
 """Faster ways to draw the same images: compiled models, and torch's switch between the CPU's matrix libraries."""
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
+from contextlib import AbstractContextManager
 from typing import Any
 
 import torch
 from diffusers import DiffusionPipeline
 
 from ..autoencoders import VQVAEModel
+from ..precision import ONEDNN_MATMUL, fp32_precision
 from ..priors import VARCache, VARTransformer
 
 
@@ -102,18 +103,9 @@ class CompilationMixin(DiffusionPipeline):
         """Leave the choice of the library to torch again, see [`~VARPipeline.enable_onednn_matmul`]."""
         self._prefers_onednn = False
 
-    @contextmanager
-    def _matmul_library(self) -> Iterator[None]:
+    def _matmul_library(self) -> AbstractContextManager[None]:
         """The setting of [`~VARPipeline.enable_onednn_matmul`], for the time of a call."""
-        setting = torch.backends.mkldnn.matmul  # pyright: ignore[reportAttributeAccessIssue]
-        before = setting.fp32_precision
-        if self._prefers_onednn:
-            setting.fp32_precision = "bf16"
-        try:
-            yield
-        finally:
-            if self._prefers_onednn:
-                setting.fp32_precision = before
+        return fp32_precision(ONEDNN_MATMUL if self._prefers_onednn else {})
 
     def _empty_cache(self, conditions: dict[str, torch.Tensor]) -> VARCache:
         """A cache for the transformer; without `conditions` nothing will be drawn."""

@@ -11,6 +11,7 @@ from threading import get_ident
 import torch
 from torch import nn
 
+from ..precision import EXACT_ON_CUDA, fp32_precision
 from ..weight_files import read_state_dict
 
 
@@ -176,16 +177,8 @@ def full_precision(device_type: str) -> Iterator[None]:
     Args:
         device_type (`str`): Where autocast is switched off.
     """
-    backends = torch.backends.cudnn.conv, torch.backends.cuda.matmul  # pyright: ignore[reportAttributeAccessIssue]
-    precisions = [backend.fp32_precision for backend in backends]
-    try:
-        for backend in backends:
-            backend.fp32_precision = "ieee"
-        with torch.autocast(device_type, enabled=False):
-            yield
-    finally:
-        for backend, precision in zip(backends, precisions, strict=True):
-            backend.fp32_precision = precision
+    with fp32_precision(EXACT_ON_CUDA), torch.autocast(device_type, enabled=False):
+        yield
 
 
 def _download(url: str) -> str:

@@ -25,13 +25,20 @@ from torch.distributed.fsdp import MixedPrecisionPolicy
 from tqdm.auto import tqdm
 from transformers.utils import logging
 
+from ..precision import ONEDNN_MATMUL, fp32_precision
 from .arguments import TrainingArguments
 from .checkpoints import TrainingLog, checkpoint_step, find_checkpoint, remove_later_checkpoints, save_checkpoint
-from .precision import matmul_precision
 from .sharding import whole_tensor
 
 
 logger = logging.get_logger(__name__)
+
+# What `matmul_precision` sets. GPUs have no bf16 products of fp32 factors.
+MATMUL_PRECISIONS = {
+    "ieee": {},
+    "tf32": {"mkldnn.matmul": "tf32", "cuda.matmul": "tf32"},
+    "bf16": {**ONEDNN_MATMUL, "cuda.matmul": "tf32"},
+}
 
 
 def make_accelerator(args: TrainingArguments) -> Accelerator:
@@ -116,7 +123,7 @@ class TrainingRun:
         self._stop_asked = self._stop_agreed = False
         # Until the end of the run.
         self._settings = ExitStack()
-        self._settings.enter_context(matmul_precision(args.matmul_precision))
+        self._settings.enter_context(fp32_precision(MATMUL_PRECISIONS[args.matmul_precision]))
         self._handler: Any = None
         # To agree on it every step: through the CPUs, so that nothing waits for a device.
         self._stop_group: Any = torch.distributed.new_group(backend="gloo") if accelerator.num_processes > 1 else None
