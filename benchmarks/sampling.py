@@ -45,17 +45,16 @@ def default_variants(args) -> list[str]:
         eager = [name for name in VAR_VARIANTS if "compiled" not in name]
         return [*eager, "raster", "dit_25", "dit_250_onednn", "dit_xl_25_bf16"]
     if args.device.type == "cpu":
-        return [name for name in VAR_VARIANTS if name != "plain_bf16"] + CPU_PEERS
+        return VAR_VARIANTS + CPU_PEERS
     return VAR_VARIANTS + GPU_PEERS
 
 
 def measure(args, samplers: Samplers, names: list[str], batch_size: int, limits) -> tuple[list[dict], dict]:
     """Rows of the table for one batch size, and the variants that cannot run."""
     variants, skipped = available({name: lambda name=name: samplers.make(name, batch_size) for name in names})
-    rounds = args.rounds if batch_size == 1 or args.device.type != "cpu" else max(1, args.rounds // batch_size)
-    # On a CPU only what is compiled is much slower the first time.
-    warm_up = [name for name in variants if args.device.type != "cpu" or "compiled" in name or args.smoke]
-    series = alternate(variants, rounds, warm_up)
+    # Peers take minutes, and what a first call costs them is little of that.
+    warm_up = [name for name in variants if args.device.type != "cpu" or name in VAR_VARIANTS or args.smoke]
+    series = alternate(variants, args.rounds, warm_up)
     floors = {}
     for name in variants:
         if name in VAR_VARIANTS:

@@ -66,6 +66,8 @@ class Steps:
     def __init__(self, model: str, device: torch.device, batch_size: int):
         self.device = device
         self.transformer = make_transformer(transformer_fields(model), device=device).train()
+        # As train_var.py does.
+        self.transformer.set_attn_implementation("blockwise_sdpa")
         self.vqvae: Any = make_vqvae(vqvae_fields(model), device=device).requires_grad_(False)
         calibrate(self.vqvae)
         self.plain_vqvae = PlainVQVAE(self.vqvae)
@@ -114,8 +116,8 @@ class Steps:
     def _plain_loss(self, from_images: bool) -> tuple[Callable[[], torch.Tensor], torch.optim.Optimizer]:
         if self.plain is None:
             self.plain = PlainVAR(self.transformer, trainable=True)
-            # Neither fused nor batched over parameters.
-            self.plain_optimizer = torch.optim.AdamW(self.plain.parameters(), lr=0.0, foreach=False)
+            # Not fused, otherwise as torch has it.
+            self.plain_optimizer = torch.optim.AdamW(self.plain.parameters(), lr=0.0)
         plain = self.plain
 
         def loss() -> torch.Tensor:

@@ -17,6 +17,7 @@ from .models import MODELS
 COLUMNS = [
     ("variant", "variant", "{}"),
     ("batch", "batch_size", "{}"),
+    ("rounds", "rounds", "{}"),
     ("seconds", "median", "{:.4g}"),
     ("from", "fastest", "{:.4g}"),
     ("to", "slowest", "{:.4g}"),
@@ -133,7 +134,7 @@ def make_rows(
     """
     rows = []
     for name, own in series.items():
-        row = {"variant": name, "batch_size": batch_size, **own.times()}
+        row = {"variant": name, "batch_size": batch_size, "rounds": len(own.seconds), **own.times()}
         row["per_image"] = row["median"] / batch_size
         if baseline in series:
             row |= own.ratios(series[baseline]) | {"baseline": baseline}

@@ -148,9 +148,7 @@ class Samplers:
         for method in wanted:
             if not hasattr(VARPipeline, method):
                 raise Unavailable(f"`VARPipeline` has no `{method}`")
-        # Compiling changes the memory format of the tokenizer, which the other variants share.
-        vqvae = copy.deepcopy(self.vqvae(dtype)) if compiled else self.vqvae(dtype)
-        pipe = VARPipeline(self.transformer(dtype), vqvae)
+        pipe = VARPipeline(self.transformer(dtype), self.vqvae(dtype))
         pipe.set_progress_bar_config(disable=True)
         for method in wanted:
             getattr(pipe, method)()

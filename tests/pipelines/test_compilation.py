@@ -1,11 +1,16 @@
 # SPDX-License-Identifier: Apache-2.0
 """`pipe.compile()`: the same images, and nothing compiled twice. Tracing is what can fail here, so the quick backend does."""
 
+import copy
+import pickle
+from concurrent.futures import ThreadPoolExecutor
+
 import pytest
 import torch
 from torch._dynamo.testing import CompileCounterWithBackend
 
 from hf_var import VARImg2ImgPipeline, VARInpaintPipeline
+from hf_var.precision import ONEDNN_MATMUL, fp32_precision
 from pipelines.tiny import make_pipeline, make_transformer, seeded
 
 
@@ -32,6 +37,12 @@ def draw(pipe, labels=(0, 1, None), **settings):
 def assert_same(output, expected):
     assert torch.equal(output.codes, expected.codes)
     torch.testing.assert_close(output.images, expected.images, rtol=0, atol=1e-5)
+
+
+def kept_cache(pipe):
+    """The cache that waits for the next call."""
+    ((cache, _),) = pipe._compiled._idle
+    return cache
 
 
 def compile_and_count(pipe) -> CompileCounterWithBackend:
@@ -86,10 +97,10 @@ def test_the_cache_stays_between_calls_of_the_same_batch_size(pipe):
     for labels in ([0, 1], [2, 3], [0]):
         draw(pipe, labels=labels)
         addresses.append(
-            {buffer.data_ptr() for layer in pipe._compiled.cache.layers for buffer in (layer.keys, layer.values)}
+            {buffer.data_ptr() for layer in kept_cache(pipe).layers for buffer in (layer.keys, layer.values)}
         )
     assert addresses[0] == addresses[1]
-    assert pipe._compiled.cache.batch_size == 2
+    assert kept_cache(pipe).batch_size == 2
 
 
 def test_classes_of_the_last_call_are_forgotten(pipe):
@@ -165,7 +176,7 @@ def test_half_precision_after_compiling(pipe):
     pipe.to(torch.bfloat16)
     twin = make_pipeline().to(torch.bfloat16)
     assert torch.equal(draw(pipe, top_k=1).codes, draw(twin, top_k=1).codes)
-    assert {layer.keys.dtype for layer in pipe._compiled.cache.layers} == {torch.bfloat16}
+    assert {layer.keys.dtype for layer in kept_cache(pipe).layers} == {torch.bfloat16}
 
 
 def test_onednn_is_chosen_for_the_time_of_a_call(pipe):
@@ -194,6 +205,84 @@ def test_onednn_is_chosen_for_the_time_of_a_call(pipe):
     seen.clear()
     draw(pipe, callback_on_step_end=note)
     assert set(seen) == {before}
+
+
+def test_a_call_within_a_call_draws_as_it_would_alone(pipe):
+    expected = draw(pipe)
+    compile_and_count(pipe)
+    draw(pipe)
+    inner = []
+
+    def draw_again(pipe, step, timestep, tensors):
+        if step == 0 and not inner:
+            inner.append(None)
+            inner.append(draw(pipe))
+        return tensors
+
+    assert_same(draw(pipe, callback_on_step_end=draw_again), expected)
+    assert_same(inner[1], expected)
+
+
+def test_calls_in_two_threads_do_not_share_their_cache(pipe):
+    expected = draw(pipe)
+    pipe.compile(backend="eager")
+    draw(pipe)
+    with ThreadPoolExecutor(2) as threads:
+        for output in threads.map(lambda _: draw(pipe), range(8)):
+            assert torch.equal(output.codes, expected.codes)
+
+
+def test_a_first_call_that_fails_leaves_nothing_behind(pipe):
+    expected = draw(pipe)
+    compile_and_count(pipe)
+
+    def fail(*_):
+        raise RuntimeError("out of memory")
+
+    handle = pipe.transformer.layers[1].register_forward_pre_hook(fail)
+    with pytest.raises(RuntimeError, match="out of memory"):
+        draw(pipe)
+    handle.remove()
+    torch.compiler.reset()
+    assert_same(draw(pipe), expected)
+    assert kept_cache(pipe).batch_size == 6
+
+
+def test_a_copy_has_models_of_its_own(pipe):
+    compile_and_count(pipe)
+    expected = draw(pipe)
+    twin = copy.deepcopy(pipe)
+    with torch.no_grad():
+        twin.vqvae.decoder.conv_out.weight.zero_()
+        twin.vqvae.decoder.conv_out.bias.zero_()
+    assert (draw(twin).images == 0.5).all()
+    assert_same(draw(pipe), expected)
+    assert_same(draw(pickle.loads(pickle.dumps(compiled_with_eager(pipe)))), expected)
+
+
+def compiled_with_eager(pipe):
+    pipe.compile(backend="eager")
+    return pipe
+
+
+def test_after_inference_mode_comes_an_ordinary_call(pipe):
+    expected = draw(pipe)
+    pipe.compile(backend="eager")
+    with torch.inference_mode():
+        assert_same(draw(pipe), expected)
+    assert_same(draw(pipe), expected)
+
+
+@pytest.mark.parametrize("order", ["first in, first out", "first in, last out"])
+def test_the_switch_is_put_back_by_the_last_of_several_blocks(order):
+    before = torch.backends.mkldnn.matmul.fp32_precision
+    blocks = [fp32_precision(ONEDNN_MATMUL), fp32_precision(ONEDNN_MATMUL)]
+    for block in blocks:
+        block.__enter__()
+    for block in blocks if order == "first in, first out" else blocks[::-1]:
+        assert torch.backends.mkldnn.matmul.fp32_precision == "bf16"
+        block.__exit__(None, None, None)
+    assert torch.backends.mkldnn.matmul.fp32_precision == before
 
 
 @pytest.mark.gpu

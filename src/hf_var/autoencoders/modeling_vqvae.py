@@ -105,11 +105,15 @@ class VQVAEModel(SlicingAndTilingMixin, PreTrainedModel):
             quantized = self.quantizer(features, return_loss=True)
             # Forward value of the latents, gradient of the features: the search has none (VQ-VAE, section 3.2).
             straight_through = features.float() + (quantized.latents - features.float()).detach()
+        maps = [self._decode_latents(straight_through), features, straight_through]
+        if not self.training:
+            # In the usual memory format, for callers who `view`.
+            maps = [values.contiguous() for values in maps]
         output = VQVAEOutput(
             loss=quantized.loss,
-            sample=self._decode_latents(straight_through),
-            features=features,
-            latents=straight_through,
+            sample=maps[0],
+            features=maps[1],
+            latents=maps[2],
             codes=quantized.codes,
             quantizer_inputs=quantized.inputs,
         )

@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """Faster ways to draw the same images: compiled models, and torch's switch between the CPU's matrix libraries."""
 
-from collections.abc import Callable
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
+from functools import partial
 from typing import Any
 
 import torch
@@ -24,37 +25,72 @@ class CompiledModels:
         options: Those of `torch.compile`.
     """
 
-    def __init__(self, transformer: VARTransformer, vqvae: VQVAEModel, **options):
-        self.transformer, self.vqvae = transformer, vqvae
+    def __init__(self, transformer: VARTransformer, vqvae: VQVAEModel, **options: Any):
+        self.transformer, self.vqvae, self.options = transformer, vqvae, options
         # A callable for each scale, whose shapes and place in the cache are constants. They share the code of `forward`,
         # of which Dynamo makes eight graphs at most, unless each is counted by itself.
-        self.steps = [
-            torch.compile(transformer, isolate_recompiles=True, **options)  # pyright: ignore[reportCallIssue]
-            for _ in transformer.config.patch_nums
-        ]
-        self.decode = torch.compile(vqvae.decode, isolate_recompiles=True, **options)  # pyright: ignore[reportCallIssue]
-        self.cache: VARCache | None = None
-        self.made_for: tuple = ()
+        compiled: Any = partial(torch.compile, isolate_recompiles=True, **options)
+        self.steps = [compiled(transformer) for _ in transformer.config.patch_nums]
+        self.decode = compiled(vqvae.decode)
+        self.lent: VARCache | None = None
+        # The cache and what it was made for; nothing while a call has it. Taking it out of a list is safe among threads.
+        self._idle: list[tuple[VARCache | None, tuple]] = [(None, ())]
+        self._made_for: tuple = ()
 
-    @torch.no_grad()
-    def empty_cache(self, conditions: dict[str, torch.Tensor]) -> VARCache:
-        """A cache for images of the classes `conditions`, whose buffers are those of the last call wherever they fit."""
-        (classes,) = conditions.values()
-        device_type = classes.device.type
-        # The meta device, for one, has no autocast.
-        autocast = torch.amp.is_autocast_available(device_type) and torch.is_autocast_enabled(device_type)
-        made_for = (len(classes), classes.device, self.transformer.dtype, autocast)
-        if self.cache is None or self.cache.batch_size != len(classes) or self.made_for != made_for:
-            self.cache, self.made_for = VARCache(self.transformer.config), made_for
-            # A step makes the buffers. One within a CUDA graph would leave them to the graph, which uses them otherwise.
-            self.transformer(**conditions, past_key_values=self.cache)
-            for layer in self.cache.layers:
-                torch._dynamo.mark_static_address(layer.keys)  # pyright: ignore[reportAttributeAccessIssue]
-                torch._dynamo.mark_static_address(layer.values)  # pyright: ignore[reportAttributeAccessIssue]
-        self.cache.reset()
+    def __reduce__(self) -> tuple:
+        # Copied with its models, not with the functions that were made of them, which belong to the models themselves.
+        return _recompiled, (self.transformer, self.vqvae, self.options)
+
+    def lend(self, conditions: dict[str, torch.Tensor]) -> VARCache | None:
+        """
+        The cache, empty, for images of the classes `conditions`: its buffers are those of the last call if they fit. `None`
+        while another call has it, in another thread or around this one. [`CompiledModels.take_back`] ends the loan.
+        """
+        try:
+            cache, made_for = self._idle.pop()
+        except IndexError:
+            return None
+        try:
+            (classes,) = conditions.values()
+            device_type = classes.device.type
+            # The meta device, for one, has no autocast.
+            autocast = torch.amp.is_autocast_available(device_type) and torch.is_autocast_enabled(device_type)
+            wanted = (
+                len(classes),
+                classes.device,
+                self.transformer.dtype,
+                torch.get_autocast_dtype(device_type) if autocast else None,
+                torch.is_inference_mode_enabled(),
+            )
+            if cache is None or made_for != wanted or cache.batch_size != len(classes):
+                cache = self._make(conditions)
+        except BaseException:
+            self._idle.append((None, ()))
+            raise
+        self.lent, self._made_for = cache, wanted
+        cache.reset()
         # What the graphs of the last call returned is not needed any more, that of this call stays until the next one.
         torch.compiler.cudagraph_mark_step_begin()
-        return self.cache
+        return cache
+
+    def take_back(self, cache: VARCache) -> None:
+        """End a loan, whether the call succeeded or not."""
+        self.lent = None
+        self._idle.append((cache, self._made_for))
+
+    @torch.no_grad()
+    def _make(self, conditions: dict[str, torch.Tensor]) -> VARCache:
+        cache = VARCache(self.transformer.config)
+        # A step makes the buffers. One within a CUDA graph would leave them to the graph, which uses them otherwise.
+        self.transformer(**conditions, past_key_values=cache)
+        for layer in cache.layers:
+            for buffer in (layer.keys, layer.values):  # pyright: ignore[reportAttributeAccessIssue]
+                torch._dynamo.mark_static_address(buffer)  # pyright: ignore[reportArgumentType]
+        return cache
+
+
+def _recompiled(transformer: VARTransformer, vqvae: VQVAEModel, options: dict[str, Any]) -> CompiledModels:
+    return CompiledModels(transformer, vqvae, **options)
 
 
 class CompilationMixin(DiffusionPipeline):
@@ -73,7 +109,11 @@ class CompilationMixin(DiffusionPipeline):
         of the last one. Where several scales are read at once (by [`VARImg2ImgPipeline`] and by a `refiner`), and in a
         `refiner`, the model is run as it is.
 
-        The pipeline's models are not changed, and their weights may be trained or adapted later. Once a model is
+        Eight batch sizes (and guided and unguided calls, and scales of adapters, each count as another one) are compiled at
+        most, further ones are run as they are. So is a call while another one is at work, in another thread or around it.
+
+        The pipeline's models are not changed, and their weights may be trained or adapted later. Pipelines of `from_pipe`
+        are to be compiled by themselves. Once a model is
         exchanged for another or moved to another kind of device, call this method again.
 
         Args:
@@ -107,15 +147,24 @@ class CompilationMixin(DiffusionPipeline):
         """The setting of [`~VARPipeline.enable_onednn_matmul`], for the time of a call."""
         return fp32_precision(ONEDNN_MATMUL if self._prefers_onednn else {})
 
-    def _empty_cache(self, conditions: dict[str, torch.Tensor]) -> VARCache:
-        """A cache for the transformer; without `conditions` nothing will be drawn."""
-        if self._compiled is None or self._compiled.transformer is not _unwrapped(self.transformer) or not conditions:
-            return VARCache(self.transformer.config)
-        return self._compiled.empty_cache(conditions)
+    @contextmanager
+    def _cache_for(self, conditions: dict[str, torch.Tensor]) -> Iterator[VARCache]:
+        """An empty cache for the transformer, for the time of a call; without `conditions` nothing will be drawn."""
+        compiled = self._compiled
+        cache = None
+        if compiled is not None and compiled.transformer is _unwrapped(self.transformer) and conditions:
+            cache = compiled.lend(conditions)
+        if cache is None or compiled is None:
+            yield VARCache(self.transformer.config)
+            return
+        try:
+            yield cache
+        finally:
+            compiled.take_back(cache)
 
     def _step(self, model: VARTransformer, cache: VARCache, k: int, num_cached: int) -> Callable:
         """What computes scale `k` where the cache holds `num_cached` scales: `model` or what is compiled of it."""
-        if self._compiled is None or cache is not self._compiled.cache or num_cached != k:
+        if self._compiled is None or cache is not self._compiled.lent or num_cached != k:
             return model
         return self._compiled.steps[k]
 

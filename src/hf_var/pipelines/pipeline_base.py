@@ -242,7 +242,7 @@ class VARPipelineBase(CompilationMixin, EditingMixin, LoraMixin):
         conditions = self._conditions(ids, class_embeds, guided=last_guided >= 0) if draws else {}
         batch_size = len(ids) if ids is not None else len(class_embeds)  # pyright: ignore[reportArgumentType]
 
-        model, cache, num_cached = self.transformer, self._empty_cache(conditions), 0
+        model, num_cached = self.transformer, 0
         latents: torch.Tensor | None = None
         scale_inputs: list[torch.Tensor | None] = [None]
         codes: list[torch.Tensor] = []
@@ -253,7 +253,10 @@ class VARPipelineBase(CompilationMixin, EditingMixin, LoraMixin):
             codes.append(given[k])
             latents, following = self.vqvae.next_scale(latents, codes[-1], k)
             scale_inputs.append(following)
-        with self.progress_bar(total=self.num_timesteps) as progress_bar:  # pyright: ignore[reportAttributeAccessIssue, reportCallIssue]
+        with (
+            self._cache_for(conditions) as cache,
+            self.progress_bar(total=self.num_timesteps) as progress_bar,  # pyright: ignore[reportAttributeAccessIssue, reportCallIssue]
+        ):
             for k in range(first_scale, num_scales):
                 if self.interrupt:
                     break

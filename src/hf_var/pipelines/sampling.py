@@ -125,7 +125,7 @@ def draw_codes(logits: torch.Tensor, generator: Generators = None) -> torch.Tens
             the device.
     """
     probabilities = functional.softmax(logits, dim=-1)
-    if probabilities.device.type == "cpu" and not probabilities.sum().isfinite():
+    if probabilities.device.type == "cpu" and not probabilities.sum(dtype=torch.float32).isfinite():
         raise ValueError("`logits` must be numbers, got nan: half precision may have overflowed in the transformer.")
     return (probabilities / _exponential(probabilities, generator)).argmax(dim=-1)
 
@@ -136,7 +136,8 @@ def _exponential(like: torch.Tensor, generator: Generators) -> torch.Tensor:
         return torch.cat([_exponential(image, single) for image, single in zip(like.split(1), generator, strict=True)])
     device = like.device if generator is None else generator.device
     noise = torch.empty(like.shape, dtype=like.dtype, device=device).exponential_(generator=generator)
-    return noise.to(like.device, non_blocking=True)
+    # A copy to the CPU that nobody waits for would be read before it is there.
+    return noise.to(like.device, non_blocking=like.device.type != "cpu")
 
 
 def smooth_weights(logits: torch.Tensor, k: int, num_scales: int, generator: Generators = None) -> torch.Tensor:
