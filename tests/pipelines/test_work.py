@@ -121,7 +121,7 @@ def test_logits_are_searched_but_once_per_scale(pipe):
         {"generator": torch.Generator()},
         {"generator": [torch.Generator(), torch.Generator()]},
     ],
-    ids=str,
+    ids=["guided", "unguided", "guided at first", "smooth", "top-k", "generator", "generators"],
 )
 def test_the_host_waits_for_no_result(settings):
     """On the meta device nothing has a value, so that whatever asks for one fails: `item`, `if tensor`, `nonzero`."""
