@@ -101,19 +101,19 @@ class VQVAEModel(SlicingAndTilingMixin, PreTrainedModel):
             `ValueError`: If the images' shape does not fit the configuration.
         """
         features = self._encode_features(pixel_values)
+        if not self.training:
+            # In the usual memory format, for callers who `view`.
+            features = features.contiguous()
         with self._quantizer_precision(features):
             quantized = self.quantizer(features, return_loss=True)
             # Forward value of the latents, gradient of the features: the search has none (VQ-VAE, section 3.2).
             straight_through = features.float() + (quantized.latents - features.float()).detach()
-        maps = [self._decode_latents(straight_through), features, straight_through]
-        if not self.training:
-            # In the usual memory format, for callers who `view`.
-            maps = [values.contiguous() for values in maps]
+        sample = self._decode_latents(straight_through)
         output = VQVAEOutput(
             loss=quantized.loss,
-            sample=maps[0],
-            features=maps[1],
-            latents=maps[2],
+            sample=sample if self.training else sample.contiguous(),
+            features=features,
+            latents=straight_through,
             codes=quantized.codes,
             quantizer_inputs=quantized.inputs,
         )
