@@ -1,5 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`pipe.compile()`: the same images, and nothing compiled twice. Tracing is what can fail here, so the quick backend does."""
+"""
+`pipe.compile(freezing=False)`: the same images, and nothing compiled twice. Tracing is what can fail here, so the quick
+backend does.
+"""
 
 import copy
 import pickle
@@ -84,7 +87,7 @@ def test_every_scale_has_one_graph_and_the_decoder_another():
 @pytest.mark.slow
 def test_compiled_kernels_draw_the_same(pipe):
     expected = draw(pipe)
-    pipe.compile()
+    pipe.compile(freezing=False)
     for _ in range(2):
         output = draw(pipe)
         assert torch.equal(output.codes, expected.codes)

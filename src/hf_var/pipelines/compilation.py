@@ -12,6 +12,7 @@ from diffusers import DiffusionPipeline
 from ..autoencoders import VQVAEModel
 from ..precision import ONEDNN_MATMUL, fp32_precision
 from ..priors import VARCache, VARTransformer
+from .freezing import FrozenModels
 
 
 class CompiledModels:
@@ -32,7 +33,7 @@ class CompiledModels:
         compiled: Any = partial(torch.compile, isolate_recompiles=True, **options)
         self.steps = [compiled(transformer) for _ in transformer.config.patch_nums]
         self.decode = compiled(vqvae.decode)
-        self.lent: VARCache | None = None
+        self._lent: VARCache | None = None
         # The cache and what it was made for; nothing while a call has it. Taking it out of a list is safe among threads.
         self._idle: list[tuple[VARCache | None, tuple]] = [(None, ())]
         self._made_for: tuple = ()
@@ -67,15 +68,19 @@ class CompiledModels:
         except BaseException:
             self._idle.append((None, ()))
             raise
-        self.lent, self._made_for = cache, wanted
+        self._lent, self._made_for = cache, wanted
         cache.reset()
         # What the graphs of the last call returned is not needed any more, that of this call stays until the next one.
         torch.compiler.cudagraph_mark_step_begin()
         return cache
 
+    def has_lent(self, cache: VARCache) -> bool:
+        """Whether `cache` is the one that is lent."""
+        return cache is self._lent
+
     def take_back(self, cache: VARCache) -> None:
         """End a loan, whether the call succeeded or not."""
-        self.lent = None
+        self._lent = None
         self._idle.append((cache, self._made_for))
 
     @torch.no_grad()
@@ -96,37 +101,52 @@ def _recompiled(transformer: VARTransformer, vqvae: VQVAEModel, options: dict[st
 class CompilationMixin(DiffusionPipeline):
     """`compile`, and the switch of CPUs."""
 
-    _compiled: CompiledModels | None = None
+    _compiled: CompiledModels | FrozenModels | None = None
     _prefers_onednn = False
 
-    def compile(self, mode: str | None = None, **kwargs) -> None:
+    def compile(self, mode: str | None = None, freezing: bool | None = None, **kwargs) -> None:
         r"""
-        Compile the steps of the transformer, a graph for each scale, and the decoder. The first call of a batch size
-        takes the time that it needs, for a large model minutes; further ones compile nothing.
+        Compile the models: on a CPU the transformer, with its weights as constants, otherwise the transformer, a graph for
+        each scale, and the decoder. Codes and images are those of the uncompiled pipeline up to rounding.
 
-        It is meant for CUDA, where a small batch waits for its kernels to be launched. Codes and images are those of the
-        uncompiled pipeline up to rounding. A cache of keys and values stays allocated between calls, for the batch size
-        of the last one. Where several scales are read at once (by [`VARImg2ImgPipeline`] and by a `refiner`), and in a
-        `refiner`, the model is run as it is.
+        **With `freezing`**, the first call compiles, which takes a minute for a large model, and one graph serves all
+        scales but the first, and all batch sizes but a single image without guidance, which needs another one. Each graph
+        holds a copy of the weights, until the process ends. Products of fp32 matrices are oneDNN's, in fp32. The decoder
+        is run as it is, as it gains nothing. When the weights have changed since the first call, the transformer is run as
+        it is, too, and a warning says so.
 
-        Eight batch sizes (and guided and unguided calls, and scales of adapters, each count as another one) are compiled at
-        most, further ones are run as they are. So is a call while another one is at work, in another thread or around it.
+        **Without**, the first call of a batch size compiles, for a large model some minutes; further ones compile nothing.
+        It is meant for CUDA, where a small batch waits for its kernels to be launched. A cache of keys and values stays
+        allocated between calls, for the batch size of the last one. Eight batch sizes (and guided and unguided calls, and
+        scales of adapters, each count as another one) are compiled at most, further ones are run as they are. So is a
+        call while another one is at work, in another thread or around it. Weights may be trained or adapted later.
 
-        The pipeline's models are not changed, and their weights may be trained or adapted later. Pipelines of `from_pipe`
-        are to be compiled by themselves. Once a model is
-        exchanged for another or moved to another kind of device, call this method again.
+        Where several scales are read at once (by [`VARImg2ImgPipeline`] and by a `refiner`), and in a `refiner`, the model
+        is run as it is. The pipeline's models are not changed. Pipelines of `from_pipe` are to be
+        compiled by themselves. Once a model is exchanged for another or moved to another kind of device, call this method
+        again.
 
         Args:
             mode (`str`, *optional*):
                 That of `torch.compile`. The default is `"reduce-overhead"` on CUDA, which replays CUDA graphs, unless
                 `backend` or `options` are given.
+            freezing (`bool`, *optional*):
+                Whether the weights become constants. The default is to do so on a CPU, unless a `backend` is given or the
+                transformer is quantized.
             kwargs:
                 Further arguments of `torch.compile`: `backend`, `options`, `fullgraph`.
         """
-        if mode is None and self._execution_device.type == "cuda" and not kwargs.keys() & {"backend", "options"}:
+        transformer, vqvae = _unwrapped(self.transformer), _unwrapped(self.vqvae)
+        device_type = self._execution_device.type
+        if freezing is None:
+            is_quantized = getattr(transformer, "hf_quantizer", None) is not None
+            freezing = device_type == "cpu" and "backend" not in kwargs and not is_quantized
+        if freezing:
+            self._compiled = FrozenModels(transformer, vqvae, mode=mode, **kwargs)
+            return
+        if mode is None and device_type == "cuda" and not kwargs.keys() & {"backend", "options"}:
             mode = "reduce-overhead"
-        options = {"dynamic": False, "mode": mode, **kwargs}
-        self._compiled = CompiledModels(_unwrapped(self.transformer), _unwrapped(self.vqvae), **options)
+        self._compiled = CompiledModels(transformer, vqvae, **{"dynamic": False, "mode": mode, **kwargs})
 
     def enable_onednn_matmul(self) -> None:
         r"""
@@ -151,10 +171,12 @@ class CompilationMixin(DiffusionPipeline):
     def _cache_for(self, conditions: dict[str, torch.Tensor]) -> Iterator[VARCache]:
         """An empty cache for the transformer, for the time of a call; without `conditions` nothing will be drawn."""
         compiled = self._compiled
-        cache = None
-        if compiled is not None and compiled.transformer is _unwrapped(self.transformer) and conditions:
-            cache = compiled.lend(conditions)
-        if cache is None or compiled is None:
+        if (
+            compiled is None
+            or compiled.transformer is not _unwrapped(self.transformer)
+            or not conditions
+            or (cache := compiled.lend(conditions)) is None
+        ):
             yield VARCache(self.transformer.config)
             return
         try:
@@ -164,7 +186,7 @@ class CompilationMixin(DiffusionPipeline):
 
     def _step(self, model: VARTransformer, cache: VARCache, k: int, num_cached: int) -> Callable:
         """What computes scale `k` where the cache holds `num_cached` scales: `model` or what is compiled of it."""
-        if self._compiled is None or cache is not self._compiled.lent or num_cached != k:
+        if self._compiled is None or not self._compiled.has_lent(cache) or num_cached != k:
             return model
         return self._compiled.steps[k]
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Block-causal attention that does not compute what its mask would throw away."""
+"""Block-causal attention: its mask, and an implementation that does not compute what the mask would throw away."""
 
 from collections.abc import Sequence
 from typing import cast
@@ -17,6 +17,41 @@ from .configuration_var import VARConfig
 BLOCKWISE_SDPA = "blockwise_sdpa"
 # Blocks are taken together, with a mask, until they have so many tokens: a call for each would cost more than it saves.
 MIN_SEGMENT_LENGTH = 64
+
+
+def block_mask(config: VARConfig, hidden_states: torch.Tensor, begin: int, length: int):
+    """
+    A mask for the tokens `begin` to `begin + length`, of which each sees its own block and all before; in the form the
+    attention implementation wants.
+    """
+    device, end = hidden_states.device, begin + length
+    lengths = torch.tensor(config.block_lengths, device=device)
+    blocks = torch.arange(len(config.block_lengths), device=device)
+    blocks = blocks.repeat_interleave(lengths, output_size=config.length)
+
+    def is_visible(batch_idx, head_idx, query_idx, key_idx):
+        return blocks[key_idx] <= blocks[query_idx]
+
+    implementation = str(config._attn_implementation)
+    if "flash" in implementation:
+        raise ValueError(
+            f"The attention implementation {implementation!r} has no block-causal mask, so it runs "
+            "one block per call only: use 'sdpa' or 'flex_attention' to train or to prefill a cache."
+        )
+    make_mask = ALL_MASK_ATTENTION_FUNCTIONS[implementation]
+    return make_mask(
+        batch_size=hidden_states.shape[0],
+        q_length=length,
+        kv_length=end,
+        q_offset=begin,
+        kv_offset=0,
+        mask_function=is_visible,
+        attention_mask=None,
+        allow_is_causal_skip=False,
+        dtype=hidden_states.dtype,
+        config=config,
+        device=device,
+    )
 
 
 def blockwise_sdpa_attention_forward(

@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """What a VAR transformer keeps between two blocks of one image."""
 
+from collections.abc import Callable
+
 import torch
 from transformers.cache_utils import Cache, CacheLayerMixin
 
@@ -23,12 +25,19 @@ class VARCacheLayer(CacheLayerMixin):
         self.length = 0
 
     def lazy_initialization(self, key_states: torch.Tensor, value_states: torch.Tensor) -> None:
-        batch_size, num_heads, _, head_dim = key_states.shape
-        shape = (batch_size, num_heads, self.max_length, head_dim)
         self.dtype, self.device = key_states.dtype, key_states.device
-        self.keys = torch.empty(shape, dtype=self.dtype, device=self.device)
-        self.values = torch.empty(shape, dtype=self.dtype, device=self.device)
+        self.keys, self.values = (self._make_buffer(states) for states in (key_states, value_states))
         self.is_initialized = True
+
+    def _make_buffer(self, states: torch.Tensor) -> torch.Tensor:
+        """
+        A buffer `(batch, heads, max_length, head_dim)` for `states`, in the order in which projections write. What is handed
+        out is never contiguous then, not even the whole buffer, so that one compiled graph does for all blocks.
+        """
+        batch_size, num_heads, _, head_dim = states.shape
+        width = num_heads * head_dim
+        shape = (batch_size, num_heads, self.max_length, head_dim)
+        return states.new_empty_strided(shape, (self.max_length * width, head_dim, width, 1))
 
     def update(
         self, key_states: torch.Tensor, value_states: torch.Tensor, *args, **kwargs
@@ -65,14 +74,17 @@ class VARCacheLayer(CacheLayerMixin):
         self.length += tokens_to_remove
 
     def batch_repeat_interleave(self, repeats: int) -> None:
-        if self.keys is not None and self.values is not None:
-            self.keys = self.keys.repeat_interleave(repeats, dim=0)
-            self.values = self.values.repeat_interleave(repeats, dim=0)
+        self._map(lambda buffer: buffer.repeat_interleave(repeats, dim=0))
 
     def batch_select_indices(self, indices: torch.Tensor) -> None:
+        self._map(lambda buffer: buffer[indices])
+
+    def _map(self, function: Callable[[torch.Tensor], torch.Tensor]) -> None:
+        """Put what `function` makes of the buffers in their place."""
         if self.keys is not None and self.values is not None:
-            self.keys = self.keys[indices]
-            self.values = self.values[indices]
+            keys, values = function(self.keys), function(self.values)
+            self.keys = self._make_buffer(keys).copy_(keys)
+            self.values = self._make_buffer(values).copy_(values)
 
 
 class VARCache(Cache):

@@ -201,7 +201,8 @@ def modulate(
         return past_key_values.modulations[layer_idx]
     vectors = adaln(condition)
     if isinstance(past_key_values, VARCache):
-        past_key_values.modulations[layer_idx] = vectors
+        # As a copy, and no view of a projection's output: graphs compiled with one would not do for the other.
+        past_key_values.modulations[layer_idx] = vectors.clone()
     return vectors
 
 

@@ -10,10 +10,10 @@ from torch.nn import functional
 from transformers import PreTrainedModel
 from transformers import initialization as init
 from transformers.cache_utils import Cache
-from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
 from transformers.utils import ModelOutput
 from transformers.utils.output_capturing import capture_outputs
 
+from .attention import block_mask
 from .cache import VARCache
 from .configuration_var import VARConfig
 from .layers import AdaLN, AdaLNOffset, VARAttention, VARBlock, VAREmbeddings, VARHeadNorm
@@ -241,13 +241,10 @@ class VARTransformer(PreTrainedModel):
 
         hidden_states = self.embeddings(class_embedding, scale_inputs, begin)
         # One block sees everything that is there.
-        attention_mask = self._block_mask(hidden_states, begin, length) if num_blocks > 1 else None
-        for layer in self.layers:
-            hidden_states = layer(
-                hidden_states, condition, attention_mask=attention_mask, past_key_values=past_key_values, **kwargs
-            )
-        hidden_states = self.head_norm(hidden_states, class_embedding, past_key_values)
-        logits = self.head(hidden_states).float()  # (batch, length, codebook_size)
+        attention_mask = block_mask(self.config, hidden_states, begin, length) if num_blocks > 1 else None
+        logits = self.predict(
+            hidden_states, condition, class_embedding, attention_mask, past_key_values=past_key_values, **kwargs
+        )
 
         loss = None
         if labels is not None:
@@ -255,6 +252,23 @@ class VARTransformer(PreTrainedModel):
                 logits.flatten(0, 1), labels.flatten(), label_smoothing=self.config.label_smoothing
             )
         return VARTransformerOutput(loss=loss, logits=logits, past_key_values=past_key_values)
+
+    def predict(
+        self,
+        hidden_states: torch.Tensor,
+        condition: torch.Tensor | None = None,
+        class_embedding: torch.Tensor | None = None,
+        attention_mask: torch.Tensor | None = None,
+        **kwargs,
+    ) -> torch.Tensor:
+        """
+        The part of `forward` after the embeddings, which is the same for all blocks: logits `(batch, length,
+        codebook_size)`, in fp32, of embedded tokens `(batch, length, hidden_size)`. What depends on the class alone,
+        `condition` and `class_embedding`, is in a [`VARCache`] after the first block.
+        """
+        for layer in self.layers:
+            hidden_states = layer(hidden_states, condition, attention_mask=attention_mask, **kwargs)
+        return self.head(self.head_norm(hidden_states, class_embedding, kwargs.get("past_key_values"))).float()
 
     def get_class_embeds(self, class_labels: torch.LongTensor) -> torch.Tensor:
         """
@@ -343,37 +357,6 @@ class VARTransformer(PreTrainedModel):
         if labels is not None and labels.shape[1:] != (length,):
             raise ValueError(f"`labels` must have the shape (batch, {length}), got {tuple(labels.shape)}.")
         return ends.index(begin + length) - ends.index(begin), length
-
-    def _block_mask(self, hidden_states: torch.Tensor, begin: int, length: int):
-        """Each token sees its own block and all before; in the form the attention implementation wants."""
-        device, end = hidden_states.device, begin + length
-        lengths = torch.tensor(self.config.block_lengths, device=device)
-        blocks = torch.arange(len(self.config.block_lengths), device=device)
-        blocks = blocks.repeat_interleave(lengths, output_size=self.config.length)
-
-        def is_visible(batch_idx, head_idx, query_idx, key_idx):
-            return blocks[key_idx] <= blocks[query_idx]
-
-        implementation = str(self.config._attn_implementation)
-        if "flash" in implementation:
-            raise ValueError(
-                f"The attention implementation {implementation!r} has no block-causal mask, so it runs "
-                "one block per call only: use 'sdpa' or 'flex_attention' to train or to prefill a cache."
-            )
-        make_mask = ALL_MASK_ATTENTION_FUNCTIONS[implementation]
-        return make_mask(
-            batch_size=hidden_states.shape[0],
-            q_length=length,
-            kv_length=end,
-            q_offset=begin,
-            kv_offset=0,
-            mask_function=is_visible,
-            attention_mask=None,
-            allow_is_causal_skip=False,
-            dtype=hidden_states.dtype,
-            config=self.config,
-            device=device,
-        )
 
     def _check_attention(self, output_attentions: bool) -> None:
         implementation = self.config._attn_implementation

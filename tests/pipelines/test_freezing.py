@@ -1,0 +1,283 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`pipe.compile()` on a CPU: one graph, whose weights are constants. Tracing is what can fail here, so the quick backend does."""
+
+import copy
+import pickle
+import shutil
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+import torch
+from torch._dynamo.testing import CompileCounterWithBackend
+
+from hf_var import VARImg2ImgPipeline, VARInpaintPipeline
+from hf_var.pipelines.compilation import CompiledModels
+from hf_var.pipelines.freezing import FrozenModels
+from pipelines.tiny import make_pipeline, make_transformer, seeded
+
+
+SETTINGS = [
+    pytest.param({}, id="plain"),
+    pytest.param({"guidance_scale": 1.0}, id="unguided"),
+    pytest.param({"guidance_scale": lambda k, num_scales: 3.0 if k < 2 else 1.0}, id="guided_at_first"),
+    pytest.param({"smooth": True}, id="smooth"),
+    pytest.param({"callback_on_step_end": lambda pipe, step, timestep, tensors: tensors}, id="callback"),
+]
+
+
+@pytest.fixture(autouse=True)
+def fresh_compiler():
+    torch.compiler.reset()
+    yield
+    torch.compiler.reset()
+
+
+@pytest.fixture
+def warnings(monkeypatch):
+    """What the frozen transformer warns of."""
+    messages = []
+    monkeypatch.setattr("hf_var.pipelines.freezing.logger.warning", messages.append)
+    return messages
+
+
+def draw(pipe, labels=(0, 1, None), **settings):
+    return pipe(list(labels), generator=seeded(), output_type="pt", **settings)
+
+
+def assert_same(output, expected):
+    assert torch.equal(output.codes, expected.codes)
+    torch.testing.assert_close(output.images, expected.images, rtol=0, atol=1e-5)
+
+
+def freeze_and_count(pipe) -> CompileCounterWithBackend:
+    counter = CompileCounterWithBackend("eager")
+    pipe.compile(freezing=True, backend=counter, fullgraph=True)
+    return counter
+
+
+@pytest.mark.parametrize("settings", SETTINGS)
+def test_a_frozen_transformer_draws_the_same(pipe, settings):
+    expected = draw(pipe, **settings)
+    counter = freeze_and_count(pipe)
+    assert counter.frame_count == 0
+    assert_same(draw(pipe, **settings), expected)
+    compiled = counter.frame_count
+    assert compiled > 0
+    for _ in range(2):
+        assert_same(draw(pipe, **settings), expected)
+    assert counter.frame_count == compiled
+
+
+@pytest.mark.parametrize("first", [1, 2, 3, 8, 16])
+@pytest.mark.parametrize("shared_adaln", [False, True])
+def test_one_graph_is_for_all_scales_and_batch_sizes(first, shared_adaln):
+    # With guidance as many sequences as there are heads, tokens of a map, AdaLN vectors or channels.
+    pipe = make_pipeline(transformer={"num_hidden_layers": 1, "shared_adaln": shared_adaln})
+    counter = freeze_and_count(pipe)
+    for number in (first, 1, 5, 2, first):
+        labels = [number % 5] * number
+        assert_same(draw(pipe, labels), draw(make_copy(pipe), labels))
+        assert counter.frame_count == 1
+
+
+def test_more_scales_than_dynamo_makes_graphs_of_one_function():
+    pipe = make_pipeline(patch_nums=(1, 2, 3, 4, 5, 6, 7, 8, 9, 10), transformer={"num_hidden_layers": 1})
+    counter = freeze_and_count(pipe)
+    assert_same(draw(pipe), draw(make_copy(pipe)))
+    assert counter.frame_count == 1
+    # One sequence: that is where torch has a graph of its own.
+    for _ in range(2):
+        assert_same(draw(pipe, [3], guidance_scale=1.0), draw(make_copy(pipe), [3], guidance_scale=1.0))
+        assert counter.frame_count == 2
+
+
+def make_copy(pipe):
+    """The same models in a pipeline that is not compiled."""
+    twin = type(pipe)(**pipe.components)
+    twin.set_progress_bar_config(disable=True)
+    return twin
+
+
+def test_the_unconditional_half_is_dropped_without_another_layout():
+    pipe = make_pipeline(patch_nums=(1, 2, 3, 4, 5, 6))
+    settings = {"labels": [0, 1, 2], "guidance_scale": lambda k, num_scales: 3.0 if k < 3 else 1.0}
+    expected = draw(pipe, **settings)
+    counter = freeze_and_count(pipe)
+    assert_same(draw(pipe, **settings), expected)
+    assert counter.frame_count == 1
+
+
+def test_weights_are_constants_while_it_compiles_and_nowhere_else(pipe):
+    config = torch._inductor.config
+    seen = []
+
+    def note(graph, inputs):
+        parameters = [node for node in graph.graph.nodes if node.op == "get_attr" or "weight" in node.name]
+        seen.append((config.freezing, len(parameters)))
+        return graph.forward
+
+    before = config.freezing
+    pipe.compile(freezing=True, backend=note)
+    draw(pipe)
+    assert seen
+    assert all(freezing for freezing, _ in seen)
+    assert config.freezing == before
+    draw(pipe, callback_on_step_end=lambda pipe, step, timestep, tensors: seen.append((config.freezing, 0)) or {})
+    assert [freezing for freezing, _ in seen[-3:]] == [before] * 3
+
+
+def test_the_default_on_a_cpu():
+    pipe = make_pipeline()
+    for arguments, expected in [
+        ({}, FrozenModels),
+        ({"mode": "max-autotune"}, FrozenModels),
+        ({"freezing": True, "backend": "eager"}, FrozenModels),
+        ({"backend": "eager"}, CompiledModels),
+        ({"freezing": False}, CompiledModels),
+    ]:
+        pipe.compile(**arguments)
+        assert type(pipe._compiled) is expected
+    pipe.transformer.hf_quantizer = object()
+    pipe.compile()
+    assert type(pipe._compiled) is CompiledModels
+
+
+def load(transformer):
+    transformer.load_state_dict(make_transformer(seed=5).state_dict())
+
+
+def write_data(transformer):
+    for parameter in transformer.parameters():
+        parameter.data.mul_(1.5)
+
+
+def exchange(transformer):
+    transformer.layers[1] = make_transformer(seed=5).layers[1]
+
+
+def change_one_value(transformer):
+    with torch.no_grad():
+        transformer.layers[0].mlp.fc1.weight[3, 5] += 100
+
+
+def halve(transformer):
+    transformer.to(torch.bfloat16)
+
+
+@pytest.mark.parametrize("change", [load, write_data, exchange, change_one_value, halve])
+def test_changed_weights_are_seen(pipe, warnings, change):
+    counter = freeze_and_count(pipe)
+    before = draw(pipe)
+    compiled = counter.frame_count
+    change(pipe.transformer)
+    expected = draw(make_copy(pipe))
+    assert not torch.equal(expected.images, before.images)
+    for _ in range(2):
+        assert_same(draw(pipe), expected)
+    assert counter.frame_count == compiled
+    (warning,) = warnings
+    assert "compile()" in warning
+    again = freeze_and_count(pipe)
+    # A product in half precision may be summed in another order.
+    output = draw(pipe)
+    assert again.frame_count > 0
+    assert_same(output, expected)
+    assert len(warnings) == 1
+
+
+def test_weights_that_change_before_the_first_call_are_compiled(pipe, warnings):
+    counter = freeze_and_count(pipe)
+    load(pipe.transformer)
+    assert_same(draw(pipe), draw(make_copy(pipe)))
+    assert counter.frame_count > 0
+    assert not warnings
+
+
+def test_an_exchanged_transformer_is_run_as_it_is(pipe):
+    counter = freeze_and_count(pipe)
+    pipe.transformer = make_transformer(seed=5)
+    assert_same(draw(pipe), draw(make_copy(pipe)))
+    assert counter.frame_count == 0
+
+
+def test_a_refiner_is_run_as_it_is(pipe):
+    refiner = make_transformer(seed=7)
+    models = (refiner, pipe.transformer)
+    expected = [draw(pipe, refiner=model, refiner_start=2) for model in models]
+    counter = freeze_and_count(pipe)
+    for model, images in zip(models, expected, strict=True):
+        assert_same(draw(pipe, refiner=model, refiner_start=2), images)
+    # The second scale.
+    assert counter.frame_count == 1
+
+
+@pytest.mark.parametrize("pipeline_class", [VARImg2ImgPipeline, VARInpaintPipeline])
+def test_pipelines_that_edit(pipe, pipeline_class):
+    edit = pipeline_class.from_pipe(pipe)
+    edit.set_progress_bar_config(disable=True)
+    inputs = {"image": torch.rand(1, 3, 8, 8, generator=seeded()), "class_labels": [0, 1], "output_type": "pt"}
+    inputs |= {"mask_image": torch.ones(8, 8)} if pipeline_class is VARInpaintPipeline else {"strength": 0.7}
+    expected = edit(**inputs, generator=seeded())
+    counter = freeze_and_count(edit)
+    for _ in range(2):
+        assert_same(edit(**inputs, generator=seeded()), expected)
+    assert counter.frame_count >= 1
+
+
+def test_copies_have_models_of_their_own(pipe):
+    pipe.compile(freezing=True, backend="eager")
+    expected = draw(pipe)
+    twin = copy.deepcopy(pipe)
+    assert twin._compiled.transformer is twin.transformer is not pipe.transformer
+    load(twin.transformer)
+    assert_same(draw(twin), draw(make_copy(twin)))
+    assert_same(draw(pipe), expected)
+    assert_same(draw(pickle.loads(pickle.dumps(pipe))), expected)
+
+
+def test_calls_in_two_threads_and_within_a_call(pipe):
+    expected = draw(pipe)
+    pipe.compile(freezing=True, backend="eager")
+    with ThreadPoolExecutor(2) as threads:
+        for output in threads.map(lambda _: draw(pipe), range(8)):
+            assert_same(output, expected)
+    inner = []
+
+    def draw_again(pipe, step, timestep, tensors):
+        inner.append(draw(pipe))
+        return tensors
+
+    assert_same(draw(pipe, callback_on_step_end=draw_again), expected)
+    for output in inner:
+        assert_same(output, expected)
+
+
+def test_after_inference_mode_comes_an_ordinary_call(pipe):
+    expected = draw(pipe)
+    pipe.compile(freezing=True, backend="eager")
+    with torch.inference_mode():
+        assert_same(draw(pipe), expected)
+    assert_same(draw(pipe), expected)
+
+
+needs_compiler = pytest.mark.skipif(not any(map(shutil.which, ("g++", "clang++"))), reason="needs a C++ compiler")
+
+
+@needs_compiler
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_kernels_draw_the_same_and_multiply_packed_weights(dtype):
+    pipe = make_pipeline(transformer={"hidden_size": 64, "num_attention_heads": 4}).to(dtype)
+    expected = draw(pipe, [2, 3])
+    pipe.compile()
+    output = draw(pipe, [2, 3])
+    if dtype == torch.float32:
+        assert torch.equal(output.codes, expected.codes)
+        torch.testing.assert_close(output.images, expected.images, rtol=0, atol=1e-4)
+    else:
+        # Other roundings make some other draws.
+        assert (output.codes == expected.codes).float().mean() > 0.7
+    with torch.profiler.profile() as profile:
+        draw(pipe, [1, 0, 4])
+    calls = {event.key: event.count for event in profile.key_averages()}
+    # At two scales: six products in each of two layers, and the head.
+    assert calls.get("mkldnn::_linear_pointwise") == 2 * (2 * 6 + 1)
