@@ -7,8 +7,9 @@ and diffusers' DiT, all in one run and in turns.
     python benchmarks/sampling.py --model d16 --device cuda --batch_sizes 1 64
 
 Weights are random: they cost as much as trained ones, and the share of tokens that bf16 changes is that of random weights.
-`_onednn` is torch's public switch `torch.backends.mkldnn.matmul.fp32_precision`, which sends fp32 products on a CPU to another
-library; how much it gains depends on which library torch was built with, so ratios with and without it are both given.
+`_compiled` is `pipe.compile()`. `_onednn` is torch's public switch `torch.backends.mkldnn.matmul.fp32_precision`, which sends fp32
+products on a CPU to another library; how much it gains depends on which library torch was built with, so ratios with and
+without it are both given.
 A tilde stands before times that are not measured in whole: of DiT `--peer_steps` steps run, of the raster decoder
 `--peer_tokens` tokens at three positions, and the rest is taken to be as fast.
 """
@@ -100,8 +101,7 @@ def main(argv: list[str] | None = None) -> dict:
     for index, batch_size in enumerate(args.batch_sizes):
         chosen = names
         if index > 0:
-            # A new batch size is compiled anew, which on a CPU takes longer than it tells.
-            chosen = [name for name in names if name in VAR_VARIANTS and not (on_cpu and "compiled" in name)]
+            chosen = [name for name in names if name in VAR_VARIANTS]
         if chosen:
             more, missing = measure(args, samplers, chosen, batch_size, limits)
             rows, skipped = rows + more, skipped | missing

@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from matplotlib.figure import Figure
+from matplotlib.ticker import LogLocator
 
 from .clock import CLOCKS, Series, use_clock
 from .models import MODELS
@@ -179,6 +180,8 @@ def plot_lines(
     axes.set_yscale("log")
     ticks = sorted({x for points in curves.values() for x, _ in points})
     axes.set_xticks(ticks, [f"{tick:g}" for tick in ticks])
+    axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    axes.yaxis.set_major_formatter("{x:g}")
     axes.minorticks_off()
     axes.set_xlabel(x_label)
     axes.set_ylabel(y_label)

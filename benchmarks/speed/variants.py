@@ -18,7 +18,7 @@ from .plain_vqvae import PlainVQVAE
 
 
 # A name says who draws, then how: with torch's oneDNN switch, in bf16, compiled.
-VAR_VARIANTS = ["plain", "plain_onednn", "plain_bf16", "ours", "ours_onednn", "ours_compiled", "ours_onednn_compiled"]
+VAR_VARIANTS = ["plain", "plain_onednn", "plain_bf16", "ours", "ours_onednn", "ours_compiled"]
 VAR_VARIANTS += ["ours_bf16", "ours_bf16_compiled"]
 DIT_STEPS = (25, 250)
 PEER_VARIANTS = [

@@ -12,7 +12,7 @@ from diffusers import DiffusionPipeline
 from ..autoencoders import VQVAEModel
 from ..precision import ONEDNN_MATMUL, fp32_precision
 from ..priors import VARCache, VARTransformer
-from .freezing import FrozenModels
+from .freezing import FrozenModels, find_obstacle
 
 
 class CompiledModels:
@@ -110,9 +110,10 @@ class CompilationMixin(DiffusionPipeline):
         each scale, and the decoder. Codes and images are those of the uncompiled pipeline up to rounding.
 
         **With `freezing`**, the first call compiles, which takes a minute for a large model, and one graph serves all
-        scales but the first, and all batch sizes but a single image without guidance, which needs another one. Each graph
-        holds a copy of the weights, until the process ends. Products of fp32 matrices are oneDNN's, in fp32. The decoder
-        is run as it is, as it gains nothing. When the weights have changed since the first call, the transformer is run as
+        scales but the first, and all batch sizes. A single image without guidance needs another one, and so do calls in
+        inference mode and under autocast. Each graph holds a copy of the weights, until the process ends. Products of fp32
+        matrices are oneDNN's, where torch was built with MKL. The decoder is run as it is, as it gains nothing. When the
+        weights have changed since the first call, when they are offloaded or the transformer has got hooks, it is run as
         it is, too, and a warning says so.
 
         **Without**, the first call of a batch size compiles, for a large model some minutes; further ones compile nothing.
@@ -131,16 +132,23 @@ class CompilationMixin(DiffusionPipeline):
                 That of `torch.compile`. The default is `"reduce-overhead"` on CUDA, which replays CUDA graphs, unless
                 `backend` or `options` are given.
             freezing (`bool`, *optional*):
-                Whether the weights become constants. The default is to do so on a CPU, unless a `backend` is given or the
-                transformer is quantized.
+                Whether the weights become constants. The default is to do so where they can, that is on a CPU and if
+                they are neither offloaded nor quantized, and no `backend` is given.
             kwargs:
                 Further arguments of `torch.compile`: `backend`, `options`, `fullgraph`.
+
+        Raises:
+            `ValueError`: If `freezing` is asked for and the weights cannot be constants.
         """
         transformer, vqvae = _unwrapped(self.transformer), _unwrapped(self.vqvae)
         device_type = self._execution_device.type
+        obstacle = find_obstacle(transformer)
+        if freezing and obstacle is not None:
+            raise ValueError(
+                f"`freezing=True` needs a plain transformer on the CPU, got one that does not fit: {obstacle}."
+            )
         if freezing is None:
-            is_quantized = getattr(transformer, "hf_quantizer", None) is not None
-            freezing = device_type == "cpu" and "backend" not in kwargs and not is_quantized
+            freezing = obstacle is None and "backend" not in kwargs
         if freezing:
             self._compiled = FrozenModels(transformer, vqvae, mode=mode, **kwargs)
             return

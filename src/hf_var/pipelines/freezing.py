@@ -35,7 +35,7 @@ class FrozenModels:
         self.decode: Any = vqvae.decode
         self._predict = torch.compile(transformer.predict, **{"dynamic": True, "isolate_recompiles": True, **options})
         self._weights: list[tuple] | None = None
-        self._is_stale = False
+        self._has_warned = False
         self._lent: dict[int, VARCache] = {}
 
     def __reduce__(self) -> tuple:
@@ -45,21 +45,23 @@ class FrozenModels:
     @torch.no_grad()
     def lend(self, conditions: dict[str, torch.Tensor]) -> VARCache | None:
         """
-        An empty cache. `None`, with a warning, if the weights are not those of the graph any more, which the first call
-        makes. [`FrozenModels.take_back`] ends the loan.
+        An empty cache. `None`, with a warning, if the graph, which the first call makes, is not what the transformer is any
+        more. [`FrozenModels.take_back`] ends the loan.
         """
-        weights = _describe(self.transformer)
-        if self._weights is None:
-            self._weights = weights
-        is_stale = weights != self._weights
-        if is_stale and not self._is_stale:
-            # Not compiled anew at once: torch keeps the old graph, and with it its copy of the weights.
-            logger.warning(
-                "The transformer's weights have changed: it is run as it is until `compile()` is called again."
-            )
-        self._is_stale = is_stale
-        if is_stale:
+        obstacle = find_obstacle(self.transformer)
+        if obstacle is None:
+            weights = _describe(self.transformer)
+            if self._weights is None:
+                self._weights = weights
+            if weights != self._weights:
+                # Not compiled anew at once: torch keeps the old graph, and with it its copy of the weights.
+                obstacle = "its weights have changed"
+        if obstacle is not None:
+            if not self._has_warned:
+                logger.warning(f"The transformer is run as it is until `compile()` is called again: {obstacle}.")
+            self._has_warned = True
             return None
+        self._has_warned = False
         cache = VARCache(self.transformer.config)
         self._lent[id(cache)] = cache
         return cache
@@ -102,14 +104,30 @@ def _mark_sizes(hidden_states: torch.Tensor, cache: VARCache) -> None:
             torch._dynamo.mark_dynamic(tensor, dim)
 
 
-def _describe(model: torch.nn.Module) -> list[tuple]:
-    """What changes with the weights of `model`: addresses, torch's counts of changes, and some of the values."""
+def find_obstacle(transformer: VARTransformer) -> str | None:
+    """Why the weights of `transformer` cannot be constants of a graph; `None` if they can."""
+    tensors = [tensor.detach() for tensor in (*transformer.parameters(), *transformer.buffers())]
+    if any(tensor.device.type != "cpu" for tensor in tensors):
+        return "its weights are not all on the CPU"
+    if any(type(tensor) is not torch.Tensor for tensor in tensors):
+        return "it is quantized"
+    # The graph begins behind the embeddings, where nobody calls the model itself.
+    if "forward" in vars(transformer) or transformer._forward_hooks or transformer._forward_pre_hooks:
+        return "it has hooks"
+    return None
+
+
+def _describe(transformer: VARTransformer) -> list[tuple]:
+    """What changes with the weights of the graph: addresses, torch's counts of changes, and some of the values."""
+    parts = (transformer.layers, transformer.head_norm, transformer.head)
     return [
         (
             tensor.data_ptr(),
             0 if tensor.is_inference() else tensor._version,
             tensor.dtype,
-            tensor.flatten()[:: max(1, tensor.numel() // NUM_SAMPLED_VALUES)].tolist(),
+            # Odd steps, so that the values lie in many columns.
+            tensor.flatten()[:: tensor.numel() // NUM_SAMPLED_VALUES | 1].tolist(),
         )
-        for tensor in (*model.parameters(), *model.buffers())
+        for part in parts
+        for tensor in (*part.parameters(), *part.buffers())
     ]

@@ -79,6 +79,9 @@ class VARCacheLayer(CacheLayerMixin):
     def batch_select_indices(self, indices: torch.Tensor) -> None:
         self._map(lambda buffer: buffer[indices])
 
+    def reorder_cache(self, beam_idx: torch.LongTensor) -> None:
+        self._map(lambda buffer: buffer.index_select(0, beam_idx.to(buffer.device)))
+
     def _map(self, function: Callable[[torch.Tensor], torch.Tensor]) -> None:
         """Put what `function` makes of the buffers in their place."""
         if self.keys is not None and self.values is not None:
