@@ -14,32 +14,11 @@ from torch._dynamo.testing import CompileCounterWithBackend
 
 from hf_var import VARImg2ImgPipeline, VARInpaintPipeline
 from hf_var.precision import ONEDNN_MATMUL, fp32_precision
+from pipelines.compiled import SETTINGS, assert_same, draw
 from pipelines.tiny import make_pipeline, make_transformer, seeded
 
 
-SETTINGS = [
-    pytest.param({}, id="plain"),
-    pytest.param({"guidance_scale": 1.0}, id="unguided"),
-    pytest.param({"guidance_scale": lambda k, num_scales: 3.0 if k < 2 else 1.0}, id="guided_at_first"),
-    pytest.param({"smooth": True}, id="smooth"),
-    pytest.param({"callback_on_step_end": lambda pipe, step, timestep, tensors: tensors}, id="callback"),
-]
-
-
-@pytest.fixture(autouse=True)
-def fresh_compiler():
-    torch.compiler.reset()
-    yield
-    torch.compiler.reset()
-
-
-def draw(pipe, labels=(0, 1, None), **settings):
-    return pipe(list(labels), generator=seeded(), output_type="pt", **settings)
-
-
-def assert_same(output, expected):
-    assert torch.equal(output.codes, expected.codes)
-    torch.testing.assert_close(output.images, expected.images, rtol=0, atol=1e-5)
+pytestmark = pytest.mark.usefixtures("fresh_compiler")
 
 
 def kept_cache(pipe):

@@ -14,23 +14,11 @@ from torch._dynamo.testing import CompileCounterWithBackend
 from hf_var import VARImg2ImgPipeline, VARInpaintPipeline
 from hf_var.pipelines.compilation import CompiledModels
 from hf_var.pipelines.freezing import FrozenModels
+from pipelines.compiled import SETTINGS, assert_same, draw
 from pipelines.tiny import make_pipeline, make_transformer, seeded
 
 
-SETTINGS = [
-    pytest.param({}, id="plain"),
-    pytest.param({"guidance_scale": 1.0}, id="unguided"),
-    pytest.param({"guidance_scale": lambda k, num_scales: 3.0 if k < 2 else 1.0}, id="guided_at_first"),
-    pytest.param({"smooth": True}, id="smooth"),
-    pytest.param({"callback_on_step_end": lambda pipe, step, timestep, tensors: tensors}, id="callback"),
-]
-
-
-@pytest.fixture(autouse=True)
-def fresh_compiler():
-    torch.compiler.reset()
-    yield
-    torch.compiler.reset()
+pytestmark = pytest.mark.usefixtures("fresh_compiler")
 
 
 @pytest.fixture
@@ -39,15 +27,6 @@ def warnings(monkeypatch):
     messages = []
     monkeypatch.setattr("hf_var.pipelines.freezing.logger.warning", messages.append)
     return messages
-
-
-def draw(pipe, labels=(0, 1, None), **settings):
-    return pipe(list(labels), generator=seeded(), output_type="pt", **settings)
-
-
-def assert_same(output, expected):
-    assert torch.equal(output.codes, expected.codes)
-    torch.testing.assert_close(output.images, expected.images, rtol=0, atol=1e-5)
 
 
 def freeze_and_count(pipe) -> CompileCounterWithBackend:
