@@ -1,0 +1,167 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The command line of a script as a composition of configurations: `script.py [RECIPE.yaml] --key value ...`."""
+
+import difflib
+import inspect
+import types
+from collections.abc import Sequence
+from dataclasses import asdict, field, fields, is_dataclass, make_dataclass
+from pathlib import Path
+from typing import Any, Union, cast, get_args, get_origin
+
+from transformers import HfArgumentParser, PreTrainedConfig
+
+
+def parse_arguments(configurations: Sequence[type], argv: Sequence[str]) -> tuple[Any, ...]:
+    """
+    Read `[RECIPE.yaml] --key value ...` into one object of each dataclass. The command line overrides the recipe.
+
+    Args:
+        configurations (`Sequence[type]`): Dataclasses whose fields are the arguments; no two share a name.
+        argv (`Sequence[str]`): The command line, without the script's name.
+
+    Returns:
+        `tuple`: The objects, in the order of their classes.
+
+    Raises:
+        `ValueError`: If a key of the recipe or of the command line is no argument, or a value cannot be read.
+    """
+    parser = _Parser(
+        cast(Any, list(configurations)), allow_abbrev=False, usage="%(prog)s [RECIPE.yaml] [--key value ...]"
+    )
+    known = {entry.name for configuration in configurations for entry in fields(configuration) if entry.init}
+    arguments = list(argv)
+    recipe_arguments: list[str] = []
+    if arguments and not arguments[0].startswith("-"):
+        recipe_arguments = _recipe_arguments(arguments.pop(0), known)
+    # argparse keeps the last value of an argument that comes twice.
+    *parsed, unknown = parser.parse_args_into_dataclasses(
+        recipe_arguments + arguments, return_remaining_strings=True, look_for_args_file=False
+    )
+    for word in unknown:
+        if word.startswith("--"):
+            _raise_unknown(word[2:].split("=")[0], "the command line", known)
+        raise ValueError(f"The command line has the value {word!r} that belongs to no argument.")
+    return tuple(parsed)
+
+
+def read_recipe(path: str | Path) -> dict[str, Any]:
+    """
+    The arguments that a recipe sets. Its key `base` names another recipe, by a path from its own folder, whose arguments
+    it changes and adds to.
+
+    Raises:
+        `ValueError`: If a file is missing, names itself as its base, or is no list of arguments.
+    """
+    recipe: dict[str, Any] = {}
+    read: list[Path] = []
+    following: Path | None = Path(path)
+    while following is not None:
+        if not following.is_file():
+            raise ValueError(
+                f"The recipe {str(following)!r} is not a file. The first argument is a recipe or begins with --."
+            )
+        if following.resolve() in read:
+            raise ValueError(f"The recipe {str(following)!r} is its own `base`.")
+        read.append(following.resolve())
+        content = _read_yaml(following)
+        base = content.pop("base", None)
+        # What was read before changes what is read now.
+        recipe = content | recipe
+        following = None if base is None else following.parent / str(base)
+    return recipe
+
+
+def config_fields_class(config_class: type[PreTrainedConfig]) -> type:
+    """
+    A dataclass with the fields that `config_class` itself declares as arguments, all `None` unless they are given;
+    [`given_fields`] returns those that are.
+    """
+    defaults = {entry.name: entry.default for entry in fields(cast(Any, config_class))}
+    arguments = []
+    for name, annotation in inspect.get_annotations(config_class).items():
+        kind = _command_line_type(annotation)
+        metadata = {"help": f"{config_class.__name__}; default: {defaults.get(name)}"}
+        if kind is bool:
+            metadata |= {"nargs": "?", "const": True}
+        arguments.append((name, kind | None, field(default=None, metadata=metadata)))
+    return make_dataclass(f"{config_class.__name__}Fields", arguments)
+
+
+def given_fields(configuration: Any) -> dict[str, Any]:
+    """The fields of a [`config_fields_class`] object that recipe or command line set, as the configuration takes them."""
+    given = {name: value for name, value in asdict(configuration).items() if value is not None}
+    if "patch_nums" in given:
+        given["patch_nums"] = [_parse_patch_num(entry) for entry in given["patch_nums"]]
+    return given
+
+
+def public_arguments(*configurations: Any) -> dict[str, Any]:
+    """All arguments that have a value, for a model card."""
+    merged: dict[str, Any] = {}
+    for configuration in configurations:
+        merged |= asdict(configuration) if is_dataclass(configuration) else configuration
+    return {name: value for name, value in merged.items() if value not in (None, [])}
+
+
+class _Parser(HfArgumentParser):
+    """transformers' parser, which raises what it would print before it ends the program."""
+
+    def error(self, message: str) -> Any:
+        raise ValueError(f"The command line cannot be read: {message}. --help lists the arguments.")
+
+
+def _read_yaml(path: Path) -> dict[str, Any]:
+    import yaml
+
+    # As written: safe_load would read the text `no` as a truth value, and 1e-3 as a text. Aliases are refused, since a
+    # few lines of them grow to gigabytes.
+    try:
+        text = path.read_text(encoding="utf-8")
+        if any(isinstance(event, yaml.AliasEvent) for event in yaml.parse(text, Loader=yaml.SafeLoader)):
+            raise ValueError(f"The recipe {str(path)!r} must not use YAML's aliases.")
+        content = yaml.load(text, Loader=yaml.BaseLoader)
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ValueError(f"The recipe {str(path)!r} is not YAML: {error}") from error
+    if content in (None, ""):
+        return {}
+    if not isinstance(content, dict):
+        raise ValueError(f"The recipe {str(path)!r} must be lines `key: value`, got {type(content).__name__}.")
+    return {key: None if value in ("", "null", "~") else value for key, value in content.items()}
+
+
+def _recipe_arguments(path: str, known: set[str]) -> list[str]:
+    arguments = []
+    for key, value in read_recipe(path).items():
+        if key not in known:
+            _raise_unknown(str(key), f"the recipe {path!r}", known)
+        if isinstance(value, dict):
+            raise ValueError(f"`{key}` in the recipe {path!r} must be a value or a list, got {value!r}.")
+        if value is not None:
+            words = value if isinstance(value, list) else [value]
+            arguments += [f"--{key}", *("x".join(word) if isinstance(word, list) else word for word in words)]
+    return arguments
+
+
+def _raise_unknown(key: str, place: str, known: set[str]) -> None:
+    near = difflib.get_close_matches(key, sorted(known), n=3)
+    hint = f" Did you mean {' or '.join(near)}?" if near else " --help lists the arguments."
+    raise ValueError(f"Unknown argument {key!r} in {place}.{hint}")
+
+
+def _command_line_type(annotation: Any) -> Any:
+    """What one field of a config is on the command line: a scalar type, or a list of integers or of words."""
+    if get_origin(annotation) in (Union, types.UnionType):
+        annotation = next(member for member in get_args(annotation) if member is not type(None))
+    if get_origin(annotation) is list:
+        element = get_args(annotation)[0]
+        return list[element if element in (int, float, str) else str]
+    return annotation
+
+
+def _parse_patch_num(text: str) -> int | list[int]:
+    try:
+        sides = [int(side) for side in str(text).split("x")]
+    except ValueError as error:
+        raise ValueError(f"`patch_nums` must be sizes such as 4 or 2x3 (height x width), got {text!r}.") from error
+    return sides[0] if len(sides) == 1 else sides

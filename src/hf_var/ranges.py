@@ -1,0 +1,136 @@
+# SPDX-License-Identifier: Apache-2.0
+"""
+Types of configuration fields that carry their ranges, and the one check of them.
+
+A field says what it accepts in its annotation, `steps: PositiveInt = 100`, and `check_fields` in the `__post_init__` of
+its dataclass holds the value against it. Argument parsers see the plain type, since `typing.get_type_hints` leaves
+annotations out.
+"""
+
+import math
+import types
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
+from numbers import Integral, Real
+from typing import Annotated, Any, Union, get_args, get_origin, get_type_hints
+
+
+@dataclass(frozen=True)
+class Interval:
+    """Numbers from `minimum` to `maximum`; `above` and `below` are bounds that do not belong to it."""
+
+    minimum: float | None = None
+    maximum: float | None = None
+    above: float | None = None
+    below: float | None = None
+
+    def __contains__(self, value: Any) -> bool:
+        return (
+            (self.minimum is None or value >= self.minimum)
+            and (self.maximum is None or value <= self.maximum)
+            and (self.above is None or value > self.above)
+            and (self.below is None or value < self.below)
+        )
+
+    def __str__(self) -> str:
+        if (self.minimum, self.maximum) == (0, 1):
+            return "a share from 0 to 1"
+        if self.above == 0 and self.maximum is None and self.below is None:
+            return "positive"
+        parts = [
+            (self.minimum, "at least"),
+            (self.above, "above"),
+            (self.maximum, "at most"),
+            (self.below, "below"),
+        ]
+        return " and ".join(f"{words} {bound}" for bound, words in parts if bound is not None)
+
+
+@dataclass(frozen=True, init=False)
+class OneOf:
+    """One of a few values."""
+
+    values: tuple[Any, ...]
+
+    def __init__(self, *values: Any):
+        object.__setattr__(self, "values", values)
+
+    def __contains__(self, value: Any) -> bool:
+        return value in self.values
+
+    def __str__(self) -> str:
+        return f"one of {', '.join(map(str, self.values))}"
+
+
+PositiveInt = Annotated[int, Interval(minimum=1)]
+NonNegativeInt = Annotated[int, Interval(minimum=0)]
+PositiveFloat = Annotated[float, Interval(above=0)]
+NonNegativeFloat = Annotated[float, Interval(minimum=0)]
+# Of a whole.
+Share = Annotated[float, Interval(minimum=0, maximum=1)]
+# The weight of the past in a moving average; 1 would never move.
+Decay = Annotated[float, Interval(minimum=0, below=1)]
+
+_KINDS: dict[type, tuple[Any, str]] = {
+    bool: (bool, "true or false"),
+    int: (Integral, "an integer"),
+    float: (Real, "a number"),
+    str: (str, "a text"),
+}
+
+
+class CheckedFields:
+    """Base of dataclasses whose fields are held against their annotations when an object is made."""
+
+    def __post_init__(self) -> None:
+        check_fields(self)
+
+
+def check_fields(configuration: Any) -> None:
+    """
+    Hold every field of a dataclass against its annotation: the kind of value and, where it is `Annotated` with an
+    [`Interval`] or [`OneOf`], the range.
+
+    Raises:
+        `ValueError`: For the first field that does not fit, with its name, its value and what would be right.
+    """
+    hints = get_type_hints(type(configuration), include_extras=True)
+    for entry in fields(configuration):
+        _check(entry.name, getattr(configuration, entry.name), hints[entry.name])
+
+
+def _check(name: str, value: Any, hint: Any) -> None:
+    hint, is_optional = _without_none(hint)
+    if value is None and is_optional:
+        return
+    kind, *ranges = get_args(hint) if get_origin(hint) is Annotated else (hint,)
+    if get_origin(kind) is list:
+        if isinstance(value, str) or not isinstance(value, Sequence):
+            raise ValueError(f"`{name}` must be a list, got {value!r}.")
+        for place, element in enumerate(value):
+            _check(f"{name}[{place}]", element, get_args(kind)[0])
+        return
+    if kind in _KINDS:
+        expected, words = _KINDS[kind]
+        # A truth value counts as an integer in Python only.
+        fits = isinstance(value, expected) and (kind is bool or not isinstance(value, bool))
+        if not fits or (kind is float and not math.isfinite(value)):
+            raise ValueError(f"`{name}` must be {_description(words, ranges)}, got {value!r}.")
+    for allowed in ranges:
+        if value not in allowed:
+            raise ValueError(f"`{name}` must be {allowed}, got {value!r}.")
+
+
+def _description(words: str, ranges: Sequence[Any]) -> str:
+    """What a value of the wrong kind should have been: a range tells more than the kind alone."""
+    if not ranges:
+        return words
+    return str(ranges[0]) if isinstance(ranges[0], OneOf) else f"{words}, {ranges[0]}"
+
+
+def _without_none(hint: Any) -> tuple[Any, bool]:
+    """The type of an optional field without `None`, and whether it is one."""
+    if get_origin(hint) not in (Union, types.UnionType):
+        return hint, False
+    members = [member for member in get_args(hint) if member is not types.NoneType]
+    return (members[0] if len(members) == 1 else Any), len(members) < len(get_args(hint))
