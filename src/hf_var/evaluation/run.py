@@ -13,22 +13,22 @@ from matplotlib.figure import Figure
 from transformers.utils import logging
 
 from ..autoencoders import VQVAEModel
+from ..data.resumable_settings import check_settings, read_settings, write_settings
+from ..hub.push import create_repository
+from ..metrics.feature_extractors import full_precision
+from ..metrics.perceptual import PerceptualLoss
+from ..metrics.reconstruction import measure_reconstruction
 from ..pipelines import VARPipeline
 from ..pipelines.settings import resolve_settings
-from ..training.feature_extractors import full_precision
-from ..training.losses import PerceptualLoss
-from ..training.model_card import create_repository
-from ..training.reconstruction import measure_reconstruction
-from ..training.run_settings import check_settings, read_settings, write_settings
 from .arguments import DRAWING, PRESET_MODELS, EvaluationArguments
-from .drawing import ClassifierScore, ImageDrawer
+from .comparison import compute_figures, kid_subset_size
+from .feature_extraction import DrawnImages, ImageSource, Outputs, Stopwatch, missing_batches, write_features
 from .feature_files import FeatureFiles
-from .figures import compute_figures, kid_subset_size
-from .files import check_pngs, write_npz
+from .generate import ClassifierScore, ImageDrawer
+from .image_files import check_pngs, write_npz
 from .image_sets import ImageSet
-from .inputs import check_number, check_reference, load_extractor, load_model, open_images, open_reference
+from .loading import check_number, check_reference, load_extractor, load_model, open_images, open_reference
 from .report import environment, push_figures, weights_fingerprint, write_report
-from .stages import DrawnImages, ImageSource, Outputs, Stopwatch, missing_batches, write_features
 
 
 logger = logging.get_logger(__name__)
