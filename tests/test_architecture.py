@@ -22,7 +22,7 @@ OFFLOAD_DECORATOR = "diffusers.utils.accelerate_utils.apply_forward_hook"
 AVERAGE = "diffusers.training_utils.EMAModel"
 TRAINING_ARGUMENTS = "hf_var.training.arguments.TrainingArguments"
 IMPORT_DECORATOR = "from diffusers.utils.accelerate_utils import apply_forward_hook"
-STAGES = {"scales", "autoencoders", "priors"}
+STAGES = {"scales", "ranges", "autoencoders", "priors"}
 LIBRARY = STAGES | {"pipelines", "registration", "conversion", "scoring"}
 CORE = {"torch", "transformers", "huggingface_hub", "safetensors", "numpy", "PIL"}
 FLOOR = {"data", "metrics", "hub"}
@@ -34,6 +34,7 @@ READ |= {"fsspec", "pyarrow", "tqdm"}  # datasets always brings these, and yaml
 # pipelines.
 MAY_IMPORT: dict[str, tuple[set[str], set[str]]] = {
     "scales": (set(), set()),
+    "ranges": (set(), set()),
     "precision": (set(), {"torch"}),
     "autoencoders": ({"scales"}, {"torch", "transformers", OFFLOAD_DECORATOR}),
     "priors": ({"scales"}, {"torch", "transformers"}),
@@ -48,7 +49,7 @@ MAY_IMPORT: dict[str, tuple[set[str], set[str]]] = {
         CORE | {"accelerate", "lpips", "matplotlib", "torch_fidelity", "torchmetrics", "torchvision"},
     ),
     "hub": (STAGES | {"metrics"}, CORE | {"yaml"}),
-    "data": ({"scales", "autoencoders", "hub"}, CORE | READ),
+    "data": ({"scales", "ranges", "autoencoders", "hub"}, CORE | READ),
     # Neither imports the other.
     "training": (
         STAGES | FLOOR | {"precision"},
@@ -60,7 +61,7 @@ MAY_IMPORT: dict[str, tuple[set[str], set[str]]] = {
     ),
     "__init__": (LIBRARY, {"transformers", "diffusers"}),
     # Its command `tokenize` imports what comes with an extra when it is called.
-    "cli": (LIBRARY | {"__init__", "data"}, CORE | {"diffusers", "accelerate"}),
+    "cli": (LIBRARY | {"__init__", "data"}, CORE | {"diffusers", "accelerate", "yaml"}),
 }
 
 
