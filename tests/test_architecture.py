@@ -42,14 +42,16 @@ TRAIN |= {"yaml", "fsspec", "pyarrow", "tqdm"}  # datasets always brings these
 MAY_IMPORT: dict[str, tuple[set[str], set[str]]] = {
     "scales": (set(), set()),
     "precision": (set(), {"torch"}),
+    "compatibility": (set(), {"transformers", "peft"}),
     "autoencoders": ({"scales"}, {"torch", "transformers", OFFLOAD_DECORATOR}),
     "priors": ({"scales"}, {"torch", "transformers"}),
-    "pipelines": (STAGES | {"precision"}, CORE | {"diffusers"}),
+    # PEFT is an extra, imported when adapters are loaded.
+    "pipelines": (STAGES | {"precision", "compatibility"}, CORE | {"diffusers", "peft"}),
     "registration": (STAGES | {"pipelines"}, {"transformers", "diffusers"}),
     "weight_files": (set(), {"torch", "safetensors"}),
     "conversion": (STAGES | {"weight_files"}, CORE),
     "scoring": (STAGES | {"pipelines"}, CORE | {"diffusers"}),
-    "training": (STAGES | {"weight_files", "precision"}, CORE | TRAIN | {"torch_fidelity", AVERAGE}),
+    "training": (STAGES | {"weight_files", "precision", "compatibility"}, CORE | TRAIN | {"torch_fidelity", AVERAGE}),
     "evaluation": (STAGES | {"__init__", "pipelines", "training"}, CORE | TRAIN | {"diffusers"}),
     "__init__": (LIBRARY, {"transformers", "diffusers"}),
     # Its training commands import what comes with an extra when they are called.

@@ -87,7 +87,7 @@ class CompiledModels:
     def _make(self, conditions: dict[str, torch.Tensor]) -> VARCache:
         cache = VARCache(self.transformer.config)
         # A step makes the buffers. One within a CUDA graph would leave them to the graph, which uses them otherwise.
-        self.transformer(**conditions, past_key_values=cache)
+        self.transformer(**conditions, cache=cache)
         for layer in cache.layers:
             for buffer in (layer.keys, layer.values):  # pyright: ignore[reportAttributeAccessIssue]
                 torch._dynamo.mark_static_address(buffer)  # pyright: ignore[reportArgumentType]

@@ -76,14 +76,14 @@ class FrozenModels:
         """End a loan, whether the call succeeded or not."""
         del self._lent[id(cache)]
 
-    def _step(self, scale_inputs: torch.Tensor, past_key_values: VARCache) -> VARTransformerOutput:
+    def _step(self, scale_inputs: torch.Tensor, cache: VARCache) -> VARTransformerOutput:
         """What the transformer itself returns for a block after the first one, without its checks."""
-        hidden_states = self.transformer.embeddings(None, scale_inputs, past_key_values.get_seq_length())
-        _mark_sizes(hidden_states, past_key_values)
+        hidden_states = self.transformer.embeddings(None, scale_inputs, cache.get_seq_length())
+        _mark_sizes(hidden_states, cache)
         # For this thread and step. Among the `options` Inductor would see it, but not Dynamo, which decides what is constant.
         with inductor_config.patch(freezing=True):
-            logits = self._predict(hidden_states, past_key_values=past_key_values)
-        return VARTransformerOutput(logits=logits, past_key_values=past_key_values)
+            logits = self._predict(hidden_states, cache=cache)
+        return VARTransformerOutput(logits=logits, cache=cache)
 
 
 def _mark_sizes(hidden_states: torch.Tensor, cache: VARCache) -> None:
