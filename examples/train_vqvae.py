@@ -27,6 +27,7 @@ from accelerate.utils import set_seed
 
 from hf_var import VQVAEConfig, VQVAEModel, data
 from hf_var.autoencoders import VQVAEOutput
+from hf_var.compatibility import enable_activation_checkpointing
 from hf_var.hub.cards import write_model_card
 from hf_var.hub.push import create_repository, push_result
 from hf_var.metrics.codebook_usage import CodeStatistics, residual_energy
@@ -183,7 +184,7 @@ def make_model(args: VQVAETrainingArguments, config: VQVAEConfig) -> VQVAEModel:
     else:
         vqvae = VQVAEModel.from_pretrained(args.pretrained_vqvae, config=config, dtype=torch.float32)
     if args.gradient_checkpointing:
-        vqvae.gradient_checkpointing_enable()
+        enable_activation_checkpointing(vqvae)
     return vqvae.train()
 
 

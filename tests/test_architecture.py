@@ -36,9 +36,11 @@ MAY_IMPORT: dict[str, tuple[set[str], set[str]]] = {
     "scales": (set(), set()),
     "ranges": (set(), set()),
     "precision": (set(), {"torch"}),
+    "compatibility": (set(), {"transformers", "peft"}),
     "autoencoders": ({"scales"}, {"torch", "transformers", OFFLOAD_DECORATOR}),
     "priors": ({"scales"}, {"torch", "transformers"}),
-    "pipelines": (STAGES | {"precision"}, CORE | {"diffusers"}),
+    # PEFT is an extra, imported when adapters are loaded.
+    "pipelines": (STAGES | {"precision", "compatibility"}, CORE | {"diffusers", "peft"}),
     "registration": (STAGES | {"pipelines"}, {"transformers", "diffusers"}),
     "weight_files": (set(), {"torch", "safetensors"}),
     "conversion": (STAGES | {"weight_files"}, CORE),
@@ -52,7 +54,7 @@ MAY_IMPORT: dict[str, tuple[set[str], set[str]]] = {
     "data": ({"scales", "ranges", "autoencoders", "hub"}, CORE | READ),
     # Neither imports the other.
     "training": (
-        STAGES | FLOOR | {"precision"},
+        STAGES | FLOOR | {"precision", "compatibility"},
         CORE | {"accelerate", "matplotlib", "peft", "sklearn", "tqdm", "yaml", AVERAGE},
     ),
     "evaluation": (

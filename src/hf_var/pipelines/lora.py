@@ -11,10 +11,12 @@ import torch
 from diffusers import DiffusionPipeline
 from diffusers.utils import get_adapter_name, scale_lora_layers
 from safetensors import safe_open
+from safetensors.torch import load_file
 from torch import nn
 from transformers.utils import check_peft_version
 from transformers.utils.hub import DownloadKwargs, cached_file
 
+from ..compatibility import add_adapter
 from ..priors import VARTransformer
 from ..priors.configuration_var import ADAPTER_LABELS_NAME
 
@@ -91,23 +93,17 @@ class LoraMixin(DiffusionPipeline):
             if has_other_labels:
                 setattr(transformer, OWN_LABELS, own_labels)
                 transformer.set_labels(names)
-            report = transformer.load_adapter(source, adapter_name, adapter_kwargs=kwargs)
-            # With several adapters the report also names the weights of the others.
-            missing = {key for key in report.missing_keys if key.split(".")[-2] == adapter_name}
-            if missing or report.unexpected_keys:
-                raise ValueError(
-                    f"The adapter in {source!r} was made for another transformer: it lacks "
-                    f"{shorten(str(sorted(missing)), 200)} and has in excess "
-                    f"{shorten(str(sorted(report.unexpected_keys)), 200)}."
-                )
+            _add_trained_adapter(transformer, adapter_name, source, config, kwargs)
             self.set_adapters(adapter_name)
+            # The new layers, whose dropout would act otherwise.
+            transformer.eval()
         except Exception as error:
             if was_plain:
                 _remove_adapters(transformer)
                 _restore_labels(transformer)
             elif adapter_name in transformer.peft_config:
                 _activate(transformer, active)
-                transformer.delete_adapter(adapter_name)
+                _delete_adapter(transformer, adapter_name)
             if isinstance(error, RuntimeError):
                 raise ValueError(
                     f"The adapter in {source!r} was made for another transformer: its weights have other shapes."
@@ -245,6 +241,33 @@ def _activate(transformer: VARTransformer, names: list[str]) -> None:
             adapted.set_adapter(names)
 
 
+def _add_trained_adapter(
+    transformer: VARTransformer, adapter_name: str, source: str, config: dict[str, Any], hub_kwargs: dict[str, Any]
+) -> None:
+    """What `transformer.load_adapter` is for; a `ValueError` if the weights are not just those of the new layers."""
+    from peft import PeftConfig, get_peft_model_state_dict, set_peft_model_state_dict
+
+    add_adapter(transformer, PeftConfig.from_peft_type(**{**config, "inference_mode": True}), adapter_name)
+    path = cached_file(source, "adapter_model.safetensors", **hub_kwargs)
+    weights = {name.removeprefix("base_model.model."): weight for name, weight in load_file(str(path)).items()}
+    expected = get_peft_model_state_dict(transformer, adapter_name=adapter_name, save_embedding_layers=False)
+    missing, excess = sorted(expected.keys() - weights.keys()), sorted(weights.keys() - expected.keys())
+    if missing or excess:
+        raise ValueError(
+            f"The adapter in {source!r} was made for another transformer: it lacks {shorten(str(missing), 200)} and has "
+            f"in excess {shorten(str(excess), 200)}."
+        )
+    set_peft_model_state_dict(transformer, weights, adapter_name)
+
+
+def _delete_adapter(transformer: VARTransformer, adapter_name: str) -> None:
+    """Delete one of several adapters."""
+    from peft.functional import delete_adapter
+
+    delete_adapter(transformer, adapter_name, prefix="lora_")
+    del transformer.peft_config[adapter_name]
+
+
 def _remove_adapters(transformer: VARTransformer, merge: bool = False) -> None:
     """Put the layers beneath back in the adapters' places, with the active adapters merged into them or as they were."""
     for name, module in list(transformer.named_modules()):
@@ -265,7 +288,7 @@ def _remove_adapters(transformer: VARTransformer, merge: bool = False) -> None:
         setattr(transformer.get_submodule(parent), child, plain)
     vars(transformer).pop("peft_config", None)
     transformer._hf_peft_config_loaded = False
-    # Where `load_adapter` notes that names begin with "base_model.model", as transformers would save them from now on.
+    # Where transformers' own `load_adapter` notes that names begin with "base_model.model", as it would save them then.
     vars(transformer).pop("_weight_conversions", None)
 
 

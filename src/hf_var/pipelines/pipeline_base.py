@@ -276,7 +276,7 @@ class VARPipelineBase(CompilationMixin, EditingMixin, LoraMixin):
                 begin = conditions if num_cached == 0 else {}
                 begin = {name: value if guided else value[:batch_size] for name, value in begin.items()}
                 step = self._step(model, cache, k, num_cached)
-                logits = step(**begin, scale_inputs=read, past_key_values=cache).logits
+                logits = step(**begin, scale_inputs=read, cache=cache).logits
                 logits = logits[:, -config.scale_lengths[k] :]
                 num_cached = k + 1
                 if guided:
