@@ -214,7 +214,7 @@ def restart_averages(
     if moving_average is not None:
         moving_average.restart(codes)
     if average is not None:
-        restart_average(average, vqvae, vqvae.quantizer.codebook.weight, codes)
+        restart_average(average, vqvae, vqvae.codebook.vectors, codes)
 
 
 def codes_figures(
@@ -225,7 +225,7 @@ def codes_figures(
     energy = accelerator.reduce(residual_energy(vqvae, output.features, output.codes), reduction="sum")
     for scale, left in enumerate((energy[1:] / energy[0]).tolist()):
         figures[f"residual_energy_{scale}"] = left
-    vqvae.quantizer.codebook.running_hits.copy_(statistics.hits / window)
+    vqvae.codebook.running_hits.copy_(statistics.hits / window)
     return figures
 
 
@@ -297,7 +297,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         args.hub_model_id = create_repository(args.output_dir, args.hub_model_id)
     run = TrainingRun(accelerator, args, "train_vqvae")
 
-    vqvae.quantizer.codebook.requires_grad_(args.codebook_update == "gradient")
+    vqvae.codebook.requires_grad_(args.codebook_update == "gradient")
     if args.channels_last:
         vqvae.to(memory_format=torch.channels_last)
     optimizer = make_optimizer(vqvae, args)
@@ -378,7 +378,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             if run.step < args.restart_until * args.max_train_steps:
                 hits = statistics.hits.sum(dim=0)
                 moved = codebook.restart_dead_codes(
-                    vqvae, hits, output.features, output.codes, args.seed + run.step, args.restart_threshold
+                    vqvae, hits, output.quantizer_inputs, args.seed + run.step, args.restart_threshold
                 )
                 restart_averages(vqvae, average, moving_average, moved)
             statistics.reset()

@@ -38,7 +38,7 @@ def make_vqvae(seed: int = 0, **fields) -> VQVAEModel:
     vqvae = VQVAEModel(config)
     with torch.no_grad():
         # Fresh weights give all images the same few codes.
-        vqvae.quantizer.codebook.weight.normal_()
+        vqvae.codebook.vectors.normal_()
         vqvae.encoder.conv_out.weight.mul_(8)
         vqvae.quant_conv.weight.mul_(4)
     return vqvae.eval()

@@ -133,6 +133,11 @@ class VQVAEConfig(ScheduleMixin, PreTrainedConfig):
         self.patch_nums = normalize_patch_nums(self.patch_nums)
 
     @property
+    def has_trainable_codes(self) -> bool:
+        """Whether the code vectors are weights, found by a search without a gradient."""
+        return True
+
+    @property
     def latent_size(self) -> tuple[int, int]:
         """`(height, width)` of features and latents."""
         return self.scale_sizes[-1]
