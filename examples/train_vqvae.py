@@ -148,6 +148,7 @@ def make_config(args: VQVAETrainingArguments) -> VQVAEConfig:
     given = given_config_fields(args, VQVAEConfig)
     if args.pretrained_vqvae is None:
         config = VQVAEConfig(**given)
+        check_codebook_options(args, config)
         if config.num_output_channels != config.in_channels:
             raise ValueError(
                 f"`out_channels` must be `in_channels` = {config.in_channels}, got {config.out_channels}."
@@ -164,7 +165,18 @@ def make_config(args: VQVAETrainingArguments) -> VQVAEConfig:
             setattr(config, name, value)
         elif getattr(config, name) != value:
             raise ValueError(f"`{name}` is {getattr(config, name)} in `pretrained_vqvae`, got {value}.")
+    check_codebook_options(args, config)
     return config
+
+
+def check_codebook_options(args: VQVAETrainingArguments, config: VQVAEConfig) -> None:
+    """Raise a `ValueError` if code vectors are to be moved that are no weights."""
+    for name, value in {"kmeans_images": 0, "restart_until": 0.0, "codebook_update": "gradient"}.items():
+        if not config.has_trainable_codes and getattr(args, name) != value:
+            raise ValueError(
+                f"`{name}` must be {value} with quantizer={config.quantizer!r}, whose code vectors are fixed, got "
+                f"{getattr(args, name)!r}."
+            )
 
 
 # --------------------------------------------------------------------------------------------------------------------

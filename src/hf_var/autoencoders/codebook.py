@@ -36,7 +36,15 @@ class Float32Weights(nn.Module):
         super()._load_from_state_dict({**state_dict, **own}, prefix, *args)
 
 
-class BaseCodebook(Float32Weights):
+class CodeWeights(Float32Weights):
+    """A module of the quantizer that knows the initial values of its own weights and buffers."""
+
+    def init_weights(self) -> None:
+        """Set them, but for those that transformers has loaded, which its functions leave alone."""
+        raise NotImplementedError
+
+
+class BaseCodebook(CodeWeights):
     """
     The code vectors of a quantizer, `codebook_size` times `latent_channels`, in fp32.
 
@@ -55,7 +63,6 @@ class BaseCodebook(Float32Weights):
         self.register_buffer("running_hits", hits)
 
     def init_weights(self) -> None:
-        """Initial values; transformers calls this, with weights that it has loaded protected."""
         init.zeros_(self.running_hits)
 
     def bound(self, features: torch.Tensor) -> torch.Tensor:

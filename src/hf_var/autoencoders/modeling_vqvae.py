@@ -11,7 +11,7 @@ from transformers import PreTrainedModel
 from transformers import initialization as init
 
 from .checks import check_codes, check_latents, check_range, check_shape
-from .codebook import BaseCodebook
+from .codebook import BaseCodebook, CodeWeights
 from .configuration_vqvae import VQVAEConfig
 from .layers import Decoder, Encoder
 from .modeling_outputs import VQVAEDecoderOutput, VQVAEEncoderOutput, VQVAEOutput
@@ -71,7 +71,7 @@ class VQVAEModel(SlicingAndTilingMixin, PreTrainedModel):
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
-        if isinstance(module, BaseCodebook):
+        if isinstance(module, CodeWeights):
             module.init_weights()
         elif isinstance(module, nn.Conv2d):
             # torch's own default, which must be spelled out for models that are built on the meta device.
@@ -236,7 +236,8 @@ class VQVAEModel(SlicingAndTilingMixin, PreTrainedModel):
         """
         check_latents("features", features, self.config)
         with torch.no_grad(), full_precision(features):
-            return torch.cat([step.inputs for step in self.quantizer.steps(features, exact=exact)], dim=1)
+            inputs = [step.inputs for step in self.quantizer.steps(features, exact=exact)]
+            return torch.cat(inputs, dim=1)  # pyright: ignore[reportArgumentType]
 
     @apply_forward_hook
     def teacher_forcing(self, codes: torch.Tensor) -> torch.Tensor:
