@@ -62,7 +62,7 @@ def tokenizer_loop(script, args) -> Callable[[], Iterator[None]]:
     def steps() -> Iterator[None]:
         torch.manual_seed(args.seed)
         vqvae = VQVAEModel(config).train().to(memory_format=memory_format)
-        vqvae.quantizer.codebook.requires_grad_(args.codebook_update == "gradient")
+        vqvae.codebook.requires_grad_(args.codebook_update == "gradient")
         moving_average = MovingAverageCodebook(vqvae, args.codebook_decay) if args.codebook_update == "ema" else None
         optimizer = make_optimizer(vqvae, args)
         for pixel_values in itertools.cycle(images):

@@ -149,6 +149,7 @@ def make_config(args: VQVAETrainingArguments) -> VQVAEConfig:
     given = given_config_fields(args, VQVAEConfig)
     if args.pretrained_vqvae is None:
         config = VQVAEConfig(**given)
+        check_codebook_options(args, config)
         if config.num_output_channels != config.in_channels:
             raise ValueError(
                 f"`out_channels` must be `in_channels` = {config.in_channels}, got {config.out_channels}."
@@ -165,7 +166,18 @@ def make_config(args: VQVAETrainingArguments) -> VQVAEConfig:
             setattr(config, name, value)
         elif getattr(config, name) != value:
             raise ValueError(f"`{name}` is {getattr(config, name)} in `pretrained_vqvae`, got {value}.")
+    check_codebook_options(args, config)
     return config
+
+
+def check_codebook_options(args: VQVAETrainingArguments, config: VQVAEConfig) -> None:
+    """Raise a `ValueError` if code vectors are to be moved that are no weights."""
+    for name, value in {"kmeans_images": 0, "restart_until": 0.0, "codebook_update": "gradient"}.items():
+        if not config.has_trainable_codes and getattr(args, name) != value:
+            raise ValueError(
+                f"`{name}` must be {value} with quantizer={config.quantizer!r}, whose code vectors are fixed, got "
+                f"{getattr(args, name)!r}."
+            )
 
 
 # --------------------------------------------------------------------------------------------------------------------
@@ -215,7 +227,7 @@ def restart_averages(
     if moving_average is not None:
         moving_average.restart(codes)
     if average is not None:
-        restart_average(average, vqvae, vqvae.quantizer.codebook.weight, codes)
+        restart_average(average, vqvae, vqvae.codebook.vectors, codes)
 
 
 def codes_figures(
@@ -226,7 +238,7 @@ def codes_figures(
     energy = accelerator.reduce(residual_energy(vqvae, output.features, output.codes), reduction="sum")
     for scale, left in enumerate((energy[1:] / energy[0]).tolist()):
         figures[f"residual_energy_{scale}"] = left
-    vqvae.quantizer.codebook.running_hits.copy_(statistics.hits / window)
+    vqvae.codebook.running_hits.copy_(statistics.hits / window)
     return figures
 
 
@@ -298,7 +310,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         args.hub_model_id = create_repository(args.output_dir, args.hub_model_id)
     run = TrainingRun(accelerator, args, "train_vqvae")
 
-    vqvae.quantizer.codebook.requires_grad_(args.codebook_update == "gradient")
+    vqvae.codebook.requires_grad_(args.codebook_update == "gradient")
     if args.channels_last:
         vqvae.to(memory_format=torch.channels_last)
     optimizer = make_optimizer(vqvae, args)
@@ -379,7 +391,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             if run.step < args.restart_until * args.max_train_steps:
                 hits = statistics.hits.sum(dim=0)
                 moved = codebook.restart_dead_codes(
-                    vqvae, hits, output.features, output.codes, args.seed + run.step, args.restart_threshold
+                    vqvae, hits, output.quantizer_inputs, args.seed + run.step, args.restart_threshold
                 )
                 restart_averages(vqvae, average, moving_average, moved)
             statistics.reset()

@@ -98,7 +98,14 @@ def load_official_var(checkpoint: str | os.PathLike | Mapping, **config_override
 
 
 def export_official_vqvae(model: VQVAEModel) -> StateDict:
-    """The official code's state dict of a [`VQVAEModel`], equal to the one it was loaded from."""
+    """
+    The official code's state dict of a [`VQVAEModel`], equal to the one it was loaded from.
+
+    Raises:
+        `ValueError`: If the quantizer has no codebook of weights, which the official code needs.
+    """
+    if not model.config.has_trainable_codes:
+        raise ValueError(f"`quantizer` must be 'vq' for the official code, got {model.config.quantizer!r}.")
     weights = model.state_dict()
     return {official: weights[ours].clone() for ours, official in _vqvae_names(model).items()}
 

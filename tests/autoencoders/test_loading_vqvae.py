@@ -97,6 +97,23 @@ def test_loading_in_half_precision_keeps_the_quantizer_exact(vqvae, folder, imag
 
 @torch.no_grad()
 @pytest.mark.parametrize("dtype", HALVES, ids=str)
+def test_a_model_built_in_half_precision_has_an_exact_quantizer(vqvae, images, codes, dtype):
+    model = AutoModel.from_config(vqvae.config, dtype=dtype)
+    assert model.encoder.conv_in.weight.dtype == dtype
+    assert 0.5 / 32 < model.codebook.vectors.abs().max() <= 1 / 32
+    assert model.encode(images).codes.shape == codes.shape
+    assert model(images).loss.dtype == torch.float32
+    # Its weights may come from a state dict in half precision, too, whose tensors it takes over as they are.
+    rounded = {name: weight.to(dtype) for name, weight in vqvae.state_dict().items()}
+    expected = type(vqvae)(vqvae.config)
+    expected.load_state_dict(rounded)
+    model.load_state_dict(rounded, assign=True)
+    assert model.encoder.conv_in.weight.dtype == dtype
+    assert_exact_quantizer(model, expected, codes, vqvae.encode(images).features)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("dtype", HALVES, ids=str)
 def test_half_precision_survives_saving(folder, tmp_path, dtype):
     loaded = VQVAEModel.from_pretrained(folder, dtype=dtype)
     loaded.save_pretrained(tmp_path)

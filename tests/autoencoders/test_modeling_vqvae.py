@@ -81,6 +81,52 @@ def test_decode_some_scales(vqvae, codes):
 
 
 @torch.no_grad()
+def test_latents_of_codes_are_those_of_stepping_and_encoding(vqvae, images, codes):
+    latents, begin = None, 0
+    running = vqvae.running_latents(codes)
+    for scale, length in enumerate(vqvae.config.scale_lengths):
+        latents, _ = vqvae.next_scale(latents, codes[:, begin : begin + length], scale)
+        begin += length
+        assert torch.equal(running[scale], latents)
+        assert torch.equal(vqvae.latents(codes, num_scales=scale + 1), latents)
+        assert torch.equal(vqvae.latents(codes[:, :begin], num_scales=scale + 1), latents)
+    assert len(running) == 3
+    assert torch.equal(vqvae.latents(codes), latents)
+    torch.testing.assert_close(latents, vqvae.encode(images).latents, rtol=0, atol=1e-5)
+
+
+@torch.no_grad()
+def test_quantizer_inputs_are_those_of_the_reconstruction(vqvae, images, codes):
+    output = vqvae(images)
+    inputs = vqvae.quantizer_inputs(output.features)
+    assert torch.equal(inputs, output.quantizer_inputs)
+    assert torch.equal(vqvae.codebook(inputs), codes)
+    # Without errors before, a scale sees what exact vectors leave.
+    exact = vqvae.quantizer_inputs(output.features, exact=True)
+    latents, _ = vqvae.next_scale(None, exact[:, :1], 0)
+    torch.testing.assert_close(exact[:, 1:5], vqvae.scale_inputs(output.features - latents, 1), rtol=0, atol=1e-5)
+
+
+def test_without_quantization_the_features_are_decoded(vqvae, images):
+    output = vqvae(images, quantize=False)
+    assert output.codes is None
+    assert output.loss == 0
+    assert torch.equal(output.features, vqvae(images).features)
+    expected = vqvae.decode(latents=output.features).sample
+    torch.testing.assert_close(output.sample.clamp(-1, 1), expected, rtol=0, atol=1e-5)
+
+
+def test_code_vectors_are_set_by_their_codes(make_vqvae):
+    vqvae = make_vqvae()
+    before = vqvae.codebook.vectors.clone()
+    vqvae.codebook.set_vectors(torch.full((2, 4), 9.0), torch.tensor([3, 5]))
+    assert (vqvae.codebook.vectors[[3, 5]] == 9).all()
+    assert torch.equal(vqvae.codebook.vectors[6:], before[6:])
+    vqvae.codebook.set_vectors(before)
+    assert torch.equal(vqvae.code_vectors(torch.arange(32)), before)
+
+
+@torch.no_grad()
 @pytest.mark.parametrize("patch_nums", [(1, 2, 4), ((1, 2), (2, 2), (3, 4)), (2, 2, 2)])
 def test_teacher_forcing_is_stepping(make_vqvae, make_images, patch_nums):
     model = make_vqvae(patch_nums=patch_nums)
@@ -188,6 +234,11 @@ LATENTS = torch.zeros(2, 4, 4, 4)
         ("scale_inputs", (LATENTS, 0), "`k` must be a scale with an input, from 1 to 2, got 0"),
         ("scale_inputs", (LATENTS, 3), "`k` must be a scale with an input, from 1 to 2, got 3"),
         ("scale_inputs", (LATENTS[..., :2], 1), r"`latents`.*\(batch, 4, 4, 4\)"),
+        ("latents", (codes_of(5),), r"`codes`.*\(batch, 21\)"),
+        ("latents", (codes_of(21), 4), "`num_scales` must be from 1 to 3, got 4"),
+        ("running_latents", (codes_of(20),), r"`codes`.*\(batch, 21\)"),
+        ("running_latents", (codes_of(21, 32),), r"`codes` must be in \[0, 32\)"),
+        ("quantizer_inputs", (LATENTS[:, :3],), r"`features`.*\(batch, 4, 4, 4\)"),
         ("teacher_forcing", (codes_of(5),), r"`codes`.*\(batch, 21\)"),
         ("teacher_forcing", (codes_of(21, 32),), r"`codes` must be in \[0, 32\)"),
         ("code_vectors", (codes_of(7, 32),), r"`codes` must be in \[0, 32\)"),

@@ -38,7 +38,7 @@ def make_vqvae(seed: int = 0, **fields) -> VQVAEModel:
     vqvae = VQVAEModel(config)
     with torch.no_grad():
         # Fresh weights give all images the same few codes.
-        vqvae.quantizer.codebook.weight.normal_()
+        vqvae.codebook.vectors.normal_()
         vqvae.encoder.conv_out.weight.mul_(8)
         vqvae.quant_conv.weight.mul_(4)
     return vqvae.eval()
@@ -419,3 +419,21 @@ def test_the_card_tells_what_the_files_hold(tmp_path: Path, vqvae: VQVAEModel, v
     assert str(tmp_path) not in card
     assert list(load_dataset(str(output_dir))) == ["train"]
     assert json.loads((output_dir / ".tokenization.json").read_text())["split"] == "validation[:3]"
+
+
+@torch.no_grad()
+def test_fingerprints_of_codes_outlive_new_kinds_of_tokenizers() -> None:
+    sizes = {"base_channels": 8, "channel_multipliers": (1, 2), "num_res_blocks": 1, "norm_num_groups": 4}
+    learned = VQVAEConfig(**sizes, latent_channels=4, codebook_size=16, patch_nums=(1, 2, 4))
+    rounded = [
+        VQVAEConfig(**sizes, patch_nums=(1,), quantizer="fsq", fsq_levels=levels) for levels in ((4, 3), (3, 4))
+    ]
+    found = []
+    for config in (learned, *rounded):
+        vqvae = VQVAEModel(config)
+        for parameter in vqvae.parameters():
+            parameter.zero_()
+        found.append(data.tokenizer_fingerprint(vqvae))
+    # What was computed before there was a choice of quantizers.
+    assert found[0] == "277d3191f1da53f5"
+    assert len(set(found)) == 3

@@ -20,7 +20,7 @@ from huggingface_hub import ModelCard
 from PIL import Image
 from safetensors.torch import load_file
 
-from hf_var import VQVAEModel
+from hf_var import VARConfig, VARPipeline, VARTransformer, VQVAEModel
 from hf_var.training.run import TrainingRun, make_accelerator
 
 from .conftest import (
@@ -50,6 +50,9 @@ EVERYTHING = [
     *("--horizontal_flip", "true", "--augment_rotation", "10"),
 ]
 
+# Fits the sizes of TINY_VQVAE.
+FSQ = ["--quantizer", "fsq", "--fsq_levels", "2", "2", "2", "2"]
+
 train_vqvae = load_script(SCRIPT)
 
 
@@ -61,17 +64,19 @@ def same_weights(first: Path, second: Path) -> bool:
 @pytest.mark.parametrize("recipe", RECIPES, ids=lambda path: path.stem)
 def test_recipe_takes_two_steps(recipe: Path, tmp_path: Path, images_parquet: str) -> None:
     # The sizes of the test's images; what the recipe is about, objective and codebook, stays.
-    small = ["--base_channels", "8", "--norm_num_groups", "2", "--latent_channels", "4", "--codebook_size", "16"]
+    small = ["--base_channels", "8", "--norm_num_groups", "2"]
     settings = train_vqvae.parse_arguments(
         train_vqvae.with_config_fields(train_vqvae.VQVAETrainingArguments, train_vqvae.VQVAEConfig), [str(recipe)]
     )
     config = train_vqvae.make_config(settings)
+    if config.has_trainable_codes:
+        small += ["--latent_channels", "4", "--codebook_size", "16", "--kmeans_images", "24"]
     # Four by four latents, of images of at least 16 pixels, which LPIPS needs.
     patch_nums = [max(1, height * 4 // config.latent_size[0]) for height, _ in config.scale_sizes]
     schedule = [str(side) for side in patch_nums]
     data = ["--train_data", images_parquet, "--validation_data", images_parquet, "--output_dir", str(tmp_path)]
     data += ["--streaming", "false", "--dataloader_num_workers", "0", "--rfid_extractor", RFID_EXTRACTOR]
-    steps = ["--unquantized_steps", "1", "--kmeans_images", "24", "--discriminator_start", "1"]
+    steps = ["--unquantized_steps", "1", "--discriminator_start", "1"]
     lpips = ["--lpips_weights", "random"] if settings.lpips_weight > 0 else []
     narrow = ["--discriminator_channels", "8"]
     run_script(SCRIPT, str(recipe), *data, *small, "--patch_nums", *schedule, *SHORT_RUN, *steps, *lpips, *narrow)
@@ -118,6 +123,34 @@ def test_validation_measures_the_model_that_is_saved(tmp_path: Path, images_parq
     assert figures["validation_residual_energy_2"] == pytest.approx(left.item(), rel=1e-3)
     for scale, codes in enumerate(encoded.codes.split((1, 4, 16), dim=1)):
         assert figures[f"validation_usage_{scale}"] == pytest.approx(len(codes.unique()) / 16)
+
+
+@pytest.mark.parametrize("schedule", [["4"], ["1", "2", "4"], ["4", "4"]], ids="-".join)
+def test_finite_scalar_quantization_is_trained_and_drawn_from(
+    schedule: list[str], tmp_path: Path, images_parquet: str
+) -> None:
+    data = ["--train_data", images_parquet, "--validation_data", images_parquet, "--output_dir", str(tmp_path)]
+    sizes = ["--in_channels", "1", "--base_channels", "8", "--channel_multipliers", "1", "2", "--num_res_blocks", "1"]
+    sizes += ["--norm_num_groups", "4", "--patch_nums", *schedule, "--refinement_ratio", "0"]
+    fsq = ["--quantizer", "fsq", "--fsq_levels", "4", "3", "2", "--unquantized_steps", "1", "--codebook_window", "1"]
+    train_vqvae.main([*data, *sizes, *fsq, *SHORT_RUN, "--max_train_steps", "3"])
+    vqvae = VQVAEModel.from_pretrained(tmp_path)
+    assert vqvae.config.codebook_size == 24
+    assert vqvae.config.latent_channels == 3
+    assert vqvae.codebook.running_hits.sum() > 0
+    log = read_log(tmp_path)
+    assert [line["quantizer_loss"] for line in log if "quantizer_loss" in line] == [0, 0, 0]
+    assert 0 < log[-1]["validation_usage"] <= 1
+    assert "finite scalar quantization" in (tmp_path / "README.md").read_text()
+
+    shared = {name: getattr(vqvae.config, name) for name in ("codebook_size", "latent_channels", "patch_nums")}
+    transformer = VARTransformer(
+        VARConfig(hidden_size=16, num_hidden_layers=1, num_attention_heads=2, num_labels=3, **shared)
+    )
+    pipe = VARPipeline(transformer=transformer.eval(), vqvae=vqvae)
+    output = pipe([0, 2], generator=torch.Generator().manual_seed(0), output_type="pt")
+    assert output.images.shape == (2, 1, 8, 8)
+    assert 0 <= output.codes.min() <= output.codes.max() < 24
 
 
 @pytest.mark.parametrize("source", ["map", "stream"])
@@ -346,6 +379,11 @@ def test_a_folder_with_checkpoints_is_not_overwritten(tmp_path: Path, images_par
         (["--adversarial_loss", "wasserstein"], "adversarial_loss.*hinge"),
         (["--kmeans_images", "1", "--codebook_size", "64"], "kmeans_images.*1 gives 21 vectors.*codebook_size"),
         (["--codebook_update", "sgd"], "codebook_update.*'sgd'"),
+        ([*FSQ, "--kmeans_images", "24"], "kmeans_images.*must be 0 with quantizer='fsq'.*got 24"),
+        ([*FSQ, "--restart_until", "0.5"], "restart_until.*must be 0.0 with quantizer='fsq'.*got 0.5"),
+        ([*FSQ, "--codebook_update", "ema"], "codebook_update.*must be gradient with quantizer='fsq'.*got 'ema'"),
+        (["--quantizer", "fsq"], "fsq_levels.*got None"),
+        (["--quantizer", "fsq", "--fsq_levels", "4", "5"], "latent_channels.*2, got 4"),
         (["--restart_until", "700"], "restart_until.*700"),
         (["--rfid_extractor", "inception"], "rfid_extractor.*validation_data"),
         (["--lpips_weight", "1", "--lpips_weights", "random"], "image_size.*at least 16"),

@@ -75,7 +75,7 @@ def test_residual_energy_is_what_the_decoder_does_not_see() -> None:
     torch.manual_seed(0)
     vqvae = VQVAEModel(CONFIG).eval()
     images = torch.rand(3, 1, 4, 4, generator=torch.Generator().manual_seed(1))
-    vqvae.quantizer.codebook.weight.copy_(vqvae.encode(images).features.mean(dim=(2, 3)).repeat(3, 1)[:8])
+    vqvae.codebook.vectors.copy_(vqvae.encode(images).features.mean(dim=(2, 3)).repeat(3, 1)[:8])
     output = vqvae.encode(images)
     energy = residual_energy(vqvae, output.features, output.codes)
     assert energy.shape == (3,)

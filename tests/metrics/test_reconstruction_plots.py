@@ -17,7 +17,7 @@ def make_vqvae(**config) -> VQVAEModel:
     with torch.random.fork_rng(devices=[]), torch.no_grad():
         torch.manual_seed(0)
         vqvae = VQVAEModel(VQVAEConfig(**sizes | defaults | config))
-        vqvae.quantizer.codebook.weight.normal_()
+        vqvae.codebook.vectors.normal_()
         vqvae.encoder.conv_out.weight.mul_(4)
         vqvae.quant_conv.weight.mul_(3)
         vqvae.decoder.conv_out.weight.mul_(2)

@@ -43,7 +43,7 @@ def test_callback_sees_the_latents_of_every_scale(pipe):
 
     output = draw(pipe, callback_on_step_end=note, guidance_scale=4.0)
     assert [call[:2] for call in calls] == [(0, 0), (1, 1), (2, 2)]
-    running = list(pipe.vqvae.quantizer.running_latents(output.codes))
+    running = pipe.vqvae.running_latents(output.codes)
     for (_, _, latents), expected in zip(calls, running, strict=True):
         torch.testing.assert_close(latents, expected)
     assert torch.equal(calls[-1][2], output.images)

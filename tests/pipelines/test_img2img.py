@@ -202,7 +202,7 @@ def test_steps_count_the_scales_that_are_drawn(pipe, capfd):
     pipe.set_progress_bar_config()
     output = vary(pipe, num_kept_scales=2, callback_on_step_end=note)
     assert [call[:2] for call in calls] == [(0, 2), (1, 3)]
-    running = list(pipe.vqvae.quantizer.running_latents(output.codes))
+    running = pipe.vqvae.running_latents(output.codes)
     for _, k, latents in calls:
         torch.testing.assert_close(latents, running[k])
     assert "2/2" in capfd.readouterr().err

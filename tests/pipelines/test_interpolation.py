@@ -53,7 +53,7 @@ def test_latents_lie_on_a_line(pipe, codes):
 @pytest.mark.parametrize("num_scales", range(4))
 def test_coarse_scales_of_one_and_fine_scales_of_the_other(pipe, codes, num_scales):
     mixed = pipe.mix_scales(*codes, num_scales, output_type="latent")
-    first, second = (list(pipe.vqvae.quantizer.running_latents(single)) for single in codes)
+    first, second = map(pipe.vqvae.running_latents, codes)
     zero = torch.zeros_like(first[0])
     coarse = first[num_scales - 1] if num_scales > 0 else zero
     fine = second[-1] - (second[num_scales - 1] if num_scales > 0 else zero)

@@ -9,7 +9,6 @@ from hf_var.training.codebook import (
     MovingAverageCodebook,
     VQVAEWarmup,
     initialize_codebook,
-    quantizer_inputs,
     restart_dead_codes,
 )
 
@@ -28,22 +27,25 @@ def make_images(number: int) -> torch.Tensor:
 @torch.no_grad()
 def test_quantizer_inputs_are_what_the_search_sees() -> None:
     vqvae = make_vqvae()
-    vqvae.quantizer.codebook.weight.normal_(generator=torch.Generator().manual_seed(0))
+    vqvae.codebook.vectors.normal_(generator=torch.Generator().manual_seed(0))
     output = vqvae.encode(make_images(5))
-    inputs = quantizer_inputs(vqvae, output.features, output.codes)
-    parts = vqvae(make_images(5)).quantizer_inputs.split(vqvae.config.scale_lengths, dim=1)
-    for expected, part in zip(inputs, parts, strict=True):
-        torch.testing.assert_close(part.flatten(0, 1), expected, rtol=0, atol=1e-5)
-    found = [vqvae.quantizer.codebook(vectors).view(5, -1) for vectors in inputs]
-    assert torch.equal(torch.cat(found, dim=1), output.codes)
+    inputs = vqvae.quantizer_inputs(output.features)
+    assert torch.equal(inputs, vqvae(make_images(5)).quantizer_inputs)
+    assert torch.equal(vqvae.codebook(inputs), output.codes)
     assert len(output.codes.unique()) > 4
+    # The same from what is left of the features.
+    left = [output.features, *(output.features - latents for latents in vqvae.running_latents(output.codes))]
+    for scale, part in enumerate(inputs.split(vqvae.config.scale_lengths, dim=1)):
+        expected = torch.nn.functional.interpolate(left[scale], size=vqvae.config.scale_sizes[scale], mode="area")
+        torch.testing.assert_close(part, expected.flatten(2).transpose(1, 2), rtol=0, atol=1e-5)
 
 
 @torch.no_grad()
 def test_quantizer_inputs_without_codes_leave_nothing_to_later_scales() -> None:
     # Two equal scales without refinement: the first one, coded without error, explains everything.
     vqvae = make_vqvae(patch_nums=(4, 4), refinement_ratio=0.0)
-    first, second = quantizer_inputs(vqvae, vqvae.encode(make_images(2)).features)
+    inputs = vqvae.quantizer_inputs(vqvae.encode(make_images(2)).features, exact=True)
+    first, second = inputs.split(vqvae.config.scale_lengths, dim=1)
     assert first.std() > 0
     assert torch.equal(second, torch.zeros_like(second))
 
@@ -62,12 +64,12 @@ def test_kmeans_start_beats_the_initial_codebook(patch_nums: tuple[int, ...], no
     with torch.no_grad():
         features = vqvae.encode(images).features
     initialize_codebook(vqvae, features, seed=0)
-    first = vqvae.quantizer.codebook.weight.clone()
+    first = vqvae.codebook.vectors.clone()
     assert quantization_error(vqvae, images) < 0.7 * initial
     with torch.no_grad():
         assert len(vqvae.encode(images).codes.unique()) == 16
     initialize_codebook(vqvae, features, seed=0)
-    assert torch.equal(vqvae.quantizer.codebook.weight, first)
+    assert torch.equal(vqvae.codebook.vectors, first)
 
 
 @torch.no_grad()
@@ -79,7 +81,7 @@ def test_cosine_codes_have_directions_of_their_own_and_lengths_of_their_vectors(
     features = (directions * lengths[:, None]).T.view(1, 4, 4, 4)
     initialize_codebook(vqvae, features, seed=0)
     expected = torch.diag(torch.stack([lengths[first::4].mean() for first in range(4)]))
-    found = vqvae.quantizer.codebook.weight
+    found = vqvae.codebook.vectors
     assert torch.allclose(found[found.argmax(dim=1).argsort()], expected, atol=1e-5)
 
 
@@ -93,13 +95,13 @@ def test_kmeans_start_needs_enough_images() -> None:
 def test_only_dead_codes_move_and_then_they_are_used() -> None:
     vqvae, images = make_vqvae(), make_images(32)
     initialize_codebook(vqvae, vqvae.encode(images).features, seed=0)
-    weight = vqvae.quantizer.codebook.weight
+    weight = vqvae.codebook.vectors
     weight[3] = weight[9] = 100.0
     before = weight.clone()
     output = vqvae.encode(images)
     hits = output.codes.flatten().bincount(minlength=16)
 
-    moved = restart_dead_codes(vqvae, hits, output.features, output.codes, seed=0)
+    moved = restart_dead_codes(vqvae, hits, vqvae.quantizer_inputs(output.features), seed=0)
     assert moved.tolist() == [3, 9]
     kept = [code for code in range(16) if code not in (3, 9)]
     assert torch.equal(weight[kept], before[kept])
@@ -107,14 +109,14 @@ def test_only_dead_codes_move_and_then_they_are_used() -> None:
 
 
 def make_average(vqvae: VQVAEModel, *args, **options) -> MovingAverageCodebook:
-    vqvae.quantizer.codebook.requires_grad_(False)
+    vqvae.codebook.requires_grad_(False)
     return MovingAverageCodebook(vqvae, *args, **options)
 
 
 def test_moving_average_equals_a_textbook_loop() -> None:
     decay, epsilon = 0.8, 1e-5
     vqvae = make_vqvae(patch_nums=(4,), codebook_size=6, refinement_ratio=0.0)
-    weight = vqvae.quantizer.codebook.weight
+    weight = vqvae.codebook.vectors
     with torch.no_grad():
         weight.normal_(generator=torch.Generator().manual_seed(0))
     average = make_average(vqvae, decay, epsilon)
@@ -147,7 +149,7 @@ def test_moving_average_of_a_residual_quantizer_ends_at_the_mean_of_what_each_co
         initialize_codebook(vqvae, features, seed=0)
         average = make_average(vqvae, decay=0.5)
         average.restart()
-        weight = vqvae.quantizer.codebook.weight
+        weight = vqvae.codebook.vectors
         start = quantization_error(vqvae, images)
         weight += 0.1 * torch.randn(weight.shape, generator=torch.Generator().manual_seed(1))
         worse = quantization_error(vqvae, images)
@@ -155,9 +157,7 @@ def test_moving_average_of_a_residual_quantizer_ends_at_the_mean_of_what_each_co
             output = vqvae(images)
             average.observe(output.quantizer_inputs, output.codes)
             average.finish_step()
-        codes = output.codes.split((16, 16), dim=1)
-        vectors = torch.cat(quantizer_inputs(vqvae, output.features, output.codes))
-        chosen = torch.cat([part.flatten() for part in codes])
+        vectors, chosen = output.quantizer_inputs.flatten(0, 1), output.codes.flatten()
     assert start < worse
     assert quantization_error(vqvae, images) < 1.05 * start
     for code in chosen.unique():
@@ -170,11 +170,11 @@ def test_vectors_count_for_the_area_they_stand_for() -> None:
     average = make_average(vqvae, decay=0.0, epsilon=0.0)
     with torch.no_grad():
         output = vqvae(make_images(2))
-        single, whole = quantizer_inputs(vqvae, output.features, output.codes)
+        single, whole = output.quantizer_inputs.split((1, 16), dim=1)
         average.observe(output.quantizer_inputs, output.codes)
         average.finish_step()
-    expected = (single.mean(dim=0) + whole.mean(dim=0)) / 2
-    assert torch.allclose(vqvae.quantizer.codebook.weight[0], expected, atol=1e-5)
+    expected = (single.mean(dim=(0, 1)) + whole.mean(dim=(0, 1))) / 2
+    assert torch.allclose(vqvae.codebook.vectors[0], expected, atol=1e-5)
 
 
 def test_restarted_average_stays_where_the_code_was_put() -> None:
@@ -185,7 +185,7 @@ def test_restarted_average_stays_where_the_code_was_put() -> None:
         average.observe(output.quantizer_inputs, output.codes)
         average.finish_step()
         unused = int(output.codes.flatten().bincount(minlength=16).argmin())
-        weight = vqvae.quantizer.codebook.weight
+        weight = vqvae.codebook.vectors
         weight[unused] = 50.0
         average.restart(torch.tensor([unused]))
         average.finish_step()

@@ -1,9 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
 """Configuration of the multi-scale VQ-VAE."""
 
+import math
+
 from transformers import PreTrainedConfig
 
 from ..scales import ScheduleMixin, check_fractions, check_positive_integers, check_weights, normalize_patch_nums
+
+
+QUANTIZERS = ("vq", "fsq")
 
 
 class VQVAEConfig(ScheduleMixin, PreTrainedConfig):
@@ -34,12 +39,20 @@ class VQVAEConfig(ScheduleMixin, PreTrainedConfig):
             Groups of the group normalisations. Every width must be a multiple of it.
         dropout (`float`, *optional*, defaults to 0.0):
             Dropout probability inside the residual blocks.
-        latent_channels (`int`, *optional*, defaults to 32):
-            Length of a code vector, channels of features and latents.
+        quantizer (`str`, *optional*, defaults to `"vq"`):
+            `"vq"` searches a learned codebook, `"fsq"` rounds each channel (finite scalar quantization, Mentzer et al.
+            2023, arXiv 2309.15505): its codebook is fixed, and there are no codebook and commitment terms.
+        fsq_levels (`list[int]`, *optional*):
+            With `"fsq"`, and only there: levels of every channel, each at least 2 (the paper: 5), as `(8, 5, 5, 5)`. The
+            convolutions before and after the quantizer are the projection to and from so few channels.
+        latent_channels (`int`, *optional*):
+            Length of a code vector, channels of features and latents: 32, or with `"fsq"` the number of levels, which it
+            must be if given.
         quant_conv_kernel_size (`int`, *optional*, defaults to 3):
             Kernel size of the convolutions before and after the quantizer, odd.
-        codebook_size (`int`, *optional*, defaults to 4096):
-            Number of codes, shared by all scales.
+        codebook_size (`int`, *optional*):
+            Number of codes, shared by all scales: 4096, or with `"fsq"` the product of the levels, which it must be if
+            given.
         patch_nums (`list`, *optional*, defaults to `(1, 2, 3, 4, 5, 6, 8, 10, 13, 16)`):
             Size of the token map of every scale, coarse to fine: an integer for a square map or a (height, width)
             pair. The last one is the grid of the latents and thereby fixes the image size.
@@ -48,7 +61,7 @@ class VQVAEConfig(ScheduleMixin, PreTrainedConfig):
         refinement_ratio (`float`, *optional*, defaults to 0.5):
             Share r of the convolution in phi(x) = (1 - r) x + r conv(x). 0 leaves phi out.
         normalize_codebook (`bool`, *optional*, defaults to `False`):
-            Whether the nearest code is the one of largest cosine instead of smallest Euclidean distance.
+            Whether the nearest code is the one of largest cosine instead of smallest Euclidean distance; not with `"fsq"`.
         commitment_loss_weight (`float`, *optional*, defaults to 0.25):
             Weight of the term that pulls the features to their quantization, beta in VQ-VAE.
         codebook_loss_weight (`float`, *optional*, defaults to 1.0):
@@ -80,9 +93,12 @@ class VQVAEConfig(ScheduleMixin, PreTrainedConfig):
     mid_block_attention: bool = True
     norm_num_groups: int = 32
     dropout: float = 0.0
-    latent_channels: int = 32
+    quantizer: str = "vq"
+    fsq_levels: list[int] | tuple[int, ...] | None = None
+    # `None` is what follows from the quantizer; afterwards they are numbers.
+    latent_channels: int = None  # pyright: ignore[reportAssignmentType]
     quant_conv_kernel_size: int = 3
-    codebook_size: int = 4096
+    codebook_size: int = None  # pyright: ignore[reportAssignmentType]
     patch_nums: list[int | list[int]] | tuple[int | tuple[int, int], ...] = (1, 2, 3, 4, 5, 6, 8, 10, 13, 16)
     num_refinement_convs: int = 4
     refinement_ratio: float = 0.5
@@ -92,6 +108,7 @@ class VQVAEConfig(ScheduleMixin, PreTrainedConfig):
 
     def __post_init__(self, **kwargs):
         super().__post_init__(**kwargs)
+        self._set_code_sizes()
         check_positive_integers(
             in_channels=self.in_channels,
             base_channels=self.base_channels,
@@ -131,6 +148,44 @@ class VQVAEConfig(ScheduleMixin, PreTrainedConfig):
             )
         self.channel_multipliers = list(self.channel_multipliers)
         self.patch_nums = normalize_patch_nums(self.patch_nums)
+
+    def _set_code_sizes(self) -> None:
+        if self.quantizer not in QUANTIZERS:
+            raise ValueError(f"`quantizer` must be one of {', '.join(QUANTIZERS)}, got {self.quantizer!r}.")
+        if self.quantizer == "vq":
+            if self.fsq_levels is not None:
+                raise ValueError(f"`fsq_levels` goes with quantizer='fsq', got {self.fsq_levels!r} with 'vq'.")
+            channels, size = 32, 4096
+        else:
+            levels = self.fsq_levels
+            if not isinstance(levels, (list, tuple)) or len(levels) == 0:
+                raise ValueError(
+                    f"`fsq_levels` must be a list with the levels of every channel, such as (8, 5, 5, 5), got {levels!r}."
+                )
+            for channel, level in enumerate(levels):
+                if type(level) is not int or level < 2:
+                    raise ValueError(f"`fsq_levels[{channel}]` must be an integer of at least 2, got {level!r}.")
+            channels, size = len(levels), math.prod(levels)
+            if self.latent_channels not in (None, channels):
+                raise ValueError(
+                    f"`latent_channels` must be the number of `fsq_levels` = {list(levels)}, {channels}, got "
+                    f"{self.latent_channels!r}. Leave it out."
+                )
+            if self.codebook_size not in (None, size):
+                raise ValueError(
+                    f"`codebook_size` must be the product of `fsq_levels` = {list(levels)}, {size}, got "
+                    f"{self.codebook_size!r}. Leave it out."
+                )
+            if self.normalize_codebook:
+                raise ValueError("`normalize_codebook` goes with quantizer='vq', got True with 'fsq'.")
+            self.fsq_levels = list(levels)
+        self.latent_channels = channels if self.latent_channels is None else self.latent_channels
+        self.codebook_size = size if self.codebook_size is None else self.codebook_size
+
+    @property
+    def has_trainable_codes(self) -> bool:
+        """Whether the code vectors are weights, found by a search without a gradient."""
+        return self.quantizer == "vq"
 
     @property
     def latent_size(self) -> tuple[int, int]:

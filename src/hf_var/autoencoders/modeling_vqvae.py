@@ -2,7 +2,6 @@
 """Multi-scale VQ-VAE: images to token maps and back."""
 
 import math
-from contextlib import nullcontext
 from functools import partial
 
 import torch
@@ -11,10 +10,12 @@ from torch import nn
 from transformers import PreTrainedModel
 from transformers import initialization as init
 
+from .checks import check_codes, check_latents, check_range, check_shape
+from .codebook import BaseCodebook, CodeWeights
 from .configuration_vqvae import VQVAEConfig
 from .layers import Decoder, Encoder
 from .modeling_outputs import VQVAEDecoderOutput, VQVAEEncoderOutput, VQVAEOutput
-from .quantization import Codebook, MultiScaleResidualQuantizer
+from .quantization import MultiScaleResidualQuantizer, full_precision
 from .tiling import SlicingAndTilingMixin
 
 
@@ -70,11 +71,8 @@ class VQVAEModel(SlicingAndTilingMixin, PreTrainedModel):
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
-        if isinstance(module, Codebook):
-            # As in VQ-VAE; small against the features, so that no code is favoured at the start.
-            limit = 1 / module.num_embeddings
-            init.uniform_(module.weight, -limit, limit)
-            init.zeros_(module.running_hits)
+        if isinstance(module, CodeWeights):
+            module.init_weights()
         elif isinstance(module, nn.Conv2d):
             # torch's own default, which must be spelled out for models that are built on the meta device.
             init.kaiming_uniform_(module.weight, a=math.sqrt(5))
@@ -86,7 +84,7 @@ class VQVAEModel(SlicingAndTilingMixin, PreTrainedModel):
             init.zeros_(module.bias)
 
     def forward(
-        self, pixel_values: torch.Tensor, return_dict: bool | None = None, **kwargs
+        self, pixel_values: torch.Tensor, return_dict: bool | None = None, quantize: bool = True, **kwargs
     ) -> VQVAEOutput | tuple[torch.Tensor, ...]:
         r"""
         Reconstruct images, with the quantizer's loss and straight-through gradients for training.
@@ -96,6 +94,9 @@ class VQVAEModel(SlicingAndTilingMixin, PreTrainedModel):
                 Images in `[-1, 1]`, of the size `config.image_size`.
             return_dict (`bool`, *optional*):
                 Whether to return a [`VQVAEOutput`] instead of a tuple.
+            quantize (`bool`, *optional*, defaults to `True`):
+                `False` decodes the features themselves, as if there were infinitely many codes: no codes, a loss of
+                zero. For the first steps of a training.
 
         Raises:
             `ValueError`: If the images' shape does not fit the configuration.
@@ -104,10 +105,13 @@ class VQVAEModel(SlicingAndTilingMixin, PreTrainedModel):
         if not self.training:
             # In the usual memory format, for callers who `view`.
             features = features.contiguous()
-        with self._quantizer_precision(features):
+        if not quantize:
+            loss = torch.zeros((), dtype=torch.float32, device=features.device)
+            output = VQVAEOutput(loss=loss, sample=self._decode_latents(features), features=features)
+            return output if self._wants_dict(return_dict) else output.to_tuple()
+        with full_precision(features):
             quantized = self.quantizer(features, return_loss=True)
-            # Forward value of the latents, gradient of the features: the search has none (VQ-VAE, section 3.2).
-            straight_through = features.float() + (quantized.latents - features.float()).detach()
+            straight_through = self.quantizer.straight_through(features, quantized.latents)
         sample = self._decode_latents(straight_through)
         output = VQVAEOutput(
             loss=quantized.loss,
@@ -137,7 +141,7 @@ class VQVAEModel(SlicingAndTilingMixin, PreTrainedModel):
         """
         # In the usual memory format, for callers who `view`.
         features = self._map_slices(self._encode_features, pixel_values).contiguous()
-        with self._quantizer_precision(features):
+        with full_precision(features):
             quantized = self.quantizer(features)
         output = VQVAEEncoderOutput(features=features, latents=quantized.latents, codes=quantized.codes)
         return output if self._wants_dict(return_dict) else output.to_tuple()
@@ -167,16 +171,73 @@ class VQVAEModel(SlicingAndTilingMixin, PreTrainedModel):
             `ValueError`: If not exactly one of `codes` and `latents` is given, or shapes or codes do not fit.
         """
         if codes is not None and latents is None:
-            latents = self._sum_codes(codes, num_scales)
+            latents = self.latents(codes, num_scales)
         elif latents is not None and codes is None:
             if num_scales is not None:
                 raise ValueError(f"`num_scales` goes with `codes`, got num_scales={num_scales} with `latents`.")
-            self._check_shape("latents", latents, (self.config.latent_channels, *self.config.latent_size))
+            check_latents("latents", latents, self.config)
         else:
             raise ValueError("Pass exactly one of `codes` and `latents`.")
         sample = self._map_slices(partial(self._decode_latents, tiled=self.use_tiling), latents)
         output = VQVAEDecoderOutput(sample=sample.clamp(-1, 1).contiguous())
         return output if self._wants_dict(return_dict) else output.to_tuple()
+
+    def latents(self, codes: torch.Tensor, num_scales: int | None = None) -> torch.Tensor:
+        r"""
+        The quantized reconstruction that codes stand for, which [`VQVAEModel.decode`] turns into an image: the last of
+        [`VQVAEModel.running_latents`], with the same arguments.
+        """
+        return self.running_latents(codes, num_scales)[-1]
+
+    @apply_forward_hook
+    def running_latents(self, codes: torch.Tensor, num_scales: int | None = None) -> list[torch.Tensor]:
+        r"""
+        The latents after every scale.
+
+        Args:
+            codes (`torch.LongTensor` of shape `(batch, length)`):
+                Token maps of all scales, coarse to fine; those after `num_scales` may be missing.
+            num_scales (`int`, *optional*, defaults to all): Stop after this many scales.
+
+        Returns:
+            `list[torch.FloatTensor]`: For each scale `(batch, latent_channels, latent height, latent width)`, in fp32.
+
+        Raises:
+            `ValueError`: If shape, codes or `num_scales` do not fit.
+        """
+        scale_bounds = self.quantizer.scale_bounds
+        if num_scales is None:
+            num_scales = len(scale_bounds)
+        elif not 1 <= num_scales <= len(scale_bounds):
+            raise ValueError(f"`num_scales` must be from 1 to {len(scale_bounds)}, got {num_scales}.")
+        end = scale_bounds[num_scales - 1][1]
+        check_codes(codes, sorted({end, scale_bounds[-1][1]}), self.config)
+        with full_precision(codes):
+            return [step.latents for step in self.quantizer.steps(codes=codes[:, :end])]
+
+    @apply_forward_hook
+    def quantizer_inputs(self, features: torch.Tensor, exact: bool = False) -> torch.Tensor:
+        r"""
+        The vectors that the quantizer searches codes for: what the scales before leave of the features, reduced to each
+        scale's size.
+
+        Args:
+            features (`torch.FloatTensor` of shape `(batch, latent_channels, latent height, latent width)`):
+                Features, as [`VQVAEModel.encode`] returns them.
+            exact (`bool`, *optional*, defaults to `False`):
+                Take every scale to be coded without error, so that the later scales see what an infinitely fine codebook
+                would leave.
+
+        Returns:
+            `torch.FloatTensor` of shape `(batch, length, latent_channels)`, in fp32 and without a gradient.
+
+        Raises:
+            `ValueError`: If the shape does not fit.
+        """
+        check_latents("features", features, self.config)
+        with torch.no_grad(), full_precision(features):
+            inputs = [step.inputs for step in self.quantizer.steps(features, exact=exact)]
+            return torch.cat(inputs, dim=1)  # pyright: ignore[reportArgumentType]
 
     @apply_forward_hook
     def teacher_forcing(self, codes: torch.Tensor) -> torch.Tensor:
@@ -190,10 +251,10 @@ class VQVAEModel(SlicingAndTilingMixin, PreTrainedModel):
         Returns:
             `torch.FloatTensor` of shape `(batch, length - tokens of the first scale, latent_channels)`, in fp32.
         """
-        self._check_codes(codes, [self.quantizer.scale_bounds[-1][1]])
-        with self._quantizer_precision(codes):
-            latents = self.quantizer.running_latents(codes[:, : self.quantizer.scale_bounds[-1][0]])
-            inputs = [self._tokens(running, scale) for scale, running in enumerate(latents, start=1)]
+        check_codes(codes, [self.quantizer.scale_bounds[-1][1]], self.config)
+        with full_precision(codes):
+            steps = self.quantizer.steps(codes=codes[:, : self.quantizer.scale_bounds[-1][0]])
+            inputs = [self.quantizer.tokens(step.latents, scale) for scale, step in enumerate(steps, start=1)]
         if not inputs:
             return torch.zeros(codes.shape[0], 0, self.config.latent_channels, device=codes.device)
         return torch.cat(inputs, dim=1)
@@ -225,16 +286,16 @@ class VQVAEModel(SlicingAndTilingMixin, PreTrainedModel):
             raise ValueError(f"`k` must be a scale from 0 to {num_scales - 1}, got {k}.")
         begin, end = self.quantizer.scale_bounds[k]
         if codes.is_floating_point():
-            self._check_shape("code vectors", codes, (end - begin, self.config.latent_channels))
+            check_shape("code vectors", codes, (end - begin, self.config.latent_channels), self.config)
         else:
-            self._check_codes(codes, [end - begin])
+            check_codes(codes, [end - begin], self.config)
         if latents is not None:
-            self._check_shape("latents", latents, (self.config.latent_channels, *self.config.latent_size))
-        with self._quantizer_precision(codes):
+            check_latents("latents", latents, self.config)
+        with full_precision(codes):
             vectors = codes.float() if codes.is_floating_point() else self.quantizer.codebook(codes)
             update = self.quantizer.expand(vectors, k)
             latents = update if latents is None else latents.float() + update
-            inputs = self._tokens(latents, k + 1) if k + 1 < num_scales else None
+            inputs = self.quantizer.tokens(latents, k + 1) if k + 1 < num_scales else None
         return latents, inputs
 
     @apply_forward_hook
@@ -256,8 +317,8 @@ class VQVAEModel(SlicingAndTilingMixin, PreTrainedModel):
         num_scales = len(self.quantizer.scale_sizes)
         if not 1 <= k < num_scales:
             raise ValueError(f"`k` must be a scale with an input, from 1 to {num_scales - 1}, got {k}.")
-        self._check_shape("latents", latents, (self.config.latent_channels, *self.config.latent_size))
-        return self._tokens(latents.float(), k)
+        check_latents("latents", latents, self.config)
+        return self.quantizer.tokens(latents.float(), k)
 
     @apply_forward_hook
     def code_vectors(self, codes: torch.Tensor) -> torch.Tensor:
@@ -273,8 +334,8 @@ class VQVAEModel(SlicingAndTilingMixin, PreTrainedModel):
         Raises:
             `ValueError`: If a code is out of range.
         """
-        self._check_range(codes)
-        with self._quantizer_precision(codes):
+        check_range(codes, self.config)
+        with full_precision(codes):
             return self.quantizer.codebook(codes)
 
     @apply_forward_hook
@@ -295,9 +356,19 @@ class VQVAEModel(SlicingAndTilingMixin, PreTrainedModel):
             raise ValueError(
                 f"`weights` must have the shape (..., {self.config.codebook_size}), got {tuple(weights.shape)}."
             )
-        with self._quantizer_precision(weights):
+        with full_precision(weights):
             all_codes = torch.arange(self.config.codebook_size, device=weights.device)
             return weights.float() @ self.quantizer.codebook(all_codes)
+
+    @property
+    def codebook(self) -> BaseCodebook:
+        r"""
+        Search and look-up of the code vectors, for trainings that move them: `codebook.vectors`, `(codebook_size,
+        latent_channels)`, `codebook.set_vectors(vectors, codes)`, `codebook.requires_grad_(...)`, and
+        `codebook.running_hits`, `(scales, codebook_size)`, a count of their use that is saved with the weights. The
+        vectors are weights if `config.has_trainable_codes`.
+        """
+        return self.quantizer.codebook
 
     @property
     def _compute_dtype(self) -> torch.dtype:
@@ -305,62 +376,16 @@ class VQVAEModel(SlicingAndTilingMixin, PreTrainedModel):
         return self.decoder.norm_out.weight.dtype
 
     def _encode_features(self, pixel_values: torch.Tensor) -> torch.Tensor:
-        self._check_shape("pixel_values", pixel_values, (self.config.in_channels, *self.config.image_size))
-        return self.quant_conv(self.encoder(pixel_values.to(self._compute_dtype)))
+        check_shape("pixel_values", pixel_values, (self.config.in_channels, *self.config.image_size), self.config)
+        return self.quantizer.codebook.bound(self.quant_conv(self.encoder(pixel_values.to(self._compute_dtype))))
 
     def _decode_latents(self, latents: torch.Tensor, tiled: bool = False) -> torch.Tensor:
         latents = self.post_quant_conv(latents.to(self._compute_dtype))
         tile_size = self.tile_sample_min_size if tiled else None
         return self.decoder(latents, tile_size=tile_size, tile_overlap=self.tile_overlap_factor)
 
-    def _sum_codes(self, codes: torch.Tensor, num_scales: int | None) -> torch.Tensor:
-        scale_bounds = self.quantizer.scale_bounds
-        if num_scales is None:
-            num_scales = len(scale_bounds)
-        elif not 1 <= num_scales <= len(scale_bounds):
-            raise ValueError(f"`num_scales` must be from 1 to {len(scale_bounds)}, got {num_scales}.")
-        end = scale_bounds[num_scales - 1][1]
-        self._check_codes(codes, sorted({end, scale_bounds[-1][1]}))
-        with self._quantizer_precision(codes):
-            *_, latents = self.quantizer.running_latents(codes[:, :end])
-        return latents
-
-    def _tokens(self, latents: torch.Tensor, scale: int) -> torch.Tensor:
-        return self.quantizer.pool(latents, scale).flatten(2).transpose(1, 2)  # (batch, length of scale, channels)
-
-    def _check_shape(self, name: str, tensor: torch.Tensor, expected: tuple[int, ...]) -> None:
-        if tuple(tensor.shape[1:]) != expected or tensor.ndim != len(expected) + 1:
-            shape = ", ".join(str(size) for size in expected)
-            raise ValueError(
-                f"`{name}` must have the shape (batch, {shape}) for patch_nums={self.config.patch_nums} and "
-                f"{self.config.downsampling_factor} times downsampling, got {tuple(tensor.shape)}."
-            )
-
-    def _check_codes(self, codes: torch.Tensor, lengths: list[int]) -> None:
-        if codes.is_floating_point() or codes.ndim != 2 or codes.shape[1] not in lengths:
-            raise ValueError(
-                f"`codes` must be integers of the shape (batch, {' or '.join(map(str, lengths))}) for "
-                f"patch_nums={self.config.patch_nums}, got {codes.dtype} of the shape {tuple(codes.shape)}."
-            )
-        self._check_range(codes)
-
-    def _check_range(self, codes: torch.Tensor) -> None:
-        # Elsewhere the comparison would wait for the device.
-        if codes.device.type == "cpu" and not torch.compiler.is_compiling() and codes.numel() > 0:
-            lowest, highest = int(codes.min()), int(codes.max())
-            if lowest < 0 or highest >= self.config.codebook_size:
-                raise ValueError(
-                    f"`codes` must be in [0, {self.config.codebook_size}), got values from {lowest} to {highest}."
-                )
-
     def _wants_dict(self, return_dict: bool | None) -> bool:
         return bool(self.config.return_dict) if return_dict is None else return_dict
-
-    @staticmethod
-    def _quantizer_precision(tensor: torch.Tensor):
-        # The meta device, for one, has no autocast to switch off.
-        available = torch.amp.is_autocast_available(tensor.device.type)
-        return torch.autocast(tensor.device.type, enabled=False) if available else nullcontext()
 
 
 __all__ = ["VQVAEModel"]

@@ -8,66 +8,28 @@ reconstruction adds up over the scales.
 """
 
 from collections.abc import Iterator
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import nn
 from torch.nn import functional
 
 from ..scales import bounds
+from .codebook import BaseCodebook, Codebook, Float32Weights
 from .configuration_vqvae import VQVAEConfig
+from .fsq import FiniteScalarCodebook
 
 
-class Float32Weights(nn.Module):
-    """
-    Weights that `.to(dtype)`, `.half()` and `.bfloat16()` move but do not round: rounded codes would be other codes.
-    (transformers keeps the quantizer in fp32 while loading, but not afterwards.)
-    """
-
-    def _apply(self, fn, recurse=True):
-        def move_only(tensor: torch.Tensor) -> torch.Tensor:
-            moved = fn(tensor)
-            return tensor.to(moved.device) if moved.dtype != tensor.dtype else moved
-
-        return super()._apply(move_only, recurse)
-
-
-class Codebook(Float32Weights, nn.Embedding):
-    """
-    The code vectors, `(codebook_size, latent_channels)`.
-
-    Search and look-up are both `forward`, because offloading hooks bring the weights to the device there only.
-    """
-
-    running_hits: torch.Tensor
-
-    def __init__(self, config: VQVAEConfig):
-        super().__init__(config.codebook_size, config.latent_channels)
-        self.normalize = config.normalize_codebook
-        # Running average of how often each scale used each code in training; it travels with the weights.
-        self.register_buffer("running_hits", torch.zeros(len(config.patch_nums), config.codebook_size))
-
-    def forward(self, inputs: torch.Tensor) -> torch.Tensor:
-        """
-        Integer `inputs` are codes and give their vectors `(..., latent_channels)`; floating-point `inputs` are vectors
-        `(..., latent_channels)` and give the nearest codes `(...)`.
-        """
-        if not inputs.is_floating_point():
-            return super().forward(inputs)
-        vectors = inputs.flatten(0, -2)
-        if self.normalize:
-            similarity = functional.normalize(vectors, dim=-1) @ functional.normalize(self.weight, dim=-1).T
-        else:
-            # Without the vector's own square, which is the same for all codes, minus half the squared distance.
-            similarity = torch.addmm(self.weight.square().sum(dim=-1), vectors, self.weight.T, beta=-0.5)
-        return similarity.argmax(dim=-1).view(inputs.shape[:-1])
+CODEBOOKS: dict[str, type[BaseCodebook]] = {"vq": Codebook, "fsq": FiniteScalarCodebook}
 
 
 class RefinementConv(Float32Weights, nn.Conv2d):
     """phi(x) = (1 - ratio) x + ratio conv(x), which repairs what the enlargement of a token map loses."""
 
     def __init__(self, config: VQVAEConfig):
-        super().__init__(config.latent_channels, config.latent_channels, kernel_size=3, padding=1)
+        super().__init__(config.latent_channels, config.latent_channels, kernel_size=3, padding=1, dtype=torch.float32)
         self.ratio = config.refinement_ratio
 
     def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
@@ -109,6 +71,14 @@ class QuantizerOutput:
     loss: torch.Tensor | None = None
 
 
+class Step(NamedTuple):
+    """A scale of the residual loop: what was searched for, its codes, and the latents after it."""
+
+    inputs: torch.Tensor | None  # (batch, length of scale, latent_channels)
+    codes: torch.Tensor | None  # (batch, length of scale)
+    latents: torch.Tensor  # (batch, latent_channels, height, width)
+
+
 class MultiScaleResidualQuantizer(nn.Module):
     """Quantize a feature map as a sum of enlarged and refined token maps of growing size."""
 
@@ -119,7 +89,8 @@ class MultiScaleResidualQuantizer(nn.Module):
         self.latent_channels = config.latent_channels
         self.commitment_loss_weight = config.commitment_loss_weight
         self.codebook_loss_weight = config.codebook_loss_weight
-        self.codebook = Codebook(config)
+        self.has_trainable_codes = config.has_trainable_codes
+        self.codebook = CODEBOOKS[config.quantizer](config)
         num_scales = len(self.scale_sizes)
         # As many convolutions as scales give each scale its own.
         num_convs = config.num_refinement_convs or num_scales
@@ -137,8 +108,15 @@ class MultiScaleResidualQuantizer(nn.Module):
             return functional.interpolate(latents.cpu(), size=self.scale_sizes[scale], mode="area").to(latents.device)
         return functional.interpolate(latents, size=self.scale_sizes[scale], mode="area")
 
+    def tokens(self, latents: torch.Tensor, scale: int) -> torch.Tensor:
+        """`latents` at the size of `scale`, `(batch, length of scale, latent_channels)`."""
+        return self.pool(latents, scale).flatten(2).transpose(1, 2)
+
     def expand(self, code_vectors: torch.Tensor, scale: int) -> torch.Tensor:
         """What `code_vectors` of shape `(batch, length of scale, latent_channels)` add to the latents."""
+        extent = self.codebook.extent(scale, code_vectors.device)
+        if extent is not None:
+            code_vectors = code_vectors * extent
         height, width = self.scale_sizes[scale]
         expanded = code_vectors.transpose(1, 2).unflatten(2, (height, width))
         if self.scale_sizes[scale] != self.scale_sizes[-1]:
@@ -147,15 +125,34 @@ class MultiScaleResidualQuantizer(nn.Module):
             return expanded.contiguous()
         return self.refinement_convs[self.refinement_indices[scale]](expanded.contiguous())
 
-    def running_latents(self, codes: torch.Tensor) -> Iterator[torch.Tensor]:
-        """The latents after each scale that `codes` of shape `(batch, length)` hold, coarse to fine."""
-        latents = None
+    def steps(
+        self, features: torch.Tensor | None = None, codes: torch.Tensor | None = None, exact: bool = False
+    ) -> Iterator[Step]:
+        """
+        The residual loop, in which the token map of every scale adds to the latents. The maps are those that `codes` of
+        shape `(batch, length)` hold, coarse to fine (algorithm 2). Or they code what the scales before them leave of
+        `features` (algorithm 1); with `exact` without an error, as if there were infinitely many codes.
+        """
+        residual = latents = None
+        if features is not None:
+            # Where the codes are weights, the residual only steers the search, which has no gradient.
+            residual = features.float().detach() if self.has_trainable_codes else features.float()
+            latents = torch.zeros_like(residual)
         for scale, (begin, end) in enumerate(self.scale_bounds):
-            if begin >= codes.shape[1]:
+            if residual is not None:
+                inputs = self._search_inputs(residual, scale)
+                found = None if exact else self.codebook(inputs)
+                vectors = inputs if found is None else self.codebook.straight_through(self.codebook(found), inputs)
+            elif codes is not None and begin < codes.shape[1]:
+                inputs, found = None, codes[:, begin:end]
+                vectors = self.codebook(found)
+            else:
                 return
-            update = self.expand(self.codebook(codes[:, begin:end]), scale)
+            update = self.expand(vectors, scale)
             latents = update if latents is None else latents + update
-            yield latents
+            if residual is not None:
+                residual = residual - (update.detach() if self.has_trainable_codes else update)
+            yield Step(inputs, found, latents)
 
     def forward(self, features: torch.Tensor, return_loss: bool = False) -> QuantizerOutput:
         """
@@ -164,22 +161,33 @@ class MultiScaleResidualQuantizer(nn.Module):
             return_loss (`bool`, *optional*, defaults to `False`): Whether to compute the training terms.
         """
         features = features.float()
-        # The residual only steers the search, which has no gradient.
-        residual = features.detach()
-        latents = torch.zeros_like(residual)
-        codes, inputs, loss = [], [], features.new_zeros(())
-        for scale in range(len(self.scale_sizes)):
-            vectors = (
-                self.pool(residual, scale).flatten(2).transpose(1, 2)
-            )  # (batch, length of scale, latent_channels)
-            inputs.append(vectors)
-            codes.append(self.codebook(vectors))
-            update = self.expand(self.codebook(codes[-1]), scale)
-            latents = latents + update
-            residual = residual - update.detach()
-            if return_loss:
-                commitment = functional.mse_loss(latents.detach(), features)
-                codebook = functional.mse_loss(latents, features.detach())
+        steps, loss = [], features.new_zeros(())
+        for step in self.steps(features):
+            steps.append(step)
+            if return_loss and self.has_trainable_codes:
+                commitment = functional.mse_loss(step.latents.detach(), features)
+                codebook = functional.mse_loss(step.latents, features.detach())
                 loss = loss + self.commitment_loss_weight * commitment + self.codebook_loss_weight * codebook
-        loss = loss / len(self.scale_sizes) if return_loss else None
-        return QuantizerOutput(torch.cat(codes, dim=1), latents, torch.cat(inputs, dim=1), loss)
+        return QuantizerOutput(
+            codes=torch.cat([step.codes for step in steps], dim=1),
+            latents=steps[-1].latents,
+            inputs=torch.cat([step.inputs for step in steps], dim=1).detach(),
+            loss=loss / len(steps) if return_loss else None,
+        )
+
+    def straight_through(self, features: torch.Tensor, latents: torch.Tensor) -> torch.Tensor:
+        """The value of `latents` with a gradient for the encoder: past a search that has none (VQ-VAE, section 3.2)."""
+        features = features.float()
+        return features + (latents - features).detach() if self.has_trainable_codes else latents
+
+    def _search_inputs(self, residual: torch.Tensor, scale: int) -> torch.Tensor:
+        """What `scale` searches codes for, `(batch, length of scale, latent_channels)`."""
+        inputs, extent = self.tokens(residual, scale), self.codebook.extent(scale, residual.device)
+        return inputs if extent is None else inputs / extent
+
+
+def full_precision(tensor: torch.Tensor) -> AbstractContextManager:
+    """Switch off autocast on the device of `tensor`."""
+    # The meta device, for one, has no autocast to switch off.
+    available = torch.amp.is_autocast_available(tensor.device.type)
+    return torch.autocast(tensor.device.type, enabled=False) if available else nullcontext()

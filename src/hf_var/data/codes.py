@@ -30,6 +30,8 @@ CODES_COLUMN = "codes"
 TOKENIZER_KEY = "hf_var.tokenizer"
 # Fields of a tokenizer's configuration that do not decide on its codes.
 INDIFFERENT_FIELDS = ("out_channels", "dropout", "codebook_loss_weight", "commitment_loss_weight")
+# Fields that came later, with the value that stands for what was there before.
+LATER_FIELDS = {"quantizer": "vq", "fsq_levels": None}
 
 
 def is_codes_dataset(dataset: AnyDataset) -> bool:
@@ -58,6 +60,8 @@ def tokenizer_fingerprint(vqvae: VQVAEModel) -> str:
     """A short text that changes with everything that decides which codes a tokenizer gives."""
     fields = {name: getattr(vqvae.config, name) for name in inspect.get_annotations(VQVAEConfig)}
     deciding = {name: value for name, value in fields.items() if name not in INDIFFERENT_FIELDS}
+    # Codes that were made before there were these fields keep their fingerprint.
+    deciding = {name: value for name, value in deciding.items() if (name, value) not in LATER_FIELDS.items()}
     digest = hashlib.sha256(json.dumps(deciding, sort_keys=True).encode())
     for name, tensor in sorted(vqvae.state_dict().items()):
         if name.startswith(("encoder.", "quant_conv.", "quantizer.")) and not name.endswith("running_hits"):

@@ -223,6 +223,14 @@ def _sizes(tokenizer: VQVAEConfig) -> dict[str, Any]:
 
 
 def _system(config: VQVAEConfig) -> str:
+    system = _schedule(config)
+    if config.quantizer == "fsq":
+        levels = " x ".join(map(str, config.fsq_levels or ()))
+        return f"{system} with finite scalar quantization ([FSQ](https://arxiv.org/abs/2309.15505)), {levels} levels"
+    return system
+
+
+def _schedule(config: VQVAEConfig) -> str:
     if len(config.patch_nums) == 1:
         return "VQ-VAE with one token map"
     if len(set(config.scale_sizes)) == 1:

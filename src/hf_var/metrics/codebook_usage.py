@@ -105,11 +105,8 @@ def residual_energy(vqvae: VQVAEModel, features: torch.Tensor, codes: torch.Tens
         `torch.FloatTensor` of shape `(1 + scales,)`.
     """
     features = features.float()
-    latents, energies = None, [features.square().sum()]
-    for scale, scale_codes in enumerate(codes.split(vqvae.config.scale_lengths, dim=1)):
-        latents, _ = vqvae.next_scale(latents, scale_codes, scale)
-        energies.append((features - latents).square().sum())
-    return torch.stack(energies)
+    errors = [features, *(features - latents for latents in vqvae.running_latents(codes))]
+    return torch.stack([error.square().sum() for error in errors])
 
 
 def is_dead(hits: torch.Tensor, threshold: float = 0.03) -> torch.Tensor:

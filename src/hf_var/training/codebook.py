@@ -38,43 +38,11 @@ class VQVAEWarmup(nn.Module):
         """Output of [`VQVAEModel`], without codes unless `quantize`."""
         # Distributed training waits for a gradient of every parameter: the quantizer may not be used at all, and a
         # schedule of few scales does not use all refinement convolutions.
-        nothing = 0.0 * torch.stack([parameter.sum() for parameter in self.vqvae.quantizer.parameters()]).sum()
-        if quantize:
-            output = self.vqvae(pixel_values)
-            output.loss = output.loss + nothing
-            return output
-        features = self.vqvae.quant_conv(self.vqvae.encoder(pixel_values))
-        sample = self.vqvae.decoder(self.vqvae.post_quant_conv(features))
-        return VQVAEOutput(loss=cast(torch.FloatTensor, nothing), sample=sample, features=features)
-
-
-@torch.no_grad()
-def quantizer_inputs(
-    vqvae: VQVAEModel, features: torch.Tensor, codes: torch.Tensor | None = None
-) -> list[torch.Tensor]:
-    """
-    The vectors that the quantizer looks up at each scale.
-
-    Args:
-        vqvae ([`VQVAEModel`]): The tokenizer.
-        features (`torch.FloatTensor` of shape `(batch, latent_channels, height, width)`): The encoder's output.
-        codes (`torch.LongTensor` of shape `(batch, length)`, *optional*):
-            The codes of `features`. Without them every scale is taken to be coded without error, so that the later
-            scales see what an infinitely fine codebook would leave.
-
-    Returns:
-        `list[torch.Tensor]`: For every scale a `(batch * length of the scale, latent_channels)` tensor.
-    """
-    features = features.float()
-    latents, begin, inputs = None, 0, []
-    for scale, length in enumerate(vqvae.config.scale_lengths):
-        residual = features if latents is None else features - latents
-        vectors = vqvae.quantizer.pool(residual, scale).flatten(2).transpose(1, 2)  # (batch, length, latent_channels)
-        inputs.append(vectors.flatten(0, 1))
-        end = begin + length
-        latents, _ = vqvae.next_scale(latents, vectors if codes is None else codes[:, begin:end], scale)
-        begin = end
-    return inputs
+        parameters = [item for name, item in self.vqvae.named_parameters() if name.startswith("quantizer.")]
+        nothing = 0.0 * torch.stack([parameter.sum() for parameter in parameters]).sum() if parameters else 0.0
+        output = self.vqvae(pixel_values, quantize=quantize)
+        output.loss = output.loss + nothing
+        return output
 
 
 @torch.no_grad()
@@ -100,14 +68,13 @@ def initialize_codebook(
     """
     from sklearn.cluster import KMeans, kmeans_plusplus
 
-    weight = vqvae.quantizer.codebook.weight
+    weight = vqvae.codebook.vectors
     generator = torch.Generator().manual_seed(seed)
-    features = features.float()
     centers = None
     for _ in range(rounds):
         # A few at a time: the search compares every vector with every code.
-        codes = None if centers is None else torch.cat([vqvae.quantizer(part).codes for part in features.split(64)])
-        inputs = [vectors.cpu() for vectors in quantizer_inputs(vqvae, features, codes)]
+        parts = [vqvae.quantizer_inputs(part, exact=centers is None) for part in features.split(64)]
+        inputs = _by_scale(vqvae, torch.cat(parts).cpu())
         sample = torch.cat([_choose(vectors, vectors_per_scale, generator) for vectors in inputs])
         if len(sample) < len(weight):
             raise ValueError(
@@ -126,7 +93,7 @@ def initialize_codebook(
         labels = torch.from_numpy(means.labels_).long()
         members = labels.bincount(minlength=len(weight)).clamp(min=1)
         vectors = torch.zeros(weight.shape).index_add_(0, labels, sample) / members[:, None]
-        weight.copy_(cast(torch.Tensor, broadcast(vectors.to(weight))))
+        vqvae.codebook.set_vectors(cast(torch.Tensor, broadcast(vectors.to(weight))))
 
 
 def kmeans_vectors(config: VQVAEConfig, images: int, vectors_per_scale: int = VECTORS_PER_SCALE) -> int:
@@ -138,8 +105,7 @@ def kmeans_vectors(config: VQVAEConfig, images: int, vectors_per_scale: int = VE
 def restart_dead_codes(
     vqvae: VQVAEModel,
     hits: torch.Tensor,
-    features: torch.Tensor,
-    codes: torch.Tensor,
+    inputs: torch.Tensor,
     seed: int,
     threshold: float = 0.03,
 ) -> torch.Tensor:
@@ -150,8 +116,8 @@ def restart_dead_codes(
         vqvae ([`VQVAEModel`]): The tokenizer, changed in place.
         hits (`torch.LongTensor` of shape `(codebook_size,)`):
             How often each code was chosen lately, the same in all processes.
-        features (`torch.FloatTensor` of shape `(batch, latent_channels, height, width)`): The encoder's output.
-        codes (`torch.LongTensor` of shape `(batch, length)`): The codes of `features`.
+        inputs (`torch.FloatTensor` of shape `(batch, length, latent_channels)`):
+            What the quantizer looked up, `quantizer_inputs` of the tokenizer's output.
         seed (`int`): Seed of the choice of vectors.
         threshold (`float`, *optional*, defaults to 0.03):
             A code is dead if it was chosen less than this many times as often as the average code.
@@ -159,15 +125,16 @@ def restart_dead_codes(
     Returns:
         `torch.LongTensor`: The codes that moved.
     """
-    weight = vqvae.quantizer.codebook.weight
+    weight = vqvae.codebook.vectors
     dead = is_dead(hits, threshold).nonzero().flatten().to(weight.device)
     if len(dead) > 0:
-        candidates = torch.cat(quantizer_inputs(vqvae, features, codes))
+        candidates = torch.cat(_by_scale(vqvae, inputs))
         # Each vector once: of two equal codes one would be dead again.
         vectors = _choose(candidates, len(dead), torch.Generator().manual_seed(seed)).to(weight)
         dead = dead[: len(vectors)]
         # The last process has the batch that a single process with accumulated gradients would have seen last.
-        weight[dead] = cast(torch.Tensor, broadcast(vectors, from_process=_num_processes() - 1))
+        vectors = cast(torch.Tensor, broadcast(vectors, from_process=_num_processes() - 1))
+        vqvae.codebook.set_vectors(vectors, dead)
     return dead
 
 
@@ -194,7 +161,7 @@ class MovingAverageCodebook:
         self.vqvae = vqvae
         self.decay = decay
         self.epsilon = epsilon
-        weight = vqvae.quantizer.codebook.weight
+        weight = vqvae.codebook.vectors
         if weight.requires_grad:
             raise ValueError("The codebook's weight must not require a gradient if it follows moving averages.")
         self.sizes = torch.ones(len(weight), device=weight.device)
@@ -221,14 +188,14 @@ class MovingAverageCodebook:
         self.sums.lerp_(new[:, 1:], 1 - self.decay)
         total = self.sizes.sum()
         smoothed = (self.sizes + self.epsilon) / (total + len(self.sizes) * self.epsilon) * total
-        self.vqvae.quantizer.codebook.weight.copy_(self.sums / smoothed[:, None])
+        self.vqvae.codebook.set_vectors(self.sums / smoothed[:, None])
         self._new_sizes.zero_()
         self._new_sums.zero_()
 
     @torch.no_grad()
     def restart(self, codes: torch.Tensor | None = None) -> None:
         """Let the averages of `codes` (of all, if `None`) begin at their present vectors, with an average weight."""
-        weight = self.vqvae.quantizer.codebook.weight
+        weight = self.vqvae.codebook.vectors
         chosen = torch.arange(len(weight), device=weight.device) if codes is None else codes
         size = self.sizes.mean()
         self.sizes[chosen] = size
@@ -246,6 +213,11 @@ class MovingAverageCodebook:
 
 def _num_processes() -> int:
     return torch.distributed.get_world_size() if torch.distributed.is_initialized() else 1
+
+
+def _by_scale(vqvae: VQVAEModel, inputs: torch.Tensor) -> list[torch.Tensor]:
+    """`(batch, length, latent_channels)` vectors as `(batch * length of scale, latent_channels)` of every scale."""
+    return [part.flatten(0, 1) for part in inputs.split(vqvae.config.scale_lengths, dim=1)]
 
 
 def _choose(vectors: torch.Tensor, number: int, generator: torch.Generator) -> torch.Tensor:

@@ -19,7 +19,7 @@ def make_vqvae() -> VQVAEModel:
     sizes = {"base_channels": 8, "channel_multipliers": (1, 2), "num_res_blocks": 1, "norm_num_groups": 4}
     vqvae = VQVAEModel(VQVAEConfig(**sizes, latent_channels=4, codebook_size=32, patch_nums=(1, 2, 4)))
     with torch.no_grad():
-        vqvae.quantizer.codebook.weight.normal_()
+        vqvae.codebook.vectors.normal_()
         vqvae.encoder.conv_out.weight.mul_(4)
         vqvae.quant_conv.weight.mul_(3)
     return vqvae.eval()

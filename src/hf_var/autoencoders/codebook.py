@@ -1,0 +1,123 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What a quantizer is to the residual loop: a search for code vectors and their look-up. Here, as a learned table."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import nn
+from torch.nn import functional
+from transformers import initialization as init
+
+from .configuration_vqvae import VQVAEConfig
+
+
+class Float32Weights(nn.Module):
+    """
+    Weights that `.to(dtype)`, `.half()` and `.bfloat16()` move but do not round: rounded codes would be other codes.
+    (transformers keeps the quantizer in fp32 while loading, but not afterwards.) Subclasses create them in fp32, whatever
+    torch's default is.
+    """
+
+    def _apply(self, fn, recurse=True):
+        def move_only(tensor: torch.Tensor) -> torch.Tensor:
+            moved = fn(tensor)
+            return tensor.to(moved.device) if moved.dtype != tensor.dtype else moved
+
+        return super()._apply(move_only, recurse)
+
+    def _load_from_state_dict(self, state_dict: Mapping[str, Any], prefix: str, *args) -> None:
+        # `load_state_dict(..., assign=True)` would take over the file's type.
+        own = {
+            name: value.float()
+            for name, value in state_dict.items()
+            if name.startswith(prefix) and isinstance(value, torch.Tensor)
+        }
+        super()._load_from_state_dict({**state_dict, **own}, prefix, *args)
+
+
+class CodeWeights(Float32Weights):
+    """A module of the quantizer that knows the initial values of its own weights and buffers."""
+
+    def init_weights(self) -> None:
+        """Set them, but for those that transformers has loaded, which its functions leave alone."""
+        raise NotImplementedError
+
+
+class BaseCodebook(CodeWeights):
+    """
+    The code vectors of a quantizer, `codebook_size` times `latent_channels`, in fp32.
+
+    Search and look-up are both `forward`, because offloading hooks bring the weights to the device there only: integer
+    inputs are codes and give their vectors `(..., latent_channels)`; floating-point inputs are vectors
+    `(..., latent_channels)` and give the codes `(...)` of those nearest to them, int64 in `[0, codebook_size)`.
+
+    What follows is for quantizers whose vectors are no weights (`VQVAEConfig.has_trainable_codes`) or depend on the scale.
+    """
+
+    running_hits: torch.Tensor
+
+    def count_hits(self, config: VQVAEConfig) -> None:
+        """Make room for the running average of how often each scale uses each code in training; saved with the weights."""
+        hits = torch.zeros(len(config.patch_nums), config.codebook_size, dtype=torch.float32)
+        self.register_buffer("running_hits", hits)
+
+    def init_weights(self) -> None:
+        init.zeros_(self.running_hits)
+
+    def bound(self, features: torch.Tensor) -> torch.Tensor:
+        """The encoder's output `(batch, latent_channels, height, width)`, in the range that the codes cover."""
+        return features
+
+    def extent(self, scale: int, device: torch.device) -> torch.Tensor | None:
+        """What the code vectors are multiplied by at `scale`, `(latent_channels,)`; `None` stands for one."""
+        return None
+
+    def straight_through(self, found: torch.Tensor, vectors: torch.Tensor) -> torch.Tensor:
+        """`found`, the vectors of the codes of `vectors`, with the gradient of the search, if that has one."""
+        return found
+
+    @property
+    def vectors(self) -> torch.Tensor:
+        """All code vectors, `(codebook_size, latent_channels)`."""
+        return self(torch.arange(self.running_hits.shape[1], device=self.running_hits.device))
+
+    def set_vectors(self, vectors: torch.Tensor, codes: torch.Tensor | None = None) -> None:
+        """Put `vectors` in the place of those of `codes`, of all if `None`."""
+        raise ValueError(f"The code vectors of {type(self).__name__} are fixed.")
+
+
+class Codebook(BaseCodebook, nn.Embedding):
+    """Vectors that are weights (van den Oord et al. 2017), found by Euclidean or cosine distance."""
+
+    def __init__(self, config: VQVAEConfig):
+        super().__init__(config.codebook_size, config.latent_channels, dtype=torch.float32)
+        self.normalize = config.normalize_codebook
+        self.count_hits(config)
+
+    def init_weights(self) -> None:
+        # As in VQ-VAE; small against the features, so that no code is favoured at the start.
+        limit = 1 / self.num_embeddings
+        init.uniform_(self.weight, -limit, limit)
+        super().init_weights()
+
+    def forward(self, inputs: torch.Tensor) -> torch.Tensor:
+        if not inputs.is_floating_point():
+            return super().forward(inputs)
+        vectors = inputs.flatten(0, -2)
+        if self.normalize:
+            similarity = functional.normalize(vectors, dim=-1) @ functional.normalize(self.weight, dim=-1).T
+        else:
+            # Without the vector's own square, which is the same for all codes, minus half the squared distance.
+            similarity = torch.addmm(self.weight.square().sum(dim=-1), vectors, self.weight.T, beta=-0.5)
+        return similarity.argmax(dim=-1).view(inputs.shape[:-1])
+
+    @property
+    def vectors(self) -> torch.Tensor:
+        """The weights themselves, `(codebook_size, latent_channels)`."""
+        return self.weight
+
+    @torch.no_grad()
+    def set_vectors(self, vectors: torch.Tensor, codes: torch.Tensor | None = None) -> None:
+        chosen = slice(None) if codes is None else codes
+        self.weight[chosen] = vectors.to(self.weight)
