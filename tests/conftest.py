@@ -31,3 +31,11 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             for item in items:
                 if item.get_closest_marker(marker):
                     item.add_marker(skip)
+
+
+@pytest.fixture
+def fresh_compiler():
+    """Nothing is compiled before the test, and nothing stays after it."""
+    torch.compiler.reset()
+    yield
+    torch.compiler.reset()

@@ -3,6 +3,7 @@
 
 import pytest
 import torch
+from torch._dynamo.testing import CompileCounterWithBackend
 
 from pipelines.tiny import seeded
 
@@ -23,3 +24,17 @@ def draw(pipe, labels=(0, 1, None), **settings):
 def assert_same(output, expected):
     assert torch.equal(output.codes, expected.codes)
     torch.testing.assert_close(output.images, expected.images, rtol=0, atol=1e-5)
+
+
+def make_copy(pipe):
+    """The same models in a pipeline that is not compiled."""
+    twin = type(pipe)(**pipe.components)
+    twin.set_progress_bar_config(disable=True)
+    return twin
+
+
+def compile_and_count(pipe, freezing: bool = False) -> CompileCounterWithBackend:
+    """Compile `pipe` with the quick backend; `frame_count` of what is returned says how many graphs it has."""
+    counter = CompileCounterWithBackend("eager")
+    pipe.compile(freezing=freezing, backend=counter, fullgraph=True)
+    return counter

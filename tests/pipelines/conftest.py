@@ -2,7 +2,6 @@
 """Fixtures of the pipelines' tests."""
 
 import pytest
-import torch
 
 from hf_var import VARPipeline
 from pipelines.tiny import make_pipeline
@@ -12,11 +11,3 @@ from pipelines.tiny import make_pipeline
 def pipe() -> VARPipeline:
     """A pipeline of its own for every test, so that none inherits another's hooks, dtype or settings."""
     return make_pipeline()
-
-
-@pytest.fixture
-def fresh_compiler():
-    """Nothing is compiled before the test, and nothing stays after it."""
-    torch.compiler.reset()
-    yield
-    torch.compiler.reset()

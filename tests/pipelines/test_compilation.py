@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """
-`pipe.compile(freezing=False)`: the same images, and nothing compiled twice. Tracing is what can fail here, so the quick
-backend does.
+`pipe.compile()`: the same images, and nothing compiled twice. Tracing is what can fail here, so the quick backend does.
+Where a test does not say, a graph for each scale; the tests of what is frozen alone are in test_freezing.py.
 """
 
 import copy
@@ -10,15 +10,15 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
-from torch._dynamo.testing import CompileCounterWithBackend
 
 from hf_var import VARImg2ImgPipeline, VARInpaintPipeline
 from hf_var.precision import ONEDNN_MATMUL, fp32_precision
-from pipelines.compiled import SETTINGS, assert_same, draw
+from pipelines.compiled import SETTINGS, assert_same, compile_and_count, draw, make_copy
 from pipelines.tiny import make_pipeline, make_transformer, seeded
 
 
 pytestmark = pytest.mark.usefixtures("fresh_compiler")
+either_way = pytest.mark.parametrize("freezing", [False, True], ids=["per_scale", "frozen"])
 
 
 def kept_cache(pipe):
@@ -27,16 +27,11 @@ def kept_cache(pipe):
     return cache
 
 
-def compile_and_count(pipe) -> CompileCounterWithBackend:
-    counter = CompileCounterWithBackend("eager")
-    pipe.compile(backend=counter, fullgraph=True)
-    return counter
-
-
+@either_way
 @pytest.mark.parametrize("settings", SETTINGS)
-def test_compiled_models_draw_the_same(pipe, settings):
+def test_compiled_models_draw_the_same(pipe, settings, freezing):
     expected = draw(pipe, **settings)
-    counter = compile_and_count(pipe)
+    counter = compile_and_count(pipe, freezing)
     assert counter.frame_count == 0
     assert_same(draw(pipe, **settings), expected)
     compiled = counter.frame_count
@@ -113,27 +108,29 @@ def test_changed_weights_are_seen(pipe):
     assert_same(draw(pipe), expected)
 
 
-def test_an_exchanged_transformer_is_run_as_it_is(pipe):
-    counter = compile_and_count(pipe)
-    changed = make_pipeline(transformer={"seed": 5})
-    pipe.transformer = changed.transformer
-    assert_same(draw(pipe), draw(changed))
-    # The decoder alone.
-    assert counter.frame_count == 1
+@either_way
+def test_an_exchanged_transformer_is_run_as_it_is(pipe, freezing):
+    counter = compile_and_count(pipe, freezing)
+    pipe.transformer = make_transformer(seed=5)
+    assert_same(draw(pipe), draw(make_copy(pipe)))
+    # At most the decoder.
+    assert counter.frame_count == (0 if freezing else 1)
 
 
-def test_a_refiner_is_run_as_it_is(pipe):
-    refiner = make_transformer(seed=7)
-    expected = [draw(pipe, refiner=model, refiner_start=1) for model in (refiner, pipe.transformer)]
-    counter = compile_and_count(pipe)
-    for model, images in zip((refiner, pipe.transformer), expected, strict=True):
-        assert_same(draw(pipe, refiner=model, refiner_start=1), images)
-    # The first scale and the decoder.
-    assert counter.frame_count == 2
+@either_way
+def test_a_refiner_is_run_as_it_is(pipe, freezing):
+    models = (make_transformer(seed=7), pipe.transformer)
+    expected = [draw(pipe, refiner=model, refiner_start=2) for model in models]
+    counter = compile_and_count(pipe, freezing)
+    for model, images in zip(models, expected, strict=True):
+        assert_same(draw(pipe, refiner=model, refiner_start=2), images)
+    # The second scale, or two scales and the decoder.
+    assert counter.frame_count == (1 if freezing else 3)
 
 
+@either_way
 @pytest.mark.parametrize("pipeline_class", [VARImg2ImgPipeline, VARInpaintPipeline])
-def test_pipelines_that_edit(pipe, pipeline_class):
+def test_pipelines_that_edit(pipe, pipeline_class, freezing):
     edit = pipeline_class.from_pipe(pipe)
     edit.set_progress_bar_config(disable=True)
     image = torch.rand(1, 3, 8, 8, generator=seeded())
@@ -144,10 +141,10 @@ def test_pipelines_that_edit(pipe, pipeline_class):
         return edit(**inputs, generator=seeded())
 
     expected = run()
-    counter = compile_and_count(edit)
+    counter = compile_and_count(edit, freezing)
     assert_same(run(), expected)
     compiled = counter.frame_count
-    assert compiled >= 2
+    assert compiled >= (1 if freezing else 2)
     assert_same(run(), expected)
     assert counter.frame_count == compiled
 
@@ -189,9 +186,10 @@ def test_onednn_is_chosen_for_the_time_of_a_call(pipe):
     assert set(seen) == {before}
 
 
-def test_a_call_within_a_call_draws_as_it_would_alone(pipe):
+@either_way
+def test_a_call_within_a_call_draws_as_it_would_alone(pipe, freezing):
     expected = draw(pipe)
-    compile_and_count(pipe)
+    compile_and_count(pipe, freezing)
     draw(pipe)
     inner = []
 
@@ -205,10 +203,10 @@ def test_a_call_within_a_call_draws_as_it_would_alone(pipe):
     assert_same(inner[1], expected)
 
 
-def test_calls_in_two_threads_do_not_share_their_cache(pipe):
+@either_way
+def test_calls_in_two_threads_do_not_share_their_cache(pipe, freezing):
     expected = draw(pipe)
-    pipe.compile(backend="eager")
-    draw(pipe)
+    compile_and_count(pipe, freezing)
     with ThreadPoolExecutor(2) as threads:
         for output in threads.map(lambda _: draw(pipe), range(8)):
             assert torch.equal(output.codes, expected.codes)
@@ -230,26 +228,28 @@ def test_a_first_call_that_fails_leaves_nothing_behind(pipe):
     assert kept_cache(pipe).batch_size == 6
 
 
-def test_a_copy_has_models_of_its_own(pipe):
-    compile_and_count(pipe)
+@either_way
+def test_a_copy_has_models_of_its_own(pipe, freezing):
+    # A counter cannot be pickled.
+    pipe.compile(freezing=freezing, backend="eager")
     expected = draw(pipe)
     twin = copy.deepcopy(pipe)
+    assert type(twin._compiled) is type(pipe._compiled)
+    assert twin._compiled.transformer is twin.transformer is not pipe.transformer
     with torch.no_grad():
         twin.vqvae.decoder.conv_out.weight.zero_()
         twin.vqvae.decoder.conv_out.bias.zero_()
     assert (draw(twin).images == 0.5).all()
+    twin.transformer.load_state_dict(make_transformer(seed=5).state_dict())
+    assert_same(draw(twin), draw(make_copy(twin)))
     assert_same(draw(pipe), expected)
-    assert_same(draw(pickle.loads(pickle.dumps(compiled_with_eager(pipe)))), expected)
+    assert_same(draw(pickle.loads(pickle.dumps(pipe))), expected)
 
 
-def compiled_with_eager(pipe):
-    pipe.compile(backend="eager")
-    return pipe
-
-
-def test_after_inference_mode_comes_an_ordinary_call(pipe):
+@either_way
+def test_after_inference_mode_comes_an_ordinary_call(pipe, freezing):
     expected = draw(pipe)
-    pipe.compile(backend="eager")
+    compile_and_count(pipe, freezing)
     with torch.inference_mode():
         assert_same(draw(pipe), expected)
     assert_same(draw(pipe), expected)

@@ -1,21 +1,16 @@
 # SPDX-License-Identifier: Apache-2.0
 """`pipe.compile()` on a CPU: one graph, whose weights are constants. Tracing is what can fail here, so the quick backend does."""
 
-import copy
-import pickle
 import shutil
-from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
 from accelerate import cpu_offload
-from torch._dynamo.testing import CompileCounterWithBackend
 
-from hf_var import VARImg2ImgPipeline, VARInpaintPipeline
 from hf_var.pipelines.compilation import CompiledModels
 from hf_var.pipelines.freezing import FrozenModels
-from pipelines.compiled import SETTINGS, assert_same, draw
-from pipelines.tiny import make_pipeline, make_transformer, seeded
+from pipelines.compiled import assert_same, compile_and_count, draw, make_copy
+from pipelines.tiny import make_pipeline, make_transformer
 
 
 pytestmark = pytest.mark.usefixtures("fresh_compiler")
@@ -29,31 +24,12 @@ def warnings(monkeypatch):
     return messages
 
 
-def freeze_and_count(pipe) -> CompileCounterWithBackend:
-    counter = CompileCounterWithBackend("eager")
-    pipe.compile(freezing=True, backend=counter, fullgraph=True)
-    return counter
-
-
-@pytest.mark.parametrize("settings", SETTINGS)
-def test_a_frozen_transformer_draws_the_same(pipe, settings):
-    expected = draw(pipe, **settings)
-    counter = freeze_and_count(pipe)
-    assert counter.frame_count == 0
-    assert_same(draw(pipe, **settings), expected)
-    compiled = counter.frame_count
-    assert compiled > 0
-    for _ in range(2):
-        assert_same(draw(pipe, **settings), expected)
-    assert counter.frame_count == compiled
-
-
 @pytest.mark.parametrize("first", [1, 2, 3, 8, 16])
 @pytest.mark.parametrize("shared_adaln", [False, True])
 def test_one_graph_is_for_all_scales_and_batch_sizes(first, shared_adaln):
     # With guidance as many sequences as there are heads, tokens of a map, AdaLN vectors or channels.
     pipe = make_pipeline(transformer={"num_hidden_layers": 1, "shared_adaln": shared_adaln})
-    counter = freeze_and_count(pipe)
+    counter = compile_and_count(pipe, freezing=True)
     for number in (first, 1, 5, 2, first):
         labels = [number % 5] * number
         assert_same(draw(pipe, labels), draw(make_copy(pipe), labels))
@@ -62,7 +38,7 @@ def test_one_graph_is_for_all_scales_and_batch_sizes(first, shared_adaln):
 
 def test_more_scales_than_dynamo_makes_graphs_of_one_function():
     pipe = make_pipeline(patch_nums=(1, 2, 3, 4, 5, 6, 7, 8, 9, 10), transformer={"num_hidden_layers": 1})
-    counter = freeze_and_count(pipe)
+    counter = compile_and_count(pipe, freezing=True)
     assert_same(draw(pipe), draw(make_copy(pipe)))
     assert counter.frame_count == 1
     # One sequence: that is where torch has a graph of its own.
@@ -71,18 +47,11 @@ def test_more_scales_than_dynamo_makes_graphs_of_one_function():
         assert counter.frame_count == 2
 
 
-def make_copy(pipe):
-    """The same models in a pipeline that is not compiled."""
-    twin = type(pipe)(**pipe.components)
-    twin.set_progress_bar_config(disable=True)
-    return twin
-
-
 def test_the_unconditional_half_is_dropped_without_another_layout():
     pipe = make_pipeline(patch_nums=(1, 2, 3, 4, 5, 6))
     settings = {"labels": [0, 1, 2], "guidance_scale": lambda k, num_scales: 3.0 if k < 3 else 1.0}
     expected = draw(pipe, **settings)
-    counter = freeze_and_count(pipe)
+    counter = compile_and_count(pipe, freezing=True)
     assert_same(draw(pipe, **settings), expected)
     assert counter.frame_count == 1
 
@@ -133,7 +102,7 @@ def quantize(transformer):
 @pytest.mark.parametrize("change", [offload, add_hook, quantize])
 def test_what_cannot_be_frozen_is_run_as_it_is(change, warnings):
     pipe = make_pipeline()
-    counter = freeze_and_count(pipe)
+    counter = compile_and_count(pipe, freezing=True)
     change(pipe.transformer)
     expected = draw(make_copy(pipe))
     for _ in range(2):
@@ -148,7 +117,7 @@ def test_what_cannot_be_frozen_is_run_as_it_is(change, warnings):
 
 def test_hooks_are_called_at_every_scale(pipe):
     calls = []
-    freeze_and_count(pipe)
+    compile_and_count(pipe, freezing=True)
     draw(pipe)
     pipe.transformer.register_forward_hook(lambda module, inputs, output: calls.append(1))
     draw(pipe)
@@ -184,7 +153,7 @@ def halve(transformer):
 
 @pytest.mark.parametrize("change", [load, write_data, write_columns, exchange, change_one_value, halve])
 def test_changed_weights_are_seen(pipe, warnings, change):
-    counter = freeze_and_count(pipe)
+    counter = compile_and_count(pipe, freezing=True)
     before = draw(pipe)
     compiled = counter.frame_count
     change(pipe.transformer)
@@ -195,7 +164,7 @@ def test_changed_weights_are_seen(pipe, warnings, change):
     assert counter.frame_count == compiled
     (warning,) = warnings
     assert "compile()" in warning
-    again = freeze_and_count(pipe)
+    again = compile_and_count(pipe, freezing=True)
     output = draw(pipe)
     assert again.frame_count > 0
     assert_same(output, expected)
@@ -203,7 +172,7 @@ def test_changed_weights_are_seen(pipe, warnings, change):
 
 
 def test_weights_that_change_before_the_first_call_are_compiled(pipe, warnings):
-    counter = freeze_and_count(pipe)
+    counter = compile_and_count(pipe, freezing=True)
     load(pipe.transformer)
     assert_same(draw(pipe), draw(make_copy(pipe)))
     assert counter.frame_count > 0
@@ -211,7 +180,7 @@ def test_weights_that_change_before_the_first_call_are_compiled(pipe, warnings):
 
 
 def test_new_labels_are_no_change_of_the_graph(pipe, warnings):
-    counter = freeze_and_count(pipe)
+    counter = compile_and_count(pipe, freezing=True)
     draw(pipe)
     compiled = counter.frame_count
     pipe.transformer.set_labels({0: "crane", 1: "goldfish"})
@@ -222,79 +191,12 @@ def test_new_labels_are_no_change_of_the_graph(pipe, warnings):
 
 def test_autocast_has_a_graph_of_its_own(pipe):
     expected = draw(pipe)
-    counter = freeze_and_count(pipe)
+    counter = compile_and_count(pipe, freezing=True)
     assert_same(draw(pipe), expected)
     with torch.autocast("cpu", torch.bfloat16):
         assert_same(draw(pipe), draw(make_copy(pipe)))
     assert_same(draw(pipe), expected)
     assert counter.frame_count == 2
-
-
-def test_an_exchanged_transformer_is_run_as_it_is(pipe):
-    counter = freeze_and_count(pipe)
-    pipe.transformer = make_transformer(seed=5)
-    assert_same(draw(pipe), draw(make_copy(pipe)))
-    assert counter.frame_count == 0
-
-
-def test_a_refiner_is_run_as_it_is(pipe):
-    refiner = make_transformer(seed=7)
-    models = (refiner, pipe.transformer)
-    expected = [draw(pipe, refiner=model, refiner_start=2) for model in models]
-    counter = freeze_and_count(pipe)
-    for model, images in zip(models, expected, strict=True):
-        assert_same(draw(pipe, refiner=model, refiner_start=2), images)
-    # The second scale.
-    assert counter.frame_count == 1
-
-
-@pytest.mark.parametrize("pipeline_class", [VARImg2ImgPipeline, VARInpaintPipeline])
-def test_pipelines_that_edit(pipe, pipeline_class):
-    edit = pipeline_class.from_pipe(pipe)
-    edit.set_progress_bar_config(disable=True)
-    inputs = {"image": torch.rand(1, 3, 8, 8, generator=seeded()), "class_labels": [0, 1], "output_type": "pt"}
-    inputs |= {"mask_image": torch.ones(8, 8)} if pipeline_class is VARInpaintPipeline else {"strength": 0.7}
-    expected = edit(**inputs, generator=seeded())
-    counter = freeze_and_count(edit)
-    for _ in range(2):
-        assert_same(edit(**inputs, generator=seeded()), expected)
-    assert counter.frame_count >= 1
-
-
-def test_copies_have_models_of_their_own(pipe):
-    pipe.compile(freezing=True, backend="eager")
-    expected = draw(pipe)
-    twin = copy.deepcopy(pipe)
-    assert twin._compiled.transformer is twin.transformer is not pipe.transformer
-    load(twin.transformer)
-    assert_same(draw(twin), draw(make_copy(twin)))
-    assert_same(draw(pipe), expected)
-    assert_same(draw(pickle.loads(pickle.dumps(pipe))), expected)
-
-
-def test_calls_in_two_threads_and_within_a_call(pipe):
-    expected = draw(pipe)
-    pipe.compile(freezing=True, backend="eager")
-    with ThreadPoolExecutor(2) as threads:
-        for output in threads.map(lambda _: draw(pipe), range(8)):
-            assert_same(output, expected)
-    inner = []
-
-    def draw_again(pipe, step, timestep, tensors):
-        inner.append(draw(pipe))
-        return tensors
-
-    assert_same(draw(pipe, callback_on_step_end=draw_again), expected)
-    for output in inner:
-        assert_same(output, expected)
-
-
-def test_after_inference_mode_comes_an_ordinary_call(pipe):
-    expected = draw(pipe)
-    pipe.compile(freezing=True, backend="eager")
-    with torch.inference_mode():
-        assert_same(draw(pipe), expected)
-    assert_same(draw(pipe), expected)
 
 
 needs_compiler = pytest.mark.skipif(not any(map(shutil.which, ("g++", "clang++"))), reason="needs a C++ compiler")

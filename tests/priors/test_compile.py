@@ -10,13 +10,7 @@ from priors.tiny import logits_block_by_block, logits_by_calls, tiny_inputs, tin
 
 
 CLOSE = {"atol": 1e-5, "rtol": 1e-5}
-
-
-@pytest.fixture(autouse=True)
-def fresh_compiler():
-    torch.compiler.reset()
-    yield
-    torch.compiler.reset()
+pytestmark = pytest.mark.usefixtures("fresh_compiler")
 
 
 def compile_training_forward(backend, attention="sdpa"):

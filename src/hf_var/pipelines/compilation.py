@@ -40,7 +40,7 @@ class CompiledModels:
 
     def __reduce__(self) -> tuple:
         # Copied with its models, not with the functions that were made of them, which belong to the models themselves.
-        return _recompiled, (self.transformer, self.vqvae, self.options)
+        return partial(type(self), **self.options), (self.transformer, self.vqvae)
 
     def lend(self, conditions: dict[str, torch.Tensor]) -> VARCache | None:
         """
@@ -94,10 +94,6 @@ class CompiledModels:
         return cache
 
 
-def _recompiled(transformer: VARTransformer, vqvae: VQVAEModel, options: dict[str, Any]) -> CompiledModels:
-    return CompiledModels(transformer, vqvae, **options)
-
-
 class CompilationMixin(DiffusionPipeline):
     """`compile`, and the switch of CPUs."""
 
@@ -112,7 +108,7 @@ class CompilationMixin(DiffusionPipeline):
         **With `freezing`**, the first call compiles, which takes a minute for a large model, and one graph serves all
         scales but the first, and all batch sizes. A single image without guidance needs another one, and so do calls in
         inference mode and under autocast. Each graph holds a copy of the weights, until the process ends. Products of fp32
-        matrices are oneDNN's, where torch was built with MKL. The decoder is run as it is, as it gains nothing. When the
+        matrices are oneDNN's, where torch was built with MKL. The decoder is run as it is: it gains little or loses. When the
         weights have changed since the first call, when they are offloaded or the transformer has got hooks, it is run as
         it is, too, and a warning says so.
 
@@ -123,9 +119,8 @@ class CompilationMixin(DiffusionPipeline):
         call while another one is at work, in another thread or around it. Weights may be trained or adapted later.
 
         Where several scales are read at once (by [`VARImg2ImgPipeline`] and by a `refiner`), and in a `refiner`, the model
-        is run as it is. The pipeline's models are not changed. Pipelines of `from_pipe` are to be
-        compiled by themselves. Once a model is exchanged for another or moved to another kind of device, call this method
-        again.
+        is run as it is. The pipeline's models are not changed. Pipelines of `from_pipe` are to be compiled by themselves.
+        Once a model is exchanged for another or moved to another kind of device, call this method again.
 
         Args:
             mode (`str`, *optional*):
@@ -141,7 +136,6 @@ class CompilationMixin(DiffusionPipeline):
             `ValueError`: If `freezing` is asked for and the weights cannot be constants.
         """
         transformer, vqvae = _unwrapped(self.transformer), _unwrapped(self.vqvae)
-        device_type = self._execution_device.type
         obstacle = find_obstacle(transformer)
         if freezing and obstacle is not None:
             raise ValueError(
@@ -152,7 +146,7 @@ class CompilationMixin(DiffusionPipeline):
         if freezing:
             self._compiled = FrozenModels(transformer, vqvae, mode=mode, **kwargs)
             return
-        if mode is None and device_type == "cuda" and not kwargs.keys() & {"backend", "options"}:
+        if mode is None and self._execution_device.type == "cuda" and not kwargs.keys() & {"backend", "options"}:
             mode = "reduce-overhead"
         self._compiled = CompiledModels(transformer, vqvae, **{"dynamic": False, "mode": mode, **kwargs})
 

@@ -1,9 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
 """The transformer compiled for CPUs, with its weights as constants."""
 
+from functools import partial
 from typing import Any
 
 import torch
+import torch._inductor.config as inductor_config
 from diffusers.utils import logging
 
 from ..autoencoders import VQVAEModel
@@ -20,7 +22,7 @@ class FrozenModels:
     """
     The steps of a transformer after the first one as a compiled graph, whose weights are constants (torch's "freezing"):
     oneDNN arranges them once as it will read them, and Inductor fuses what lies around the products. One graph is for any
-    number of tokens and images, because each holds a copy of the weights. The decoder gains nothing and is left as it is.
+    number of tokens and images, because each holds a copy of the weights. The decoder gains little or loses, and is left as it is.
 
     Args:
         transformer ([`VARTransformer`]): Predicts the token maps.
@@ -40,7 +42,7 @@ class FrozenModels:
 
     def __reduce__(self) -> tuple:
         # Copied with its models, not with the code that was made of them.
-        return _frozen, (self.transformer, self.vqvae, self.options)
+        return partial(type(self), **self.options), (self.transformer, self.vqvae)
 
     @torch.no_grad()
     def lend(self, conditions: dict[str, torch.Tensor]) -> VARCache | None:
@@ -76,19 +78,12 @@ class FrozenModels:
 
     def _step(self, scale_inputs: torch.Tensor, past_key_values: VARCache) -> VARTransformerOutput:
         """What the transformer itself returns for a block after the first one, without its checks."""
-        # Imported with what is compiled; it takes a second.
-        import torch._inductor.config as inductor_config
-
         hidden_states = self.transformer.embeddings(None, scale_inputs, past_key_values.get_seq_length())
         _mark_sizes(hidden_states, past_key_values)
         # For this thread and step. Among the `options` Inductor would see it, but not Dynamo, which decides what is constant.
         with inductor_config.patch(freezing=True):
             logits = self._predict(hidden_states, past_key_values=past_key_values)
         return VARTransformerOutput(logits=logits, past_key_values=past_key_values)
-
-
-def _frozen(transformer: VARTransformer, vqvae: VQVAEModel, options: dict[str, Any]) -> FrozenModels:
-    return FrozenModels(transformer, vqvae, **options)
 
 
 def _mark_sizes(hidden_states: torch.Tensor, cache: VARCache) -> None:

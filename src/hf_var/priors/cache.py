@@ -31,8 +31,8 @@ class VARCacheLayer(CacheLayerMixin):
 
     def _make_buffer(self, states: torch.Tensor) -> torch.Tensor:
         """
-        A buffer `(batch, heads, max_length, head_dim)` for `states`, in the order in which projections write. What is handed
-        out is never contiguous then, not even the whole buffer, so that one compiled graph does for all blocks.
+        A buffer `(batch, heads, max_length, head_dim)` for `states`, in the order in which projections write. With several
+        heads what is handed out is never contiguous then, not even the whole, so that one compiled graph does for all blocks.
         """
         batch_size, num_heads, _, head_dim = states.shape
         width = num_heads * head_dim

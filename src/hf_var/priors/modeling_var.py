@@ -242,9 +242,7 @@ class VARTransformer(PreTrainedModel):
         hidden_states = self.embeddings(class_embedding, scale_inputs, begin)
         # One block sees everything that is there.
         attention_mask = block_mask(self.config, hidden_states, begin, length) if num_blocks > 1 else None
-        logits = self.predict(
-            hidden_states, condition, class_embedding, attention_mask, past_key_values=past_key_values, **kwargs
-        )
+        logits = self.predict(hidden_states, condition, class_embedding, attention_mask, past_key_values, **kwargs)
 
         loss = None
         if labels is not None:
@@ -259,6 +257,7 @@ class VARTransformer(PreTrainedModel):
         condition: torch.Tensor | None = None,
         class_embedding: torch.Tensor | None = None,
         attention_mask: torch.Tensor | None = None,
+        past_key_values: Cache | None = None,
         **kwargs,
     ) -> torch.Tensor:
         """
@@ -267,8 +266,10 @@ class VARTransformer(PreTrainedModel):
         `condition` and `class_embedding`, is in a [`VARCache`] after the first block.
         """
         for layer in self.layers:
-            hidden_states = layer(hidden_states, condition, attention_mask=attention_mask, **kwargs)
-        return self.head(self.head_norm(hidden_states, class_embedding, kwargs.get("past_key_values"))).float()
+            hidden_states = layer(
+                hidden_states, condition, attention_mask=attention_mask, past_key_values=past_key_values, **kwargs
+            )
+        return self.head(self.head_norm(hidden_states, class_embedding, past_key_values)).float()
 
     def get_class_embeds(self, class_labels: torch.LongTensor) -> torch.Tensor:
         """
