@@ -10,8 +10,8 @@ import torch
 from diffusers.image_processor import PipelineImageInput
 from torch.nn import functional
 
-from .pipelines.components import in_evaluation_mode
 from .pipelines.editing import image_pixels
+from .pipelines.evaluation_mode import in_evaluation_mode
 from .pipelines.labels import Labels
 from .pipelines.pipeline_base import VARPipelineBase
 from .pipelines.settings import check_count

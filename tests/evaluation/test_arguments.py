@@ -4,7 +4,7 @@
 import pytest
 
 from hf_var.evaluation.arguments import EvaluationArguments
-from hf_var.evaluation.drawing import image_label, image_seed
+from hf_var.evaluation.generate import image_label, image_seed
 
 
 PUBLISHED = {

@@ -14,7 +14,7 @@ import torch
 from PIL import Image as PILImage
 
 from hf_var import DIGITS_CHECKPOINT, VARPipeline
-from hf_var.evaluation.drawing import image_seed
+from hf_var.evaluation.generate import image_seed
 
 from .conftest import REPOSITORY, load_script, run_script, script_environment, start, wait_for
 
@@ -236,7 +236,7 @@ def test_an_extractor_that_changed_without_weights_has_other_features(
 def test_references_of_one_name_at_two_addresses_are_two(
     tmp_path: Path, evaluated: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("hf_var.evaluation.reference.HF_HOME", str(tmp_path / "home"))
+    monkeypatch.setattr("hf_var.evaluation.download.HF_HOME", str(tmp_path / "home"))
     found = []
     for seed in range(2):
         folder = tmp_path / str(seed)

@@ -11,7 +11,7 @@ from diffusers.utils import load_image, make_image_grid
 from PIL import Image
 
 from .. import DIGITS_CHECKPOINT
-from ..pipelines.pictures import save_progress_gif
+from ..pipelines.image_grids import save_progress_gif
 
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}

@@ -7,7 +7,7 @@ from typing import Any
 
 from ..training.data.images import INTERPOLATIONS
 from ..training.model_card import is_hub_name
-from .figures import NUM_NEIGHBORS
+from .comparison import NUM_NEIGHBORS
 
 
 REFERENCES = "https://openaipublic.blob.core.windows.net/diffusion/jul-2021/ref_batches/imagenet"

@@ -21,14 +21,14 @@ from ..training.model_card import create_repository
 from ..training.reconstruction import measure_reconstruction
 from ..training.run_settings import check_settings, read_settings, write_settings
 from .arguments import DRAWING, PRESET_MODELS, EvaluationArguments
-from .drawing import ClassifierScore, ImageDrawer
+from .comparison import compute_figures, kid_subset_size
+from .feature_extraction import DrawnImages, ImageSource, Outputs, Stopwatch, missing_batches, write_features
 from .feature_files import FeatureFiles
-from .figures import compute_figures, kid_subset_size
-from .files import check_pngs, write_npz
+from .generate import ClassifierScore, ImageDrawer
+from .image_files import check_pngs, write_npz
 from .image_sets import ImageSet
-from .inputs import check_number, check_reference, load_extractor, load_model, open_images, open_reference
+from .loading import check_number, check_reference, load_extractor, load_model, open_images, open_reference
 from .report import environment, push_figures, weights_fingerprint, write_report
-from .stages import DrawnImages, ImageSource, Outputs, Stopwatch, missing_batches, write_features
 
 
 logger = logging.get_logger(__name__)

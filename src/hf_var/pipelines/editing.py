@@ -15,7 +15,7 @@ from torch.nn import functional
 from transformers.utils import logging
 
 from ..autoencoders import VQVAEConfig
-from .components import in_evaluation_mode
+from .evaluation_mode import in_evaluation_mode
 from .labels import Labels
 from .settings import check_count, check_output, is_number
 

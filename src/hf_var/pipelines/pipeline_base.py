@@ -10,11 +10,12 @@ from diffusers.image_processor import VaeImageProcessor
 
 from ..autoencoders import VQVAEModel
 from ..priors import VARCache, VARTransformer
-from .adapters import LoraMixin
+from .checks import check_components
 from .compilation import CompilationMixin
-from .components import check_components, in_evaluation_mode
 from .editing import EditingMixin
+from .evaluation_mode import in_evaluation_mode
 from .labels import Labels, label_ids
+from .lora import LoraMixin
 from .pipeline_output import VARPipelineOutput
 from .sampling import (
     Generators,

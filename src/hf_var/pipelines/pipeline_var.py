@@ -9,7 +9,7 @@ from diffusers.callbacks import MultiPipelineCallbacks, PipelineCallback
 from transformers import LogitsProcessor, LogitsProcessorList
 
 from ..priors import VARTransformer
-from .components import in_evaluation_mode
+from .evaluation_mode import in_evaluation_mode
 from .labels import Labels
 from .pipeline_base import Scores, VARPipelineBase
 from .pipeline_output import VARPipelineOutput

@@ -10,8 +10,8 @@ from diffusers.image_processor import PipelineImageInput
 from transformers import LogitsProcessor, LogitsProcessorList
 
 from ..priors import VARTransformer
-from .components import in_evaluation_mode
 from .editing import check_num_scales, image_pixels
+from .evaluation_mode import in_evaluation_mode
 from .labels import Labels
 from .pipeline_base import Scores, VARPipelineBase
 from .pipeline_output import VARPipelineOutput

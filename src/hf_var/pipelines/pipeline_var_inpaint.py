@@ -11,8 +11,8 @@ from diffusers.image_processor import PipelineImageInput
 from transformers import LogitsProcessor, LogitsProcessorList
 
 from ..priors import VARTransformer
-from .components import in_evaluation_mode
 from .editing import given_tokens, image_pixels, mask_pixels, paste_kept
+from .evaluation_mode import in_evaluation_mode
 from .labels import Labels
 from .pipeline_base import Scores, VARPipelineBase
 from .pipeline_output import VARPipelineOutput

@@ -14,9 +14,9 @@ from ..autoencoders import VQVAEModel
 from ..pipelines import VARPipeline
 from ..training.feature_extractors import extract_features, full_precision, load_feature_extractor
 from .arguments import EvaluationArguments
-from .figures import DISTANCES, NUM_NEIGHBORS
+from .comparison import DISTANCES, NUM_NEIGHBORS
+from .download import find_reference
 from .image_sets import ImageSet, open_image_set
-from .reference import find_reference
 from .report import weights_fingerprint
 
 

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from hf_var.evaluation.files import png_path, read_png, write_npz, write_png
+from hf_var.evaluation.image_files import png_path, read_png, write_npz, write_png
 
 
 def make_images(number: int, size: tuple[int, int] = (6, 4)) -> np.ndarray:

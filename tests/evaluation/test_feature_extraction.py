@@ -8,9 +8,9 @@ import pytest
 import torch
 from torch import nn
 
+from hf_var.evaluation.feature_extraction import DrawnImages, Outputs, Stopwatch, missing_batches, write_features
 from hf_var.evaluation.feature_files import FeatureFiles
-from hf_var.evaluation.files import png_path, read_png, write_png
-from hf_var.evaluation.stages import DrawnImages, Outputs, Stopwatch, missing_batches, write_features
+from hf_var.evaluation.image_files import png_path, read_png, write_png
 
 
 SIZE = (4, 6)

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 from PIL import Image, ImageSequence
 
-from hf_var.pipelines.pictures import progress_strip, save_progress_gif
+from hf_var.pipelines.image_grids import progress_strip, save_progress_gif
 from pipelines.tiny import make_pipeline, seeded
 
 

@@ -16,9 +16,9 @@ from torch import nn
 from tqdm.auto import tqdm
 
 from ..training.feature_extractors import extract_features
-from .drawing import ImageDrawer
 from .feature_files import FeatureFiles
-from .files import png_path, read_png, write_png
+from .generate import ImageDrawer
+from .image_files import png_path, read_png, write_png
 
 
 # Batches that wait for their features and files while further ones are drawn: more would only need memory.
