@@ -41,10 +41,11 @@ TRAIN |= {"yaml", "fsspec", "pyarrow", "tqdm"}  # datasets always brings these
 # A part is a folder or module directly in src/hf_var. Accelerate, though always installed, belongs to training alone.
 MAY_IMPORT: dict[str, tuple[set[str], set[str]]] = {
     "scales": (set(), set()),
+    "modes": (set(), {"torch"}),
     "precision": (set(), {"torch"}),
     "autoencoders": ({"scales"}, {"torch", "transformers", OFFLOAD_DECORATOR}),
     "priors": ({"scales"}, {"torch", "transformers"}),
-    "pipelines": (STAGES | {"precision"}, CORE | {"diffusers"}),
+    "pipelines": (STAGES | {"modes", "precision"}, CORE | {"diffusers", "typing_extensions"}),
     "registration": (STAGES | {"pipelines"}, {"transformers", "diffusers"}),
     "weight_files": (set(), {"torch", "safetensors"}),
     "conversion": (STAGES | {"weight_files"}, CORE),

@@ -14,7 +14,7 @@ from transformers.utils import logging
 
 from ..autoencoders import VQVAEModel
 from ..pipelines import VARPipeline
-from ..pipelines.settings import resolve_settings
+from ..pipelines.options import SamplingOptions, resolve_sampling
 from ..training.feature_extractors import full_precision
 from ..training.losses import PerceptualLoss
 from ..training.model_card import create_repository
@@ -210,19 +210,17 @@ def _write_missing(args: EvaluationArguments, source: ImageSource, outputs: Outp
 def _sampling(args: EvaluationArguments, pipeline: VARPipeline) -> dict[str, Any]:
     """The arguments of the pipeline's call, all of them by their values."""
     config = pipeline.transformer.config
-    sampling = {name: args.resolved(name) for name in ("guidance_scale", "top_k", "top_p", "temperature")}
+    sampling: SamplingOptions = {
+        "guidance_scale": args.resolved("guidance_scale"),
+        "top_k": args.resolved("top_k"),
+        "top_p": args.resolved("top_p"),
+        "temperature": args.resolved("temperature"),
+        "smooth": args.smooth,
+    }
     if not config.num_labels:
         # What it would be guided away from is what it draws.
         sampling["guidance_scale"] = 1.0
-    resolved = resolve_settings(
-        pipeline.transformer,
-        pipeline.config,
-        **sampling,
-        smooth=args.smooth,
-        logits_processor=None,
-        refiner=None,
-        refiner_start=None,
-    )
+    resolved = resolve_sampling(pipeline.transformer, pipeline.config, sampling)
     if args.classifier is not None and not config.num_labels:
         raise ValueError(f"`classifier` = {args.classifier!r} needs a model with classes.")
     return {

@@ -1,17 +1,57 @@
 # SPDX-License-Identifier: Apache-2.0
-"""From logits to codes: guidance, filters and draws, each a function of tensors."""
+"""From logits to codes: guidance, filters and draws, each a function of tensors, and the object that applies them."""
 
 from collections.abc import Callable
+from dataclasses import dataclass
 
 import torch
 from torch.nn import functional
 from transformers import LogitsProcessorList
 
+from ..priors import VARTransformer
+
 
 Generators = torch.Generator | list[torch.Generator] | None
+Guidance = float | Callable[[int, int], float]
 
 
-def guidance_weight(guidance_scale: float | Callable[[int, int], float], k: int, num_scales: int) -> float:
+@dataclass
+class SamplingSettings:
+    """How codes are drawn, with one value per scale: see [`VARPipeline.__call__`] for the meaning of each."""
+
+    guidance_scale: Guidance
+    top_k: list[int]
+    top_p: list[float]
+    temperature: list[float]
+    smooth: bool
+    logits_processor: LogitsProcessorList | None
+    refiner: VARTransformer | None
+    refiner_start: int
+
+
+class Sampler:
+    """Draws the codes of one scale after the other from guided logits."""
+
+    def __init__(self, settings: SamplingSettings, generator: Generators, num_scales: int):
+        self.settings, self.generator, self.num_scales = settings, generator, num_scales
+        self._previous_logits: torch.Tensor | None = None
+
+    def draw(
+        self, logits: torch.Tensor, k: int, codes: list[torch.Tensor]
+    ) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """Codes `(batch, length)` of scale `k` and, if `smooth`, weights of all code vectors in place of each code."""
+        settings = self.settings
+        if settings.logits_processor is not None:
+            guided_logits = logits
+            logits = process_logits(settings.logits_processor, codes, logits, k, self._previous_logits)
+            self._previous_logits = guided_logits
+        logits = filter_logits(logits / settings.temperature[k], settings.top_k[k], settings.top_p[k])
+        drawn = draw_codes(logits, self.generator)
+        weights = smooth_weights(logits, k, self.num_scales, self.generator) if settings.smooth else None
+        return drawn, weights
+
+
+def guidance_weight(guidance_scale: Guidance, k: int, num_scales: int) -> float:
     """
     Weight of the conditional logits at scale `k`: it grows linearly from 1, no guidance, to `guidance_scale`, since
     the coarse scales decide on the composition and suffer from guidance (Tian et al. 2024, official code); or what
@@ -136,7 +176,7 @@ def _exponential(like: torch.Tensor, generator: Generators) -> torch.Tensor:
         return torch.cat([_exponential(image, single) for image, single in zip(like.split(1), generator, strict=True)])
     device = like.device if generator is None else generator.device
     noise = torch.empty(like.shape, dtype=like.dtype, device=device).exponential_(generator=generator)
-    # A copy to the CPU that nobody waits for would be read before it is there.
+    # A non-blocking copy to the CPU may be read before it has finished.
     return noise.to(like.device, non_blocking=like.device.type != "cpu")
 
 
