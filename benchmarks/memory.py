@@ -106,7 +106,7 @@ def measure_here(variant: str, model: str, batch_size: int, device: torch.device
         pipe.set_progress_bar_config(disable=True)
 
         def note_cache(module, args, kwargs) -> None:
-            layers = kwargs["past_key_values"].layers
+            layers = kwargs["cache"].layers
             allocated.append(sum(layer.keys.nbytes + layer.values.nbytes for layer in layers if layer.is_initialized))
 
         transformer.register_forward_pre_hook(note_cache, with_kwargs=True)

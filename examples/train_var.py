@@ -30,6 +30,7 @@ from PIL import Image
 from transformers.utils import logging
 
 from hf_var import VARConfig, VARPipeline, VARTransformer, VQVAEConfig, VQVAEModel
+from hf_var.compatibility import enable_activation_checkpointing
 from hf_var.training import adapters, data, pictures
 from hf_var.training.arguments import (
     SCHEDULERS,
@@ -243,7 +244,7 @@ def make_transformer(
             transformer.set_labels(config.id2label or None)
     transformer.set_attn_implementation(args.attn_implementation)
     if args.gradient_checkpointing:
-        transformer.gradient_checkpointing_enable()
+        enable_activation_checkpointing(transformer)
     if args.lora_rank > 0:
         adapters.add_lora(
             transformer, args.lora_rank, args.lora_alpha, args.lora_dropout, target_modules=args.lora_target_modules

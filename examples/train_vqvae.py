@@ -27,6 +27,7 @@ from accelerate.utils import set_seed
 
 from hf_var import VQVAEConfig, VQVAEModel
 from hf_var.autoencoders import VQVAEOutput
+from hf_var.compatibility import enable_activation_checkpointing
 from hf_var.training import codebook, data, pictures
 from hf_var.training.adversarial import make_adversary
 from hf_var.training.arguments import (
@@ -179,7 +180,7 @@ def make_model(args: VQVAETrainingArguments, config: VQVAEConfig) -> VQVAEModel:
     else:
         vqvae = VQVAEModel.from_pretrained(args.pretrained_vqvae, config=config, dtype=torch.float32)
     if args.gradient_checkpointing:
-        vqvae.gradient_checkpointing_enable()
+        enable_activation_checkpointing(vqvae)
     return vqvae.train()
 
 

@@ -43,14 +43,16 @@ MAY_IMPORT: dict[str, tuple[set[str], set[str]]] = {
     "scales": (set(), set()),
     "modes": (set(), {"torch"}),
     "precision": (set(), {"torch"}),
+    "compatibility": (set(), {"transformers", "peft"}),
     "autoencoders": ({"scales"}, {"torch", "transformers", OFFLOAD_DECORATOR}),
     "priors": ({"scales"}, {"torch", "transformers"}),
-    "pipelines": (STAGES | {"modes", "precision"}, CORE | {"diffusers", "typing_extensions"}),
+    # PEFT is an extra, imported when adapters are loaded.
+    "pipelines": (STAGES | {"modes", "precision", "compatibility"}, CORE | {"diffusers", "peft", "typing_extensions"}),
     "registration": (STAGES | {"pipelines"}, {"transformers", "diffusers"}),
     "weight_files": (set(), {"torch", "safetensors"}),
     "conversion": (STAGES | {"weight_files"}, CORE),
     "scoring": (STAGES | {"pipelines"}, CORE | {"diffusers"}),
-    "training": (STAGES | {"weight_files", "precision"}, CORE | TRAIN | {"torch_fidelity", AVERAGE}),
+    "training": (STAGES | {"weight_files", "precision", "compatibility"}, CORE | TRAIN | {"torch_fidelity", AVERAGE}),
     "evaluation": (STAGES | {"__init__", "pipelines", "training"}, CORE | TRAIN | {"diffusers"}),
     "__init__": (LIBRARY, {"transformers", "diffusers"}),
     # Its training commands import what comes with an extra when they are called.

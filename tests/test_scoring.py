@@ -108,7 +108,7 @@ def test_one_pass_equals_stepping_with_the_cache(pipe, codes):
     labels = torch.tensor([0, 1, 2, 3, 5])
     cache, latents, scale_inputs, parts = VARCache(pipe.transformer.config), None, None, []
     for k, scale_codes in enumerate(codes.split(LENGTHS, dim=1)):
-        logits = pipe.transformer(labels if k == 0 else None, scale_inputs, past_key_values=cache).logits
+        logits = pipe.transformer(labels if k == 0 else None, scale_inputs, cache=cache).logits
         parts.append(logits.log_softmax(dim=-1).gather(-1, scale_codes[..., None])[..., 0])
         latents, scale_inputs = pipe.vqvae.next_scale(latents, scale_codes, k)
     found = log_likelihood(pipe, codes=codes, class_labels=labels)

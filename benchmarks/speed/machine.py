@@ -196,7 +196,7 @@ def block_flops(transformer: VARTransformer, cache: VARCache, rows: int, length:
     scale_inputs = torch.empty(rows, inputs, config.latent_channels, device="meta") if inputs > 0 else None
     labels = torch.zeros(rows, dtype=torch.long, device="meta") if is_first else None
     with FlopCounterMode(display=False) as counter:
-        transformer(labels, scale_inputs=scale_inputs, past_key_values=cache)
+        transformer(labels, scale_inputs=scale_inputs, cache=cache)
     return float(counter.get_total_flops())
 
 

@@ -75,7 +75,7 @@ def draw_raster(
 
     def step(inputs: torch.Tensor | None, cache: VARCache) -> tuple[torch.Tensor, torch.Tensor]:
         labels = rows if inputs is None else None
-        logits = transformer(labels, scale_inputs=inputs, past_key_values=cache).logits[:, -1:]
+        logits = transformer(labels, scale_inputs=inputs, cache=cache).logits[:, -1:]
         logits = apply_guidance(logits, guidance_scale) if guided else logits
         codes = draw_codes(filter_logits(logits, top_k, top_p), generator)
         return codes, vqvae.code_vectors(codes).repeat(2 if guided else 1, 1, 1)
@@ -92,7 +92,7 @@ def draw_raster(
     for begin in (1, (config.length - tokens_measured) // 2, config.length - tokens_measured):
         cache = VARCache(config)
         vectors = torch.randn(len(rows), begin, config.latent_channels, device=device)
-        transformer(rows, scale_inputs=vectors[:, 1:] if begin > 1 else None, past_key_values=cache)
+        transformer(rows, scale_inputs=vectors[:, 1:] if begin > 1 else None, cache=cache)
         inputs = vectors[:, :1]
         step(inputs, cache)
         cache.crop(-1)

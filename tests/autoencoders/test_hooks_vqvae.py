@@ -6,6 +6,8 @@ import pytest
 import torch
 from diffusers.hooks import apply_group_offloading, apply_layerwise_casting
 
+from hf_var.compatibility import enable_activation_checkpointing
+
 
 def decode_tiles(model, codes):
     model.enable_slicing()
@@ -92,7 +94,7 @@ def gradients(model, images):
 def test_gradient_checkpointing(make_vqvae, images, use_reentrant):
     model, calls = make_vqvae().train(), []
     expected = gradients(make_vqvae().train(), images)
-    model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": use_reentrant})
+    enable_activation_checkpointing(model, {"use_reentrant": use_reentrant})
     for stage in (model.encoder, model.decoder):
         stage.levels[0].resnets[0].register_forward_hook(lambda *_: calls.append(1))
         stage.mid_block.resnet1.register_forward_hook(lambda *_: calls.append(1))

@@ -5,10 +5,12 @@ import json
 
 import pytest
 import torch
+from diffusers.utils import set_adapter_layers
 from peft import IA3Config, LoraConfig, get_peft_model
 from safetensors.torch import load_file, save_file
 
 from hf_var import VARPipeline, VARTransformer
+from hf_var.compatibility import add_adapter
 from pipelines.adapted import NEW_LABELS, assert_equal, assert_state, draw, logits_of, make_adapter, state_of
 from pipelines.tiny import make_pipeline, make_transformer, make_vqvae
 
@@ -30,11 +32,11 @@ def test_a_live_adapter_is_not_saved_by_half(pipe, tmp_path):
     make_adapter(tmp_path / "lora")
     pipe.load_lora_weights(tmp_path / "lora")
     assert_not_saved(pipe, tmp_path / "pipeline")
-    pipe.transformer.disable_adapters()
+    set_adapter_layers(pipe.transformer, enabled=False)
     assert_not_saved(pipe, tmp_path / "pipeline")
 
 
-@pytest.mark.parametrize("wrap", ["peft", "transformers", "compile"])
+@pytest.mark.parametrize("wrap", ["peft", "injected", "compile"])
 def test_adapters_from_elsewhere_are_not_saved_by_half(wrap, tmp_path):
     transformer = make_transformer()
     config = LoraConfig(r=2, target_modules=["fc1"], modules_to_save=["class_embedding"], init_lora_weights=False)
@@ -42,7 +44,7 @@ def test_adapters_from_elsewhere_are_not_saved_by_half(wrap, tmp_path):
         # The layers are changed in place, and transformers does not know.
         get_peft_model(transformer, config)
     else:
-        transformer.add_adapter(config)
+        add_adapter(transformer, config)
     pipe = VARPipeline(torch.compile(transformer) if wrap == "compile" else transformer, make_vqvae())
     logits = logits_of(VARPipeline(transformer, make_vqvae()))
     assert_not_saved(pipe, tmp_path / "pipeline")
@@ -148,8 +150,8 @@ def test_unfit_adapters_leave_no_trace(pipe, made, changes, message, tmp_path):
 
 def test_another_type_of_adapter_is_refused(pipe, tmp_path):
     transformer = make_transformer()
-    transformer.add_adapter(IA3Config(target_modules=["v_proj", "fc2"], feedforward_modules=["fc2"]))
-    transformer.save_pretrained(tmp_path)
+    config = IA3Config(target_modules=["v_proj", "fc2"], feedforward_modules=["fc2"])
+    get_peft_model(transformer, config).save_pretrained(tmp_path)
     with pytest.raises(ValueError, match="adapters of the type LORA, got IA3"):
         pipe.load_lora_weights(tmp_path)
 

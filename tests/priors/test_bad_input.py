@@ -24,7 +24,7 @@ def cache(model, inputs):
     """A cache with the first two of three blocks."""
     cache = VARCache(model.config)
     with torch.no_grad():
-        model(inputs["class_labels"], inputs["scale_inputs"][:, :4], past_key_values=cache)
+        model(inputs["class_labels"], inputs["scale_inputs"][:, :4], cache=cache)
     return cache
 
 
@@ -42,27 +42,27 @@ def test_tokens_that_are_no_whole_blocks(model, tokens):
 def test_tokens_that_do_not_follow_the_cache(model, cache, tokens):
     message = rf"`scale_inputs` must hold whole blocks after position 5, that is one of \[6\] tokens .*, got {tokens}"
     with pytest.raises(ValueError, match=message):
-        model(scale_inputs=torch.zeros(3, tokens, 4), past_key_values=cache)
+        model(scale_inputs=torch.zeros(3, tokens, 4), cache=cache)
     assert cache.get_seq_length() == 5
 
 
 def test_no_tokens_for_a_later_block(model, cache):
     for scale_inputs in (None, torch.zeros(3, 0, 4)):
         with pytest.raises(ValueError, match="`scale_inputs` must be passed: only the first block goes without"):
-            model(scale_inputs=scale_inputs, past_key_values=cache)
+            model(scale_inputs=scale_inputs, cache=cache)
 
 
 def test_full_cache(model, inputs, cache):
-    model(scale_inputs=inputs["scale_inputs"][:, 4:], past_key_values=cache)
-    with pytest.raises(ValueError, match=r"`past_key_values` is full: it holds all 11 tokens. .* `reset\(\)` it"):
-        model(scale_inputs=inputs["scale_inputs"][:, :4], past_key_values=cache)
+    model(scale_inputs=inputs["scale_inputs"][:, 4:], cache=cache)
+    with pytest.raises(ValueError, match=r"`cache` is full: it holds all 11 tokens. .* `reset\(\)` it"):
+        model(scale_inputs=inputs["scale_inputs"][:, :4], cache=cache)
 
 
 def test_cache_that_ends_inside_a_block(model, cache):
     cache.crop(-2)
-    message = r"`past_key_values` must end with a whole block, at one of \[0, 1, 5\], got 3 tokens"
+    message = r"`cache` must end with a whole block, at one of \[0, 1, 5\], got 3 tokens"
     with pytest.raises(ValueError, match=message):
-        model(scale_inputs=torch.zeros(3, 6, 4), past_key_values=cache)
+        model(scale_inputs=torch.zeros(3, 6, 4), cache=cache)
 
 
 @pytest.mark.parametrize("shape", [(1, 10), (1, 10, 5), (10, 4), (1, 1, 10, 4)])
@@ -97,20 +97,20 @@ def test_shape_of_class_embeddings(model, shape):
 
 def test_class_embeddings_after_the_first_block(model, inputs, cache):
     with pytest.raises(ValueError, match="`class_embeds` must be passed with an image's first block only"):
-        model(scale_inputs=inputs["scale_inputs"][:, 4:], class_embeds=torch.zeros(3, 32), past_key_values=cache)
+        model(scale_inputs=inputs["scale_inputs"][:, 4:], class_embeds=torch.zeros(3, 32), cache=cache)
 
 
 def test_another_cache_needs_the_class_at_every_call(model, inputs):
     cache = DynamicCache()
-    model(inputs["class_labels"], past_key_values=cache)
+    model(inputs["class_labels"], cache=cache)
     with pytest.raises(ValueError, match="`class_labels` must be passed at every call with a cache which is not a"):
-        model(scale_inputs=inputs["scale_inputs"][:, :4], past_key_values=cache)
+        model(scale_inputs=inputs["scale_inputs"][:, :4], cache=cache)
 
 
 def test_cache_that_hands_out_what_it_does_not_hold(model, inputs):
     cache = StaticCache(model.config, max_cache_len=11)
-    with pytest.raises(ValueError, match="`past_key_values` must hand out just the tokens it holds.*got StaticCache"):
-        model(inputs["class_labels"], past_key_values=cache)
+    with pytest.raises(ValueError, match="`cache` must hand out just the tokens it holds.*got StaticCache"):
+        model(inputs["class_labels"], cache=cache)
 
 
 @pytest.mark.parametrize("shape", [(3, 10), (3, 12), (3,), (3, 11, 1)])
@@ -128,12 +128,12 @@ def test_batches_of_unequal_size(model, inputs, name):
 
 def test_batch_of_another_size_than_the_cache(model, inputs, cache):
     for images in (1, 2):
-        with pytest.raises(ValueError, match=f"same batch size, got .*'scale_inputs': {images}, 'past_key_values': 3"):
-            model(scale_inputs=inputs["scale_inputs"][:images, 4:], past_key_values=cache)
+        with pytest.raises(ValueError, match=f"same batch size, got .*'scale_inputs': {images}, 'cache': 3"):
+            model(scale_inputs=inputs["scale_inputs"][:images, 4:], cache=cache)
     assert cache.get_seq_length() == 5
     cache.reset()
     with pytest.raises(ValueError, match="A cache keeps that of its first call: pass a new one"):
-        model(inputs["class_labels"][:2], past_key_values=cache)
+        model(inputs["class_labels"][:2], cache=cache)
 
 
 @pytest.mark.parametrize("attention", ["sdpa", "flex_attention"])
@@ -161,5 +161,5 @@ def test_an_error_leaves_model_and_cache_usable(model, inputs):
     with torch.no_grad():
         expected = model(inputs["class_labels"]).logits
         with pytest.raises(ValueError, match="class_labels"):
-            model(torch.tensor([99]), past_key_values=cache)
-        assert torch.equal(model(inputs["class_labels"], past_key_values=cache).logits, expected)
+            model(torch.tensor([99]), cache=cache)
+        assert torch.equal(model(inputs["class_labels"], cache=cache).logits, expected)

@@ -34,7 +34,7 @@ def fill(model, inputs, num_blocks):
 def last_block(model, inputs, cache):
     num_blocks = len(model.config.block_lengths)
     scale_inputs = block_inputs(model.config, inputs["scale_inputs"], num_blocks - 1, num_blocks)
-    return model(scale_inputs=scale_inputs, past_key_values=cache).logits
+    return model(scale_inputs=scale_inputs, cache=cache).logits
 
 
 def pointers(cache):
@@ -50,7 +50,7 @@ def test_buffers_are_allocated_once_and_hold_the_whole_length(model, inputs):
     with torch.no_grad():
         for block, end in enumerate([1, 5, 11]):
             scale_inputs = block_inputs(model.config, inputs["scale_inputs"], block, block + 1)
-            model(inputs["class_labels"] if block == 0 else None, scale_inputs, past_key_values=cache)
+            model(inputs["class_labels"] if block == 0 else None, scale_inputs, cache=cache)
             assert [cache.get_seq_length(layer) for layer in range(2)] == [end, end]
             seen.append(pointers(cache))
     assert seen[0] == seen[1] == seen[2]
@@ -102,7 +102,7 @@ def test_crop_goes_back_to_an_earlier_block(model, inputs):
     cache.crop(-10)
     other = {**inputs, "scale_inputs": tiny_inputs(model.config, seed=1)["scale_inputs"]}
     with torch.no_grad():
-        logits = model(scale_inputs=other["scale_inputs"], past_key_values=cache).logits
+        logits = model(scale_inputs=other["scale_inputs"], cache=cache).logits
     torch.testing.assert_close(logits, logits_block_by_block(model, other)[:, 1:], **CLOSE)
 
 
@@ -163,7 +163,7 @@ def test_two_images_at_once_do_not_mix(model, inputs):
         for block, (begin, end) in enumerate([(0, 1), (1, 5), (5, 11)]):
             for cache, each, logits in zip(caches, (inputs, other), expected, strict=True):
                 scale_inputs = block_inputs(model.config, each["scale_inputs"], block, block + 1)
-                output = model(each["class_labels"] if block == 0 else None, scale_inputs, past_key_values=cache)
+                output = model(each["class_labels"] if block == 0 else None, scale_inputs, cache=cache)
                 torch.testing.assert_close(output.logits, logits[:, begin:end], **CLOSE)
 
 

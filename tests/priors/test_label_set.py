@@ -6,6 +6,7 @@ import torch
 from peft import LoraConfig
 
 from hf_var import VARTransformer
+from hf_var.compatibility import add_adapter
 from priors.tiny import give_contrast, logits_block_by_block, tiny_config, tiny_inputs, tiny_model
 
 
@@ -144,7 +145,7 @@ def test_ids_as_text_in_any_order(model):
 
 
 def test_an_embedding_held_by_an_adapter_is_refused(model):
-    model.add_adapter(LoraConfig(target_modules=["fc1"], modules_to_save=["class_embedding"]))
+    add_adapter(model, LoraConfig(target_modules=["fc1"], modules_to_save=["class_embedding"]))
     with pytest.raises(ValueError, match="`set_labels` needs the plain class embedding, but an adapter"):
         model.set_labels(AFTER)
     assert model.config.id2label == BEFORE

@@ -81,9 +81,9 @@ def test_the_class_is_heard_at_the_first_call_only():
     cache = VARCache(model.config)
     other_classes = (inputs["class_labels"] + 1) % model.config.num_labels
     with torch.no_grad():
-        model(inputs["class_labels"], past_key_values=cache)
+        model(inputs["class_labels"], cache=cache)
         second = block_inputs(model.config, inputs["scale_inputs"], 1, 2)
-        logits = model(other_classes, second, past_key_values=cache).logits
+        logits = model(other_classes, second, cache=cache).logits
     torch.testing.assert_close(logits, expected[:, 1:5], **CLOSE)
 
 
@@ -96,8 +96,8 @@ def test_class_embeddings_stand_for_their_labels():
     with torch.no_grad():
         logits = model(class_embeds=embeds, scale_inputs=inputs["scale_inputs"]).logits
         assert torch.equal(logits, expected)
-        logits = [model(class_embeds=embeds, past_key_values=cache).logits]
-        logits.append(model(scale_inputs=inputs["scale_inputs"], past_key_values=cache).logits)
+        logits = [model(class_embeds=embeds, cache=cache).logits]
+        logits.append(model(scale_inputs=inputs["scale_inputs"], cache=cache).logits)
     torch.testing.assert_close(torch.cat(logits, dim=1), expected, **CLOSE)
 
 
@@ -153,12 +153,12 @@ def test_use_cache_makes_a_cache():
     inputs = tiny_inputs(model.config)
     expected = logits_in_one_call(model, inputs)
     with torch.no_grad():
-        assert model(inputs["class_labels"]).past_key_values is None
+        assert model(inputs["class_labels"]).cache is None
         output = model(inputs["class_labels"], use_cache=True)
-        assert isinstance(output.past_key_values, VARCache)
-        rest = model(scale_inputs=inputs["scale_inputs"], past_key_values=output.past_key_values)
-        assert rest.past_key_values is output.past_key_values
+        assert isinstance(output.cache, VARCache)
+        rest = model(scale_inputs=inputs["scale_inputs"], cache=output.cache)
+        assert rest.cache is output.cache
         torch.testing.assert_close(rest.logits, expected[:, 1:], **CLOSE)
         model.config.use_cache = True
-        assert isinstance(model(inputs["class_labels"]).past_key_values, VARCache)
-        assert model(inputs["class_labels"], use_cache=False).past_key_values is None
+        assert isinstance(model(inputs["class_labels"]).cache, VARCache)
+        assert model(inputs["class_labels"], use_cache=False).cache is None

@@ -6,8 +6,10 @@ import math
 import pytest
 import torch
 from torch.nn import functional
+from transformers import DynamicCache
 
-from hf_var import VARTransformer
+from hf_var import VARCache, VARTransformer
+from hf_var.compatibility import enable_activation_checkpointing
 from priors.tiny import tiny_config, tiny_inputs, tiny_model
 
 
@@ -189,8 +191,7 @@ def test_autocast_training_steps_lower_the_loss():
 def test_gradient_checkpointing_changes_no_gradient(shared_adaln, use_reentrant):
     overrides = {"shared_adaln": shared_adaln, "drop_path_rate": 0.3, "dropout": 0.1}
     model, checkpointed = (tiny_model(**overrides).train() for _ in range(2))
-    checkpointed.gradient_checkpointing_enable({"use_reentrant": use_reentrant})
-    assert checkpointed.is_gradient_checkpointing
+    enable_activation_checkpointing(checkpointed, {"use_reentrant": use_reentrant})
     calls = []
     checkpointed.layers[0].mlp.register_forward_hook(lambda *_: calls.append(1))
     inputs = tiny_inputs(model.config)
@@ -201,8 +202,46 @@ def test_gradient_checkpointing_changes_no_gradient(shared_adaln, use_reentrant)
     expected = gradients(model)
     for name, gradient in gradients(checkpointed).items():
         torch.testing.assert_close(gradient, expected[name], msg=name)
-    checkpointed.gradient_checkpointing_disable()
-    assert not checkpointed.is_gradient_checkpointing
+
+
+@pytest.mark.parametrize("use_reentrant", [True, False])
+@pytest.mark.parametrize("asked_for", ["VARCache", "DynamicCache", "use_cache"])
+def test_checkpointed_training_does_without_a_cache(asked_for, use_reentrant):
+    """The backward pass runs the layers again, and would find the blocks in the cache already."""
+    model, checkpointed = (tiny_model(shared_adaln=True, class_dropout_prob=0.0).train() for _ in range(2))
+    enable_activation_checkpointing(checkpointed, {"use_reentrant": use_reentrant})
+    inputs = tiny_inputs(model.config)
+    expected = model(**inputs)
+    expected.loss.backward()
+    cache = {"VARCache": VARCache(model.config), "DynamicCache": DynamicCache()}.get(asked_for)
+    output = checkpointed(**inputs, cache=cache, use_cache=asked_for == "use_cache")
+    assert torch.equal(output.logits, expected.logits)
+    assert output.cache is None
+    output.loss.backward()
+    for name, gradient in gradients(checkpointed).items():
+        torch.testing.assert_close(gradient, gradients(model)[name], msg=name)
+    if cache is not None:
+        assert cache.get_seq_length() == 0
+    # Without gradients nothing is run twice, so the same call fills it.
+    with torch.no_grad():
+        output = checkpointed(**inputs, cache=cache, use_cache=True)
+    assert output.cache.get_seq_length() == 11
+    assert torch.equal(output.logits, expected.logits)
+
+
+def test_a_cache_that_checkpointed_layers_would_have_to_read_is_refused():
+    model = tiny_model().train()
+    enable_activation_checkpointing(model)
+    inputs = tiny_inputs(model.config)
+    cache = VARCache(model.config)
+    with torch.no_grad():
+        model(inputs["class_labels"], cache=cache)
+    with pytest.raises(
+        ValueError, match="`cache` must be empty where layers are checkpointed.* got one with 1 tokens"
+    ):
+        model(scale_inputs=inputs["scale_inputs"], cache=cache)
+    with torch.no_grad():
+        assert model(scale_inputs=inputs["scale_inputs"], cache=cache).logits.shape[1] == 10
 
 
 EVERYTHING = slice(None)

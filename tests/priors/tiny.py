@@ -77,7 +77,7 @@ def logits_by_calls(
         output = model(
             class_labels=inputs["class_labels"] if first == 0 or label_every_call else None,
             scale_inputs=block_inputs(model.config, inputs["scale_inputs"], first, first + num_blocks),
-            past_key_values=cache,
+            cache=cache,
         )
         logits.append(output.logits)
         first += num_blocks

@@ -10,6 +10,7 @@ from peft import PeftModel
 from safetensors.torch import load_file
 
 from hf_var import VARTransformer
+from hf_var.compatibility import enable_activation_checkpointing
 from hf_var.training.adapters import LORA_TARGETS, add_lora, save_lora
 from priors.tiny import logits_block_by_block, tiny_inputs, tiny_model
 
@@ -134,9 +135,6 @@ def test_saved_adapters_come_back(inputs, train_labels, shared_adaln, tmp_path):
     ) == train_labels
     wrapped = PeftModel.from_pretrained(tiny_model(shared_adaln=shared_adaln), tmp_path / "lora")
     assert torch.equal(logits_of(wrapped, inputs), expected)
-    plain = tiny_model(shared_adaln=shared_adaln)
-    plain.load_adapter(tmp_path / "lora")
-    assert torch.equal(logits_of(plain, inputs), expected)
     merged = wrapped.merge_and_unload()
     torch.testing.assert_close(logits_of(merged, inputs), expected, **CLOSE)
     merged.save_pretrained(tmp_path / "merged")
@@ -157,10 +155,9 @@ def test_changed_labels_travel_with_the_adapter(model, inputs, tmp_path):
         int(label): name for label, name in json.loads((tmp_path / "labels.json").read_text())["id2label"].items()
     }
     assert names == NEW_LABELS
-    for load in (PeftModel.from_pretrained, lambda plain, folder: plain.load_adapter(folder) and plain):
-        other = tiny_model()
-        other.set_labels(names)
-        assert torch.equal(logits_of(load(other, tmp_path), inputs), logits_of(model, inputs))
+    other = tiny_model()
+    other.set_labels(names)
+    assert torch.equal(logits_of(PeftModel.from_pretrained(other, tmp_path), inputs), logits_of(model, inputs))
 
 
 def test_saving_from_a_state_dictionary_and_what_cannot_be_saved(model, inputs, tmp_path):
@@ -216,8 +213,7 @@ def test_moving_average_of_an_adapter(model, inputs, tmp_path):
     save_lora(model, tmp_path)
     average.restore(parameters)
     assert torch.equal(logits_of(model, inputs), expected)
-    loaded = tiny_model()
-    loaded.load_adapter(tmp_path)
+    loaded = PeftModel.from_pretrained(tiny_model(), tmp_path)
     assert torch.equal(logits_of(loaded, inputs), averaged)
 
 
@@ -230,10 +226,10 @@ def test_checkpointing_gives_the_same_gradients(inputs, options, before, train_l
         torch.manual_seed(0)
         model = tiny_model(class_dropout_prob=0.0)
         if checkpointed and before:
-            model.gradient_checkpointing_enable(options)
+            enable_activation_checkpointing(model, options)
         add_lora(model, rank=2, train_labels=train_labels)
         if checkpointed and not before:
-            model.gradient_checkpointing_enable(options)
+            enable_activation_checkpointing(model, options)
         with torch.no_grad():
             for name, parameter in model.named_parameters():
                 if "lora_B" in name:

@@ -53,6 +53,15 @@ def check_guidance(guidance_scale: Any) -> None:
         )
 
 
+def check_top_k(codebook_size: int, top_k: Any) -> None:
+    """Raise a `ValueError` unless it is a number of codes."""
+    if not is_number(top_k, Integral) or not 0 <= top_k <= codebook_size:
+        raise ValueError(
+            f"`top_k` must be from 1 to codebook_size={codebook_size}, 0 for all codes or `None` for the default, got "
+            f"{top_k!r}."
+        )
+
+
 def check_top_p(top_p: Any) -> None:
     """Raise a `ValueError` unless it is a probability."""
     if not is_number(top_p) or not 0 <= top_p <= 1:

@@ -67,7 +67,7 @@ class CompiledModels:
     def _make(self, condition: Mapping[str, torch.Tensor]) -> VARCache:
         cache = VARCache(self.transformer.config)
         # A step makes the buffers. One within a CUDA graph would leave them to the graph, which uses them otherwise.
-        self.transformer(**condition, past_key_values=cache)
+        self.transformer(**condition, cache=cache)
         for layer in cache.layers:
             for buffer in (layer.keys, layer.values):  # pyright: ignore[reportAttributeAccessIssue]
                 torch._dynamo.mark_static_address(buffer)  # pyright: ignore[reportArgumentType]
@@ -107,14 +107,14 @@ class FrozenModels:
         self._has_warned = obstacle is not None
         return nullcontext(VARCache(self.transformer.config) if obstacle is None else None)
 
-    def _step(self, scale_inputs: torch.Tensor, past_key_values: VARCache) -> VARTransformerOutput:
+    def _step(self, scale_inputs: torch.Tensor, cache: VARCache) -> VARTransformerOutput:
         """What the transformer itself returns for a block after the first one, without its checks."""
-        hidden_states = self.transformer.embeddings(None, scale_inputs, past_key_values.get_seq_length())
-        _mark_sizes(hidden_states, past_key_values)
+        hidden_states = self.transformer.embeddings(None, scale_inputs, cache.get_seq_length())
+        _mark_sizes(hidden_states, cache)
         # For this thread and step. Among the `options` Inductor would see it, but not Dynamo, which decides what is constant.
         with inductor_config.patch(freezing=True):
-            logits = self._predict(hidden_states, past_key_values=past_key_values)
-        return VARTransformerOutput(logits=logits, past_key_values=past_key_values)
+            logits = self._predict(hidden_states, cache=cache)
+        return VARTransformerOutput(logits=logits, cache=cache)
 
 
 def compile_models(

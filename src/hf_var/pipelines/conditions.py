@@ -2,9 +2,9 @@
 """What images are drawn for: from the labels that users write to what a transformer reads, with its guidance half."""
 
 import difflib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import torch
@@ -15,119 +15,74 @@ from ..priors import VARTransformer
 Labels = int | str | None | torch.Tensor | np.ndarray | np.generic | Sequence
 
 
-class Condition(Protocol):
-    """What the images of a call are drawn for, one entry per image."""
+@dataclass(frozen=True)
+class Condition:
+    """
+    What the images of a call are drawn for.
 
-    def __len__(self) -> int: ...
+    Args:
+        entries (`dict[str, torch.Tensor]`): Arguments of the transformer's first call, with one entry for each image.
+        nothing (`Callable`): Returns the entry of one unconditional image, which guidance contrasts with.
+        class_labels (`torch.LongTensor` of shape `(batch,)`):
+            Ids of the classes, for functions that score images; the number of labels where there is none.
+        is_unconditional (`bool`): Whether guidance has nothing to contrast with.
+    """
 
-    @property
-    def is_unconditional(self) -> bool:
-        """Whether guidance would have nothing to contrast with."""
-        ...
+    entries: Mapping[str, torch.Tensor]
+    nothing: Callable[[], Mapping[str, torch.Tensor]]
+    class_labels: torch.Tensor
+    is_unconditional: bool = False
 
-    @property
-    def class_labels(self) -> torch.Tensor:
-        """Ids `(batch,)` of the classes, for functions that score images; the number of labels where there is none."""
-        ...
+    def __len__(self) -> int:
+        return len(self.class_labels)
 
     def select(self, items: Sequence[int]) -> "Condition":
         """The condition whose image i has the entry `items[i]` of this one."""
-        ...
+        entries = {name: values[list(items)] for name, values in self.entries.items()}
+        return replace(self, entries=entries, class_labels=self.class_labels[list(items)])
 
-    def arguments(self, transformer: VARTransformer, device: torch.device, guided: bool) -> dict[str, torch.Tensor]:
-        """
-        Arguments of the transformer's first call, each with the batch as its first dimension; if `guided`, with the
-        unconditional half of the batch behind the conditional one.
-        """
-        ...
-
-
-@dataclass(frozen=True)
-class ClassIds:
-    """Classes by their ids; `num_labels` stands for unconditional."""
-
-    ids: list[int]
-    num_labels: int
-
-    def __len__(self) -> int:
-        return len(self.ids)
-
-    @property
-    def is_unconditional(self) -> bool:
-        return all(label == self.num_labels for label in self.ids)
-
-    @property
-    def class_labels(self) -> torch.Tensor:
-        return torch.tensor(self.ids)
-
-    def select(self, items: Sequence[int]) -> "ClassIds":
-        return replace(self, ids=[self.ids[item] for item in items])
-
-    def arguments(self, transformer: VARTransformer, device: torch.device, guided: bool) -> dict[str, torch.Tensor]:
-        unconditional = [self.num_labels] * len(self) if guided else []
-        return {"class_labels": torch.tensor(self.ids + unconditional, device=device)}
-
-
-@dataclass(frozen=True)
-class ClassEmbeds:
-    """Classes by their embeddings `(batch, hidden_size)`."""
-
-    embeds: torch.Tensor
-    num_labels: int
-
-    def __len__(self) -> int:
-        return len(self.embeds)
-
-    @property
-    def is_unconditional(self) -> bool:
-        return False
-
-    @property
-    def class_labels(self) -> torch.Tensor:
-        return torch.full((len(self),), self.num_labels)
-
-    def select(self, items: Sequence[int]) -> "ClassEmbeds":
-        return replace(self, embeds=self.embeds[list(items)])
-
-    def arguments(self, transformer: VARTransformer, device: torch.device, guided: bool) -> dict[str, torch.Tensor]:
-        embeds = self.embeds.to(device)
-        if guided:
-            unconditional: torch.Tensor = transformer.get_class_embeds(self.class_labels)  # pyright: ignore
-            embeds = torch.cat([embeds, unconditional.to(embeds)])
-        return {"class_embeds": embeds}
+    def arguments(self, device: torch.device, guided: bool) -> dict[str, torch.Tensor]:
+        """Arguments of the transformer's first call; if `guided`, with the unconditional half of the batch at the end."""
+        entries = {name: values.to(device) for name, values in self.entries.items()}
+        if not guided:
+            return entries
+        nothing = self.nothing()
+        return {
+            name: torch.cat([values, nothing[name].to(values).expand_as(values)]) for name, values in entries.items()
+        }
 
 
 def class_condition(
     transformer: VARTransformer, class_labels: Labels, class_embeds: torch.Tensor | None = None
-) -> ClassIds | ClassEmbeds:
+) -> Condition:
     """The condition that is given by `class_labels` or `class_embeds`; a `ValueError` if they are out of range."""
     config = transformer.config
-    num_labels = config.num_labels or 0
+    unconditional = torch.tensor([config.num_labels or 0])
     if class_embeds is None:
-        return ClassIds(label_ids(class_labels, config.id2label), num_labels)
+        ids = torch.tensor(label_ids(class_labels, config.id2label))
+        return Condition(
+            {"class_labels": ids}, lambda: {"class_labels": unconditional}, ids, bool((ids == unconditional).all())
+        )
     if class_labels is not None:
         raise ValueError("Pass one of `class_labels` and `class_embeds`, not both.")
     shape = tuple(class_embeds.shape) if isinstance(class_embeds, torch.Tensor) else type(class_embeds).__name__
     if not isinstance(shape, tuple) or len(shape) != 2 or shape[1] != config.hidden_size:
         raise ValueError(f"`class_embeds` must have the shape (batch, {config.hidden_size}), got {shape}.")
-    return ClassEmbeds(class_embeds, num_labels)
+    return Condition(
+        {"class_embeds": class_embeds},
+        lambda: {"class_embeds": transformer.get_class_embeds(unconditional)},  # pyright: ignore
+        unconditional.expand(len(class_embeds)),
+    )
 
 
 def label_ids(labels: Labels, id2label: Mapping[Any, str] | None) -> list[int]:
-    """
-    Ids of labels as users write them; unconditional ones (`None`, -1 or the number of labels) become the number of labels.
-
-    Args:
-        labels (`int`, `str`, `None`, `torch.Tensor` or a list of these):
-            A text is an entry of `id2label`, one of its comma-separated synonyms, or the digits of an id.
-        id2label (`dict[int, str]`): Names of the labels.
-
-    Raises:
-        `ValueError`: If a label is out of range, of another type, unknown or ambiguous, or if there are none.
-    """
-    id2label = id2label or {}
-    names = _ids_by_name(id2label)
-    ids = [_label_id(label, len(id2label), names) for label in _flatten(labels)]
+    """Ids of labels as users write them, see [`~VARPipeline.get_label_ids`]; `num_labels` stands for unconditional."""
+    names: dict[str, list[int]] = {}
+    for label, text in (id2label or {}).items():
+        # The whole text first, then its synonyms, as in "tench, Tinca tinca".
+        for name in dict.fromkeys([text, *(synonym.strip() for synonym in text.split(","))]):
+            names.setdefault(name, []).append(int(label))
+    ids = [_label_id(label, len(id2label or {}), names) for label in _flatten(labels)]
     if not ids:
         raise ValueError("`class_labels` must hold at least one label, got an empty list.")
     return ids
@@ -143,15 +98,6 @@ def _flatten(labels: Labels) -> list:
     if isinstance(labels, (np.ndarray, np.generic)):
         return _flatten(labels.tolist())
     return [labels]
-
-
-def _ids_by_name(id2label: Mapping[Any, str]) -> dict[str, list[int]]:
-    ids: dict[str, list[int]] = {}
-    for label, text in id2label.items():
-        # The whole text first, then its synonyms, as in "tench, Tinca tinca".
-        for name in dict.fromkeys([text, *(synonym.strip() for synonym in text.split(","))]):
-            ids.setdefault(name, []).append(int(label))
-    return ids
 
 
 def _label_id(label: int | str | None, num_labels: int, names: Mapping[str, list[int]]) -> int:

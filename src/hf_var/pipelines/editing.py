@@ -40,14 +40,8 @@ def sum_scales(vqvae: VQVAEModel, codes: torch.Tensor) -> torch.Tensor:
 
 def match_inputs(num_images: int, **sizes: int) -> dict[str, list[int]]:
     """
-    For every image of a call, the item of each input that it is made from.
-
-    Args:
-        num_images (`int`): Images for each item, next to each other.
-        sizes (`int`): Number of items of each input; a single one serves all images.
-
-    Raises:
-        `ValueError`: If there are inputs of different numbers above 1.
+    For every image of a call, the item of each input that it is made from: `num_images` next to each other for each item,
+    where a single item serves all images. A `ValueError` if inputs above one item differ in their `sizes`.
     """
     number = max(sizes.values())
     if any(size not in (1, number) for size in sizes.values()):

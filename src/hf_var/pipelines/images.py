@@ -51,15 +51,8 @@ def mask_pixels(mask_image: PipelineImageInput, config: VQVAEConfig) -> torch.Te
 
 def given_tokens(mask: torch.Tensor, config: VQVAEConfig) -> torch.Tensor:
     """
-    Which tokens are the image's own, by the rule of the official code: the mask is reduced to the finest token map,
-    there cut off at one half, and brought from there to the size of each scale by bilinear interpolation.
-
-    Args:
-        mask (`torch.Tensor` of shape `(batch, 1, height, width)`): 1 where the image is repainted.
-        config ([`VQVAEConfig`]): Sizes and schedule.
-
-    Returns:
-        `torch.BoolTensor` of shape `(batch, length)`.
+    Which tokens `(batch, length)` are the image's own, by the rule of the official code: the mask is reduced to the finest
+    token map, there cut off at one half, and brought from there to the size of each scale by bilinear interpolation.
     """
     repainted = functional.interpolate(mask, size=config.latent_size, mode="area")
     kept = (repainted < 0.5).to(mask)
@@ -97,18 +90,8 @@ def check_pasting(paste_original: bool, feather_width: int | None, output_type: 
 
 
 def paste_kept(sample: torch.Tensor, original: torch.Tensor, mask: torch.Tensor, feather_width: int) -> torch.Tensor:
-    """
-    Put the original's pixels where the mask is black; inside of the white they fade over `feather_width` pixels.
-
-    Args:
-        sample (`torch.Tensor` of shape `(batch, channels, height, width)`): The repainted images.
-        original (`torch.Tensor` of the same shape): Images.
-        mask (`torch.Tensor` of shape `(batch, 1, height, width)`): 1 where they are repainted.
-        feather_width (`int`): 0 for a hard edge.
-
-    Returns:
-        `torch.Tensor` in fp32, since half of that would round the pixels.
-    """
+    """Put the original's pixels where the mask is black; inside of the white they fade over `feather_width` pixels."""
+    # In fp32, since half precision would round the pixels.
     share = reached = 1 - mask
     for _ in range(feather_width):
         reached = functional.max_pool2d(reached, kernel_size=3, stride=1, padding=1)

@@ -5,15 +5,16 @@ import inspect
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from difflib import get_close_matches
+from functools import partial
 from numbers import Integral
-from typing import Any, TypedDict, TypeVar, cast, get_type_hints
+from typing import Any, TypedDict, TypeVar, get_type_hints
 
 import torch
 from diffusers.callbacks import MultiPipelineCallbacks, PipelineCallback
 from transformers import LogitsProcessor, LogitsProcessorList
 
 from ..priors import VARTransformer
-from .checks import check_count, check_guidance, check_temperature, check_top_p, is_number
+from .checks import check_count, check_guidance, check_temperature, check_top_k, check_top_p, is_number
 from .sampling import Generators, Guidance, SamplingSettings
 
 
@@ -119,26 +120,15 @@ def show_options(call: AnyCall) -> AnyCall:
 
 
 def resolve_call(transformer: VARTransformer, defaults: Mapping[str, Any], options: CallOptions) -> CallSettings:
-    """
-    Check the shared arguments of a call.
-
-    Args:
-        transformer ([`VARTransformer`]): What they are for.
-        defaults (`dict[str, Any]`): The checkpoint's `guidance_scale`, `top_p` and `temperature`.
-        options (`dict[str, Any]`): The arguments that are not left at their defaults.
-
-    Raises:
-        `TypeError`: If there is no such argument.
-        `ValueError`: If one is out of range.
-    """
+    """Check the shared arguments of a call; `defaults` are the checkpoint's, for those that are `None`."""
     known = CallOptions.__optional_keys__
     for name in options.keys() - known:
         near = get_close_matches(name, known, n=1)
         hint = f"did you mean `{near[0]}`?" if near else f"it takes {', '.join(sorted(known))}."
         raise TypeError(f"`__call__` got an unexpected keyword argument {name!r}; {hint}")
-    sampling = {name: value for name, value in options.items() if name in SAMPLING_DEFAULTS}
-    others: dict[str, Any] = {name: value for name, value in options.items() if name not in SAMPLING_DEFAULTS}
-    return CallSettings(resolve_sampling(transformer, defaults, cast(SamplingOptions, sampling)), **others)
+    sampling: Any = {name: options[name] for name in SAMPLING_DEFAULTS.keys() & options.keys()}
+    others: Any = {name: options[name] for name in options.keys() - SAMPLING_DEFAULTS.keys()}
+    return CallSettings(resolve_sampling(transformer, defaults, sampling), **others)
 
 
 def resolve_sampling(
@@ -153,18 +143,13 @@ def resolve_sampling(
     if values["top_k"] is None:
         values["top_k"] = min(DEFAULT_TOP_K, config.codebook_size)
     check_guidance(values["guidance_scale"])
-    for value in _entries(values["top_k"]):
-        if not is_number(value, Integral) or not 0 <= value <= config.codebook_size:
-            raise ValueError(
-                f"`top_k` must be from 1 to codebook_size={config.codebook_size}, 0 for all codes or `None` for the "
-                f"default, got {values['top_k']!r}."
-            )
-    for value in _entries(values["top_p"]):
-        check_top_p(value)
-    for value in _entries(values["temperature"]):
-        check_temperature(value)
-    for name in ("top_k", "top_p", "temperature"):
-        values[name] = _per_scale(name, values[name], num_scales)
+    checks = {
+        "top_k": partial(check_top_k, config.codebook_size),
+        "top_p": check_top_p,
+        "temperature": check_temperature,
+    }
+    for name, check in checks.items():
+        values[name] = _per_scale(name, values[name], num_scales, check)
     processor = values["logits_processor"]
     if processor is not None and not isinstance(processor, LogitsProcessorList):
         # transformers reads the signature of the class's `__call__`, which plain functions do not have.
@@ -187,20 +172,14 @@ def last_guided_scale(guidance_scale: Guidance, num_scales: int) -> int:
     return max((k for k, weight in enumerate(weights) if weight != 1), default=-1)
 
 
-def _entries(value: Any) -> list:
-    return list(value) if _is_list(value) else [value]
-
-
-def _is_list(value: Any) -> bool:
-    return isinstance(value, Sequence) and not isinstance(value, (str, bytes))
-
-
-def _per_scale(name: str, value: Any, num_scales: int) -> list:
-    if not _is_list(value):
-        return [value] * num_scales
-    if len(value) != num_scales:
-        raise ValueError(f"`{name}` must be one value or {num_scales}, one per scale, got {len(value)}.")
-    return list(value)
+def _per_scale(name: str, value: Any, num_scales: int, check: Callable[[Any], None]) -> list:
+    is_list = isinstance(value, Sequence) and not isinstance(value, (str, bytes))
+    values = list(value) if is_list else [value] * num_scales
+    for entry in values:
+        check(entry)
+    if len(values) != num_scales:
+        raise ValueError(f"`{name}` must be one value or {num_scales}, one per scale, got {len(values)}.")
+    return values
 
 
 def _check_refiner(

@@ -90,47 +90,26 @@ class VARPipelineBase(LoraMixin):
             made.register_to_config(_name_or_path=pipeline.config["_name_or_path"])
         return made
 
-    # ----------------------------------------------------------------------------------------------------------------
-    # What a callback sees of its call
-
     @property
     def _state(self) -> CallState:
         """The state of this thread's call; outside of a call, of the call that began last."""
         return _STATES.get().get(id(self), self._last_state)
 
-    @property
-    def guidance_scale(self) -> Guidance:
-        """
-        The current guidance scale. A callback may change it between the scales by setting `pipe._guidance_scale`,
-        unless the call began at 1, where no unconditional logits are computed.
-        """
-        return self._state.guidance_scale
-
-    @property
-    def num_timesteps(self) -> int:
-        """Number of steps of the call: the scales that it draws."""
-        return self._state.num_timesteps
-
-    @property
-    def interrupt(self) -> bool:
-        """Whether the remaining scales are left out; a callback sets `pipe._interrupt`."""
-        return self._state.interrupt
-
-    @property
-    def _guidance_scale(self) -> Guidance:
-        return self._state.guidance_scale
-
-    @_guidance_scale.setter
-    def _guidance_scale(self, value: Guidance) -> None:
-        self._state.guidance_scale = value
-
-    @property
-    def _interrupt(self) -> bool:
-        return self._state.interrupt
-
-    @_interrupt.setter
-    def _interrupt(self, value: bool) -> None:
-        self._state.interrupt = value
+    guidance_scale = property(
+        lambda self: self._state.guidance_scale,
+        doc="The current guidance scale. A callback may change it between the scales by setting `pipe._guidance_scale`, "
+        "unless the call began at 1, where no unconditional logits are computed.",
+    )
+    num_timesteps = property(
+        lambda self: self._state.num_timesteps, doc="Number of steps of the call: the scales that it draws."
+    )
+    interrupt = property(
+        lambda self: self._state.interrupt,
+        doc="Whether the remaining scales are left out; a callback sets `pipe._interrupt`.",
+    )
+    # As callbacks write them.
+    _guidance_scale = property(guidance_scale.fget, lambda self, value: setattr(self._state, "guidance_scale", value))
+    _interrupt = property(interrupt.fget, lambda self, value: setattr(self._state, "interrupt", value))
 
     @contextmanager
     def _showing(self, state: CallState) -> Iterator[None]:

@@ -23,13 +23,8 @@ from .sampling import Sampler, SamplingSettings, guidance_weight
 
 class GivenCodes:
     """
-    Codes of other images in place of drawn ones.
-
-    Args:
-        codes (`torch.LongTensor` of shape `(batch, length)`): The codes.
-        scale_lengths (`list[int]`): Tokens of every scale.
-        num_scales (`int`): The first scales, which are given as a whole and not drawn.
-        kept (`torch.BoolTensor` of shape `(batch, length)`, *optional*): Where they are given in the other scales.
+    Codes `(batch, length)` of other images in place of drawn ones: the first `num_scales` as a whole, so that they are
+    not drawn, and the others where `kept` `(batch, length)` says so.
     """
 
     def __init__(
@@ -232,7 +227,7 @@ class VARPipeline(VARPipelineBase):
         last_guided = -1 if condition.is_unconditional else last_guided_scale(settings.guidance_scale, num_scales)
         arguments = {}
         if first_scale < num_scales:
-            arguments = condition.arguments(transformer, self._execution_device, guided=last_guided >= 0)
+            arguments = condition.arguments(self._execution_device, guided=last_guided >= 0)
         is_compiled = compiled is not None and compiled.transformer is unwrapped(transformer) and arguments
         with compiled.cache(arguments) if is_compiled else nullcontext() as cache:  # pyright: ignore
             steps = [transformer] * num_scales if cache is None else compiled.steps  # pyright: ignore

@@ -11,19 +11,9 @@ from .sampling import apply_guidance
 
 class ScalePredictor:
     """
-    Runs a transformer over the scales. It knows what the model has read, keeps its cache, and doubles the batch while a
-    scale is guided.
-
-    Args:
-        steps (`list[Callable]`): What runs each scale alone: the transformer itself or a compiled form of it.
-        transformer ([`VARTransformer`]): Runs several scales at once.
-        cache ([`VARCache`]): An empty cache of `transformer`.
-        condition (`dict[str, torch.Tensor]`):
-            The condition as arguments of the transformer, with an unconditional second half of the batch if any scale is
-            guided.
-        last_guided (`int`): The last guided scale, -1 if there is none.
-        refiner ([`VARTransformer`], *optional*): Takes over at scale `refiner_start`.
-        refiner_start (`int`): The first scale of the refiner.
+    Runs a transformer over the scales: knows what it has read, keeps its cache, and doubles the batch while a scale is
+    guided. `steps` run each scale alone, as the transformer or in a compiled form; `condition` holds the arguments of the
+    first call, with an unconditional second half of the batch if `last_guided`, the last guided scale, is not -1.
     """
 
     def __init__(
@@ -58,7 +48,7 @@ class ScalePredictor:
         step = self.steps[k] if self.num_read == k else self.model
         # A cache remembers the condition after its first call.
         condition = self.condition if self.num_read == 0 else {}
-        logits = step(**condition, scale_inputs=inputs, past_key_values=self.cache).logits
+        logits = step(**condition, scale_inputs=inputs, cache=self.cache).logits
         self.num_read = k + 1
         logits = logits[:, -self.model.config.scale_lengths[k] :]
         return apply_guidance(logits, weight) if guided else logits

@@ -2,11 +2,16 @@
 """What a VAR transformer keeps between two blocks of one image."""
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from transformers.cache_utils import Cache, CacheLayerMixin
+from transformers.utils import logging
 
 from .configuration_var import VARConfig
+
+
+logger = logging.get_logger(__name__)
 
 
 class VARCacheLayer(CacheLayerMixin):
@@ -108,7 +113,7 @@ class VARCache(Cache):
 
     >>> config = VARConfig(num_labels=10, patch_nums=(1, 2), hidden_size=64, num_hidden_layers=2, num_attention_heads=2)
     >>> model, cache = VARTransformer(config).eval(), VARCache(config)
-    >>> model(torch.tensor([3]), past_key_values=cache).logits.shape
+    >>> model(torch.tensor([3]), cache=cache).logits.shape
     torch.Size([1, 1, 4096])
     >>> cache.get_seq_length()
     1
@@ -138,6 +143,29 @@ class VARCache(Cache):
 
     def _map_modulations(self, function) -> None:
         self.modulations = {key: function(vectors) for key, vectors in self.modulations.items()}
+
+
+def only_cache(cache: Cache | None, past_key_values: Cache | None, others: dict[str, Any]) -> Cache | None:
+    """The cache, by whichever of its names. None of the names that other models have for it is ignored in silence."""
+    unknown = [name for name in others if "cache" in name or "past" in name]
+    if unknown:
+        raise ValueError(f"A cache must be passed as `cache`, got the unknown arguments {unknown}.")
+    if cache is not None and past_key_values is not None:
+        raise ValueError("Pass one of `cache` and `past_key_values`, which are two names of the same, not both.")
+    return past_key_values if cache is None else cache
+
+
+def check_is_dispensable(cache: Cache) -> None:
+    """
+    Whether a call with checkpointed layers can do without `cache`: the backward pass would write its blocks a second time.
+    transformers drops a cache as well, but layer by layer, and by a name that changes from release to release.
+    """
+    if num_tokens := cache.get_seq_length():
+        raise ValueError(
+            f"`cache` must be empty where layers are checkpointed in training, got one with {num_tokens} tokens, which "
+            "these layers cannot read: pass all blocks in one call, or turn off checkpointing or gradients."
+        )
+    logger.warning_once("Caching is incompatible with activation checkpointing: `cache` is ignored and stays empty.")
 
 
 __all__ = ["VARCache"]

@@ -87,6 +87,7 @@ class VARConfig(ScheduleMixin, PreTrainedConfig):
     """
 
     model_type = "hf_var"
+    keys_to_ignore_at_inference = ["cache", "past_key_values"]
 
     codebook_size: int = 4096
     latent_channels: int = 32

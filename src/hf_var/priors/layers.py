@@ -100,7 +100,7 @@ class VARAttention(nn.Module):
         self,
         hidden_states: torch.Tensor,
         attention_mask: torch.Tensor | None = None,
-        past_key_values: Cache | None = None,
+        cache: Cache | None = None,
         **kwargs,
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
         head_shape = (*hidden_states.shape[:-1], -1, self.head_dim)
@@ -112,8 +112,8 @@ class VARAttention(nn.Module):
             scale = self.log_query_scale.float().clamp(max=MAX_LOG_QUERY_SCALE).exp().view(-1, 1, 1)
             query = (functional.normalize(query.float(), dim=-1) * scale).to(value.dtype)
             key = functional.normalize(key.float(), dim=-1).to(value.dtype)
-        if past_key_values is not None:
-            key, value = past_key_values.update(key, value, self.layer_idx)
+        if cache is not None:
+            key, value = cache.update(key, value, self.layer_idx)
         attention_interface: Callable = ALL_ATTENTION_FUNCTIONS.get_interface(
             str(self.config._attn_implementation), eager_attention_forward
         )
@@ -165,13 +165,13 @@ class VARBlock(GradientCheckpointingLayer):
         hidden_states: torch.Tensor,
         condition: torch.Tensor | None,
         attention_mask: torch.Tensor | None = None,
-        past_key_values: Cache | None = None,
+        cache: Cache | None = None,
         **kwargs,
     ) -> torch.Tensor:
-        modulation = modulate(self.adaln, condition, past_key_values, self.layer_idx)
+        modulation = modulate(self.adaln, condition, cache, self.layer_idx)
         attention_gate, mlp_gate, attention_scale, mlp_scale, attention_shift, mlp_shift = modulation.split(1, dim=1)
         normed = self.attention_norm(hidden_states) * (1 + attention_scale) + attention_shift
-        attended, _ = self.attention(normed, attention_mask, past_key_values, **kwargs)
+        attended, _ = self.attention(normed, attention_mask, cache, **kwargs)
         hidden_states = hidden_states + self.drop_path(self.dropout(attended) * attention_gate)
         normed = self.mlp_norm(hidden_states) * (1 + mlp_scale) + mlp_shift
         return hidden_states + self.drop_path(self.dropout(self.mlp(normed)) * mlp_gate)  # (batch, length, hidden)
@@ -187,22 +187,20 @@ class VARHeadNorm(nn.Module):
         self.norm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps, elementwise_affine=False)
 
     def forward(
-        self, hidden_states: torch.Tensor, condition: torch.Tensor | None, past_key_values: Cache | None = None
+        self, hidden_states: torch.Tensor, condition: torch.Tensor | None, cache: Cache | None = None
     ) -> torch.Tensor:
-        scale, shift = modulate(self.adaln, condition, past_key_values, self.layer_idx).split(1, dim=1)
+        scale, shift = modulate(self.adaln, condition, cache, self.layer_idx).split(1, dim=1)
         return self.norm(hidden_states) * (1 + scale) + shift  # (batch, length, hidden)
 
 
-def modulate(
-    adaln: nn.Module, condition: torch.Tensor | None, past_key_values: Cache | None, layer_idx: int
-) -> torch.Tensor:
+def modulate(adaln: nn.Module, condition: torch.Tensor | None, cache: Cache | None, layer_idx: int) -> torch.Tensor:
     """The modulation vectors `(batch, vectors, hidden)` of a layer; those of a `condition` not given are in the cache."""
-    if condition is None and isinstance(past_key_values, VARCache):
-        return past_key_values.modulations[layer_idx]
+    if condition is None and isinstance(cache, VARCache):
+        return cache.modulations[layer_idx]
     vectors = adaln(condition)
-    if isinstance(past_key_values, VARCache):
+    if isinstance(cache, VARCache):
         # As a copy, and no view of a projection's output: graphs compiled with one would not do for the other.
-        past_key_values.modulations[layer_idx] = vectors.clone()
+        cache.modulations[layer_idx] = vectors.clone()
     return vectors
 
 

@@ -14,7 +14,7 @@ from transformers.utils import ModelOutput
 from transformers.utils.output_capturing import capture_outputs
 
 from .attention import block_mask
-from .cache import VARCache
+from .cache import VARCache, check_is_dispensable, only_cache
 from .configuration_var import VARConfig
 from .layers import AdaLN, AdaLNOffset, VARAttention, VARBlock, VAREmbeddings, VARHeadNorm
 
@@ -27,16 +27,24 @@ class VARTransformerOutput(ModelOutput):
     Args:
         loss (`torch.FloatTensor` of shape `()`, *optional*): Mean cross-entropy in nats per token, with `labels`.
         logits (`torch.FloatTensor` of shape `(batch, length, codebook_size)`): In fp32.
-        past_key_values ([`VARCache`], *optional*): The cache, now with these blocks.
+        cache ([`VARCache`], *optional*): The cache, now with these blocks.
         hidden_states (`tuple(torch.FloatTensor)`, *optional*): Input of the first layer and output of every layer.
         attentions (`tuple(torch.FloatTensor)`, *optional*): Attention weights of every layer.
     """
 
     loss: torch.Tensor | None = None
     logits: torch.Tensor | None = None
-    past_key_values: Cache | None = None
+    cache: Cache | None = None
     hidden_states: tuple[torch.Tensor, ...] | None = None
     attentions: tuple[torch.Tensor, ...] | None = None
+
+    # The old name of `cache`, which transformers 5.24 reads with a warning and releases before it do not know.
+    @property
+    def past_key_values(self) -> Cache | None:
+        return self.cache
+
+    def __getitem__(self, key):
+        return super().__getitem__("cache" if key == "past_key_values" else key)
 
 
 class VARTransformer(PreTrainedModel):
@@ -70,7 +78,7 @@ class VARTransformer(PreTrainedModel):
     supports_gradient_checkpointing = True
     _input_embed_layer = "input_proj"
     _no_split_modules = ["VARBlock"]
-    _skip_keys_device_placement = ["past_key_values"]
+    _skip_keys_device_placement = ["cache", "past_key_values"]
     _supports_sdpa = True
     _supports_flex_attn = True
     _supports_flash_attn = True
@@ -178,8 +186,9 @@ class VARTransformer(PreTrainedModel):
         scale_inputs: torch.FloatTensor | None = None,
         labels: torch.LongTensor | None = None,
         class_embeds: torch.FloatTensor | None = None,
-        past_key_values: Cache | None = None,
+        cache: Cache | None = None,
         use_cache: bool | None = None,
+        past_key_values: Cache | None = None,
         **kwargs,
     ) -> VARTransformerOutput:
         r"""
@@ -199,31 +208,37 @@ class VARTransformer(PreTrainedModel):
                 Codes of the blocks of this call, for the loss; -100 leaves a token out.
             class_embeds (`torch.FloatTensor` of shape `(batch, hidden_size)`, *optional*):
                 Class embeddings in place of `class_labels`, for instance between two classes.
-            past_key_values (`Cache`, *optional*):
+            cache (`Cache`, *optional*):
                 The blocks before, changed in place: a [`VARCache`], or transformers' `DynamicCache`, which needs the
-                class at every call.
+                class at every call. Training with checkpointed layers computes without a cache.
             use_cache (`bool`, *optional*):
                 Whether to make a [`VARCache`] if none is passed.
+            past_key_values (`Cache`, *optional*):
+                The name of `cache` before transformers 5.24.
 
         Raises:
-            `ValueError`: If the arguments contradict each other, a label is out of range, or the tokens are no whole
-                blocks.
+            `ValueError`: If the arguments contradict each other, a label is out of range, the tokens are no whole
+                blocks, or layers that are checkpointed would have to read a cache.
         """
+        cache = only_cache(cache, past_key_values, kwargs)
         if use_cache is None:
             use_cache = self.config.use_cache
-        if past_key_values is None and use_cache:
-            past_key_values = VARCache(self.config)
+        if cache is None and use_cache:
+            cache = VARCache(self.config)
+        if cache is not None and self._checkpoints_layers():
+            check_is_dispensable(cache)
+            cache = None
         self._check_attention(kwargs.get("output_attentions", self.config.output_attentions))
-        begin = 0 if past_key_values is None else past_key_values.get_seq_length()
+        begin = 0 if cache is None else cache.get_seq_length()
         num_blocks, length = self._check_blocks(begin, scale_inputs, labels)
-        if past_key_values is not None and past_key_values.get_mask_sizes(1, 0) != (begin + 1, 0):
+        if cache is not None and cache.get_mask_sizes(1, 0) != (begin + 1, 0):
             # One block has no mask, which could hide positions that are not written yet.
             raise ValueError(
-                "`past_key_values` must hand out just the tokens it holds, as `VARCache` and `DynamicCache` do, got "
-                f"{type(past_key_values).__name__}."
+                "`cache` must hand out just the tokens it holds, as `VARCache` and `DynamicCache` do, got "
+                f"{type(cache).__name__}."
             )
 
-        remembers_class = begin > 0 and isinstance(past_key_values, VARCache)
+        remembers_class = begin > 0 and isinstance(cache, VARCache)
         if remembers_class:
             if class_embeds is not None:
                 raise ValueError("`class_embeds` must be passed with an image's first block only: the cache keeps it.")
@@ -232,7 +247,7 @@ class VARTransformer(PreTrainedModel):
             class_embedding = self._embed_class(class_labels, class_embeds, scale_inputs, labels, begin)
             condition = class_embedding if self.shared_adaln is None else self.shared_adaln(class_embedding)
         _check_batch(
-            past_key_values,
+            cache,
             class_labels=class_labels,
             class_embeds=class_embeds,
             scale_inputs=scale_inputs,
@@ -242,14 +257,14 @@ class VARTransformer(PreTrainedModel):
         hidden_states = self.embeddings(class_embedding, scale_inputs, begin)
         # One block sees everything that is there.
         attention_mask = block_mask(self.config, hidden_states, begin, length) if num_blocks > 1 else None
-        logits = self.predict(hidden_states, condition, class_embedding, attention_mask, past_key_values, **kwargs)
+        logits = self.predict(hidden_states, condition, class_embedding, attention_mask, cache, **kwargs)
 
         loss = None
         if labels is not None:
             loss = functional.cross_entropy(
                 logits.flatten(0, 1), labels.flatten(), label_smoothing=self.config.label_smoothing
             )
-        return VARTransformerOutput(loss=loss, logits=logits, past_key_values=past_key_values)
+        return VARTransformerOutput(loss=loss, logits=logits, cache=cache)
 
     def predict(
         self,
@@ -257,7 +272,7 @@ class VARTransformer(PreTrainedModel):
         condition: torch.Tensor | None = None,
         class_embedding: torch.Tensor | None = None,
         attention_mask: torch.Tensor | None = None,
-        past_key_values: Cache | None = None,
+        cache: Cache | None = None,
         **kwargs,
     ) -> torch.Tensor:
         """
@@ -266,10 +281,8 @@ class VARTransformer(PreTrainedModel):
         `condition` and `class_embedding`, is in a [`VARCache`] after the first block.
         """
         for layer in self.layers:
-            hidden_states = layer(
-                hidden_states, condition, attention_mask=attention_mask, past_key_values=past_key_values, **kwargs
-            )
-        return self.head(self.head_norm(hidden_states, class_embedding, past_key_values)).float()
+            hidden_states = layer(hidden_states, condition, attention_mask=attention_mask, cache=cache, **kwargs)
+        return self.head(self.head_norm(hidden_states, class_embedding, cache)).float()
 
     def get_class_embeds(self, class_labels: torch.LongTensor) -> torch.Tensor:
         """
@@ -332,13 +345,9 @@ class VARTransformer(PreTrainedModel):
         """Number of blocks and tokens of a call which begins at position `begin`."""
         ends = [0, *self.config.block_ends]
         if begin == ends[-1]:
-            raise ValueError(
-                f"`past_key_values` is full: it holds all {begin} tokens. Pass a new one or `reset()` it."
-            )
+            raise ValueError(f"`cache` is full: it holds all {begin} tokens. Pass a new one or `reset()` it.")
         if begin not in ends:
-            raise ValueError(
-                f"`past_key_values` must end with a whole block, at one of {ends[:-1]}, got {begin} tokens."
-            )
+            raise ValueError(f"`cache` must end with a whole block, at one of {ends[:-1]}, got {begin} tokens.")
         length = self.config.block_lengths[0] if begin == 0 else 0
         if scale_inputs is not None:
             if scale_inputs.ndim != 3 or scale_inputs.shape[-1] != self.config.latent_channels:
@@ -359,6 +368,12 @@ class VARTransformer(PreTrainedModel):
             raise ValueError(f"`labels` must have the shape (batch, {length}), got {tuple(labels.shape)}.")
         return ends.index(begin + length) - ends.index(begin), length
 
+    def _checkpoints_layers(self) -> bool:
+        """Whether the backward pass will run layers of this call a second time."""
+        return torch.is_grad_enabled() and any(
+            getattr(layer, "gradient_checkpointing", False) and layer.training for layer in self.layers
+        )
+
     def _check_attention(self, output_attentions: bool) -> None:
         implementation = self.config._attn_implementation
         if output_attentions and implementation != "eager":
@@ -368,11 +383,11 @@ class VARTransformer(PreTrainedModel):
             )
 
 
-def _check_batch(past_key_values: Cache | None, **inputs: torch.Tensor | None) -> None:
+def _check_batch(cache: Cache | None, **inputs: torch.Tensor | None) -> None:
     """All inputs must be for the same number of images, and so must a cache that was used before."""
     sizes = {name: tensor.shape[0] for name, tensor in inputs.items() if tensor is not None and tensor.ndim > 0}
-    if past_key_values is not None and past_key_values.batch_size > 0:
-        sizes["past_key_values"] = past_key_values.batch_size
+    if cache is not None and cache.batch_size > 0:
+        sizes["cache"] = cache.batch_size
     batch_size = next(iter(sizes.values()), 1)
     if any(size != batch_size for size in sizes.values()):
         raise ValueError(

@@ -11,6 +11,7 @@ from peft import LoraConfig, get_peft_model_state_dict
 from safetensors.torch import save_file
 from torch import nn
 
+from ..compatibility import add_adapter
 from ..priors import VARTransformer
 from ..priors.configuration_var import ADAPTER_LABELS_NAME
 
@@ -76,7 +77,7 @@ def add_lora(
         target_modules=targets,
         modules_to_save=["class_embedding"] if train_labels else None,
     )
-    transformer.add_adapter(config)
+    add_adapter(transformer, config)
     if any(layer.gradient_checkpointing for layer in transformer.layers):
         # Reentrant checkpointing gives no gradients to layers whose inputs need none.
         transformer.enable_input_require_grads()
@@ -89,8 +90,8 @@ def save_lora(
     r"""
     Save the adapter of [`add_lora`] with all that it needs beside the model beneath.
 
-    [`VARPipeline.load_lora_weights`] loads the folder, labels included. So do `PeftModel.from_pretrained` and
-    `transformer.load_adapter`, if `transformer.set_labels` was called with the names in `labels.json` before.
+    [`VARPipeline.load_lora_weights`] loads the folder, labels included. So does `PeftModel.from_pretrained`, if
+    `transformer.set_labels` was called with the names in `labels.json` before.
 
     Args:
         transformer ([`VARTransformer`]): The model with the adapter, without wrappers.
