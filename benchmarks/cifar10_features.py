@@ -24,7 +24,7 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 from torch.nn import functional
 
-from hf_var.training import data
+from hf_var import data
 
 
 BATCH = 250

@@ -26,13 +26,12 @@ from pathlib import Path
 
 import torch
 
-from hf_var import VARConfig, VQVAEConfig, VQVAEModel
-from hf_var.training import data
+from hf_var import VARConfig, VQVAEConfig, VQVAEModel, data
 from hf_var.training.arguments import given_config_fields, parse_arguments, with_config_fields
 from hf_var.training.codebook import MovingAverageCodebook
-from hf_var.training.likelihood import TeacherForcing
 from hf_var.training.losses import reconstruction_loss
 from hf_var.training.optimization import make_optimizer
+from hf_var.training.teacher_forcing import TeacherForcing
 
 
 ROUNDS = 3

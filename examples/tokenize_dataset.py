@@ -23,8 +23,8 @@ from collections.abc import Sequence
 
 from accelerate import Accelerator
 
+from hf_var.data.tokenization import TokenizationArguments, tokenize_dataset
 from hf_var.training.arguments import parse_arguments
-from hf_var.training.tokenization import TokenizationArguments, tokenize_dataset
 
 
 def main(argv: Sequence[str] | None = None) -> None:

@@ -29,9 +29,12 @@ from diffusers.utils import make_image_grid
 from PIL import Image
 from transformers.utils import logging
 
-from hf_var import VARConfig, VARPipeline, VARTransformer, VQVAEConfig, VQVAEModel
+from hf_var import VARConfig, VARPipeline, VARTransformer, VQVAEConfig, VQVAEModel, data
 from hf_var.compatibility import enable_activation_checkpointing
-from hf_var.training import adapters, data, pictures
+from hf_var.hub.cards import write_pipeline_card
+from hf_var.hub.push import BackgroundPush, create_repository, push_result
+from hf_var.metrics.likelihood import CodePredictions, measure_likelihood
+from hf_var.training import lora
 from hf_var.training.arguments import (
     SCHEDULERS,
     TrainingArguments,
@@ -40,9 +43,8 @@ from hf_var.training.arguments import (
     parse_arguments,
     with_config_fields,
 )
-from hf_var.training.background_push import BackgroundPush
-from hf_var.training.likelihood import CodePredictions, TeacherForcing, measure_likelihood
-from hf_var.training.model_card import create_repository, push_result, write_pipeline_card
+from hf_var.training.curves import curves_plot
+from hf_var.training.flops import training_flops
 from hf_var.training.optimization import (
     AveragedWeights,
     averaged_weights,
@@ -51,8 +53,8 @@ from hf_var.training.optimization import (
     schedule_weight_decay,
 )
 from hf_var.training.run import TrainingRun, make_accelerator
-from hf_var.training.scaling import training_flops
 from hf_var.training.sharding import whole_model
+from hf_var.training.teacher_forcing import TeacherForcing
 
 
 logger = logging.get_logger("hf_var.train_var")
@@ -246,7 +248,7 @@ def make_transformer(
     if args.gradient_checkpointing:
         enable_activation_checkpointing(transformer)
     if args.lora_rank > 0:
-        adapters.add_lora(
+        lora.add_lora(
             transformer, args.lora_rank, args.lora_alpha, args.lora_dropout, target_modules=args.lora_target_modules
         )
     return transformer.train()
@@ -285,7 +287,7 @@ def save(args: VARTrainingArguments, pipeline: VARPipeline, folder: Path, is_fin
     the weights that are saved at the end.
     """
     if args.lora_rank > 0:
-        adapters.save_lora(pipeline.transformer, folder / LORA_FOLDER)
+        lora.save_lora(pipeline.transformer, folder / LORA_FOLDER)
         if not is_final:
             return
         pipeline.fuse_lora()
@@ -295,7 +297,7 @@ def save(args: VARTrainingArguments, pipeline: VARPipeline, folder: Path, is_fin
 def describe(args: VARTrainingArguments, pipeline: VARPipeline, run: TrainingRun) -> None:
     """Draw the training's curves and write the model card."""
     curves = [name for name in CURVES if run.log.last(name) is not None]
-    run.write_picture("curves", pictures.curves_plot(run.log.path, curves))
+    run.write_picture("curves", curves_plot(run.log.path, curves))
     metrics = {name: run.log.last(f"validation_{name}") for name in ("loss", "bits_per_token", "accuracy")}
     captions = {"samples.png": "Samples, not chosen.", "curves.png": "The training."}
     recipe = asdict(args) | given_config_fields(args, VARConfig)

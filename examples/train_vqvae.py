@@ -25,11 +25,18 @@ import torch
 from accelerate import Accelerator
 from accelerate.utils import set_seed
 
-from hf_var import VQVAEConfig, VQVAEModel
+from hf_var import VQVAEConfig, VQVAEModel, data
 from hf_var.autoencoders import VQVAEOutput
 from hf_var.compatibility import enable_activation_checkpointing
-from hf_var.training import codebook, data, pictures
-from hf_var.training.adversarial import make_adversary
+from hf_var.hub.cards import write_model_card
+from hf_var.hub.push import create_repository, push_result
+from hf_var.metrics.codebook_usage import CodeStatistics, residual_energy
+from hf_var.metrics.feature_extractors import load_feature_extractor
+from hf_var.metrics.perceptual import PerceptualLoss
+from hf_var.metrics.reconstruction import measure_reconstruction
+from hf_var.metrics.reconstruction_plots import RECONSTRUCTION_CAPTION, USAGE_CAPTION
+from hf_var.training import codebook
+from hf_var.training.adversary import make_adversary
 from hf_var.training.arguments import (
     AdversaryArguments,
     TrainingArguments,
@@ -37,9 +44,8 @@ from hf_var.training.arguments import (
     parse_arguments,
     with_config_fields,
 )
-from hf_var.training.feature_extractors import load_feature_extractor
-from hf_var.training.losses import PerceptualLoss, reconstruction_loss
-from hf_var.training.model_card import create_repository, push_result, write_model_card
+from hf_var.training.curves import curves_plot
+from hf_var.training.losses import reconstruction_loss
 from hf_var.training.optimization import (
     AveragedWeights,
     averaged_weights,
@@ -48,9 +54,7 @@ from hf_var.training.optimization import (
     restart_average,
     schedule_weight_decay,
 )
-from hf_var.training.reconstruction import measure_reconstruction
 from hf_var.training.run import TrainingRun, make_accelerator
-from hf_var.training.statistics import CodeStatistics, residual_energy
 
 
 # What is drawn of the log, where the run has it.
@@ -236,11 +240,11 @@ def describe(args: VQVAETrainingArguments, vqvae: VQVAEModel, run: TrainingRun) 
     marks = {"quantizer": args.unquantized_steps} if args.unquantized_steps > 0 else {}
     if args.adversarial_weight > 0:
         marks["discriminator"] = args.discriminator_start
-    run.write_picture("curves", pictures.curves_plot(run.log.path, curves, marks))
+    run.write_picture("curves", curves_plot(run.log.path, curves, marks))
     metrics = {name: run.log.last(f"validation_{name}") for name in ("psnr", "ssim", "lpips", "rfid", "usage")}
     captions = {
-        "reconstructions.png": pictures.RECONSTRUCTION_CAPTION,
-        "codes.png": pictures.USAGE_CAPTION,
+        "reconstructions.png": RECONSTRUCTION_CAPTION,
+        "codes.png": USAGE_CAPTION,
         "curves.png": "The training.",
     }
     recipe = asdict(args) | given_config_fields(args, VQVAEConfig)

@@ -20,25 +20,18 @@ SOURCES = sorted(PACKAGE.rglob("*.py"))
 MAX_LINES = 400
 OFFLOAD_DECORATOR = "diffusers.utils.accelerate_utils.apply_forward_hook"
 AVERAGE = "diffusers.training_utils.EMAModel"
+TRAINING_ARGUMENTS = "hf_var.training.arguments.TrainingArguments"
 IMPORT_DECORATOR = "from diffusers.utils.accelerate_utils import apply_forward_hook"
 STAGES = {"scales", "autoencoders", "priors"}
 LIBRARY = STAGES | {"pipelines", "registration", "conversion", "scoring"}
 CORE = {"torch", "transformers", "huggingface_hub", "safetensors", "numpy", "PIL"}
-TRAIN = {
-    "accelerate",
-    "datasets",
-    "lpips",
-    "matplotlib",
-    "peft",
-    "sklearn",
-    "tensorboard",
-    "torchmetrics",
-    "torchvision",
-}
-TRAIN |= {"yaml", "fsspec", "pyarrow", "tqdm"}  # datasets always brings these
+FLOOR = {"data", "metrics", "hub"}
+READ = {"accelerate", "datasets", "torchvision"}
+READ |= {"fsspec", "pyarrow", "tqdm"}  # datasets always brings these, and yaml
 
 # What each part of the package may import beside itself and the standard library: other parts, then other packages.
-# A part is a folder or module directly in src/hf_var. Accelerate, though always installed, belongs to training alone.
+# A part is a folder or module directly in src/hf_var. Accelerate, though always installed, is not for the models and their
+# pipelines.
 MAY_IMPORT: dict[str, tuple[set[str], set[str]]] = {
     "scales": (set(), set()),
     "modes": (set(), {"torch"}),
@@ -52,11 +45,25 @@ MAY_IMPORT: dict[str, tuple[set[str], set[str]]] = {
     "weight_files": (set(), {"torch", "safetensors"}),
     "conversion": (STAGES | {"weight_files"}, CORE),
     "scoring": (STAGES | {"pipelines"}, CORE | {"diffusers"}),
-    "training": (STAGES | {"weight_files", "precision", "compatibility"}, CORE | TRAIN | {"torch_fidelity", AVERAGE}),
-    "evaluation": (STAGES | {"__init__", "pipelines", "training"}, CORE | TRAIN | {"diffusers"}),
+    # Images and codes in, measures, and what is published: none knows a training, its arguments or an evaluation.
+    "metrics": (
+        STAGES | {"precision", "weight_files"},
+        CORE | {"accelerate", "lpips", "matplotlib", "torch_fidelity", "torchmetrics", "torchvision"},
+    ),
+    "hub": (STAGES | {"metrics"}, CORE | {"yaml"}),
+    "data": ({"scales", "autoencoders", "hub"}, CORE | READ),
+    # Neither imports the other.
+    "training": (
+        STAGES | FLOOR | {"precision", "compatibility"},
+        CORE | {"accelerate", "matplotlib", "peft", "sklearn", "tqdm", "yaml", AVERAGE},
+    ),
+    "evaluation": (
+        STAGES | FLOOR | {"__init__", "pipelines"},
+        CORE | {"accelerate", "datasets", "matplotlib", "tqdm"},
+    ),
     "__init__": (LIBRARY, {"transformers", "diffusers"}),
-    # Its training commands import what comes with an extra when they are called.
-    "cli": (LIBRARY | {"__init__", "training"}, CORE | {"diffusers", "accelerate"}),
+    # Its command `tokenize` imports what comes with an extra when it is called.
+    "cli": (LIBRARY | {"__init__", "data"}, CORE | {"diffusers", "accelerate"}),
 }
 
 
@@ -126,13 +133,22 @@ def test_imports_run_downwards(path):
         ("pipelines/sampling.py", "import importlib\nimportlib.import_module('hf_var.cli')", "hf_var.cli"),
         ("pipelines/sampling.py", "import accelerate.utils", "accelerate.utils"),
         ("conversion.py", "from .cli import main", "hf_var.cli.main"),
+        ("priors/layers.py", "from ..autoencoders import VQVAEModel", "hf_var.autoencoders.VQVAEModel"),
+        ("data/images.py", "from ..training.arguments import TrainingArguments", TRAINING_ARGUMENTS),
+        ("data/codes.py", "from ..priors import VARTransformer", "hf_var.priors.VARTransformer"),
+        ("metrics/likelihood.py", "from ..training import teacher_forcing", "hf_var.training.teacher_forcing"),
+        ("metrics/reconstruction.py", "from ..data import ValidationBatches", "hf_var.data.ValidationBatches"),
+        ("hub/cards.py", "from hf_var.training.arguments import TrainingArguments", TRAINING_ARGUMENTS),
+        ("hub/cards.py", "from ..pipelines import VARPipeline", "hf_var.pipelines.VARPipeline"),
+        ("evaluation/run.py", "from ..training.arguments import TrainingArguments", TRAINING_ARGUMENTS),
+        ("training/run.py", "from ..evaluation import report", "hf_var.evaluation.report"),
         (
             "training/run.py",
             "from diffusers.optimization import get_scheduler",
             "diffusers.optimization.get_scheduler",
         ),
         ("__init__.py", "from .training import losses", "hf_var.training.losses"),
-        ("cli/training.py", "import datasets", "datasets"),
+        ("cli/tokenizing.py", "import datasets", "datasets"),
     ],
 )
 def test_a_forbidden_import_is_found(module, statement, forbidden):

@@ -16,7 +16,7 @@ from PIL import Image
 from hf_var import DIGITS_CHECKPOINT, VARPipeline, VQVAEModel
 from hf_var.cli import main
 from hf_var.conversion import export_official_var, export_official_vqvae, load_official_var, load_official_vqvae
-from hf_var.training.data import codes_fingerprint, load_source, tokenizer_fingerprint
+from hf_var.data import codes_fingerprint, load_source, tokenizer_fingerprint
 from parity import load_case
 
 
@@ -185,55 +185,8 @@ def test_the_embedded_checkpoint_is_the_default(tmp_path):
     assert Image.open(output).size == (48, 16)
 
 
-@pytest.fixture
-def trained(tmp_path):
-    """Logs of trainings whose validation loss is `(2 N)^-0.25`, N in billions, and `(1e-3 C)^-0.1`, C in PFLOP."""
-    folders = []
-    for size in (2_000_000, 8_000_000, 50_000_000):
-        # Compute for which both laws hold at the end, of which half is spent at the first validation.
-        compute = 1e3 * (2 * size / 1e9) ** 2.5
-        lines = [{"step": 0, "num_parameters": size, "flops_per_step": compute / 2 * 1e15}]
-        for step in (1, 2):
-            loss = (1e-3 * compute * step / 2) ** -0.1
-            names = ("validation_loss", "validation_loss_0", "validation_loss_1")
-            figures = dict.fromkeys(names, loss) | {name.replace("loss", "accuracy"): 1 - loss / 10 for name in names}
-            lines.append({"step": step, **figures})
-        folder = tmp_path / f"run-{size}"
-        folder.mkdir()
-        (folder / "train_log.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
-        folders.append(str(folder))
-    return folders
-
-
-def test_scaling_writes_the_plot_and_the_figures(trained, tmp_path, capsys):
-    output = tmp_path / "new" / "scaling.png"
-    arguments = ["--output", str(output), "--json", str(tmp_path / "other" / "laws.json")]
-    assert main(["scaling", *trained, *arguments]) == 0
-    printed = capsys.readouterr().out
-    assert "loss, all tokens        parameters  (2 N)^-0.2500" in printed
-    assert "loss, all tokens        compute     (0.001 C)^-0.1000" in printed
-    assert f"wrote {output}" in printed
-    assert Image.open(output).size[0] > 500
-    laws = json.loads((tmp_path / "other" / "laws.json").read_text())["laws"]
-    found = {(law["figure"], law["axis"]): law["exponent"] for law in laws}
-    assert found["loss", "parameters"] == pytest.approx(-0.25)
-    assert found["last_scale_error_rate", "compute"] == pytest.approx(-0.1)
-
-
-def test_scaling_bad_input(trained, tmp_path, capsys):
-    for runs, output, message in (
-        (trained[:2], "scaling.png", "at least 3 different sizes"),
-        ([*trained, str(tmp_path)], "scaling.png", "train_log.jsonl"),
-        (trained, "scaling.xyz", "--output must be a picture file"),
-        (trained, "scaling", "--output must be a picture file"),
-    ):
-        assert main(["scaling", *runs, "--output", str(tmp_path / output)]) == 2
-        assert message in capsys.readouterr().err
-        assert not (tmp_path / output).exists()
-
-
 def test_help_reads_well(capsys):
-    for command in ("generate", "convert", "tokenize", "scaling"):
+    for command in ("generate", "convert", "tokenize"):
         with pytest.raises(SystemExit) as exit_status:
             main([command, "--help"])
         assert exit_status.value.code == 0

@@ -12,7 +12,7 @@ import pytest
 from datasets import ClassLabel, Dataset, Features, Image
 
 from hf_var import VARPipeline
-from hf_var.training.data import codes_fingerprint
+from hf_var.data import codes_fingerprint
 
 from .conftest import NAMES, REPOSITORY, SHORT_RUN, TINY_VAR, load_script, losses, random_images, run_script
 

@@ -14,7 +14,7 @@ from safetensors.torch import load_file
 
 from hf_var import VARPipeline, VQVAEModel
 from hf_var.conversion import export_official_vqvae, load_official_vqvae
-from hf_var.training.data import tokenizer_fingerprint
+from hf_var.data import tokenizer_fingerprint
 from parity import load_case
 
 from .conftest import (

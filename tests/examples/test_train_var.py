@@ -19,10 +19,9 @@ from PIL import Image
 from safetensors.torch import load_file
 from torch.nn import functional
 
-from hf_var import VARPipeline
-from hf_var.training import data
+from hf_var import VARPipeline, data
 from hf_var.training.arguments import read_recipe
-from hf_var.training.likelihood import TeacherForcing
+from hf_var.training.teacher_forcing import TeacherForcing
 
 from .conftest import (
     REPOSITORY,

@@ -11,7 +11,7 @@ from datasets import ClassLabel, Dataset, Features, Image
 from PIL import Image as PILImage
 
 from hf_var import VQVAEConfig, VQVAEModel
-from hf_var.training.data import tokenizer_fingerprint
+from hf_var.data import tokenizer_fingerprint
 
 
 SCRIPT = Path(__file__).resolve().parents[2] / "examples" / "tokenize_dataset.py"
@@ -28,7 +28,7 @@ VQVAEModel.from_pretrained(f"{folder}/vqvae").push_to_hub("user/vqvae")
 
 READ = """
 import sys
-from hf_var.training import data
+from hf_var import data
 
 folder, fingerprint = sys.argv[1:]
 for streaming in (False, True):

@@ -3,7 +3,7 @@
 
 import torch
 
-from hf_var.training.adapters import add_lora, save_lora
+from hf_var.training.lora import add_lora, save_lora
 from pipelines.tiny import make_pipeline, seeded
 
 

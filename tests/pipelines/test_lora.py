@@ -10,7 +10,7 @@ import torch
 from diffusers.training_utils import EMAModel
 
 from hf_var import VARPipeline
-from hf_var.training.adapters import save_lora
+from hf_var.training.lora import save_lora
 from pipelines.adapted import (
     NEW_LABELS,
     assert_equal,

@@ -11,7 +11,7 @@ import torch
 from accelerate import Accelerator, debug_launcher
 from torch import nn
 
-from hf_var.training.adversarial import Adversary
+from hf_var.training.adversary import Adversary
 from hf_var.training.discriminators import make_discriminator
 from hf_var.training.losses import reconstruction_loss
 

@@ -15,10 +15,11 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
 
 from hf_var import VARConfig, VARPipeline, VARTransformer, VQVAEConfig, VQVAEModel
+from hf_var.metrics.likelihood import measure_likelihood
 from hf_var.training.arguments import TrainingArguments
-from hf_var.training.likelihood import TeacherForcing, measure_likelihood
 from hf_var.training.optimization import AveragedWeights, averaged_weights, make_optimizer
 from hf_var.training.sharding import whole_model
+from hf_var.training.teacher_forcing import TeacherForcing
 
 
 PATCH_NUMS = (1, 2)

@@ -8,7 +8,7 @@ from .. import __version__
 from .drawing import add_generate, add_inpaint, add_vary
 from .measuring import add_reconstruct, add_score
 from .models import add_convert
-from .training import add_scaling, add_tokenize
+from .tokenizing import add_tokenize
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -37,7 +37,6 @@ def _parser() -> argparse.ArgumentParser:
         add_reconstruct,
         add_convert,
         add_tokenize,
-        add_scaling,
     ):
         add(commands)
     return parser

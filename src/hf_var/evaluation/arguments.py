@@ -5,8 +5,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from typing import Any
 
-from ..training.data.images import INTERPOLATIONS
-from ..training.model_card import is_hub_name
+from ..data.images import INTERPOLATIONS
+from ..hub.names import is_hub_name
 from .comparison import NUM_NEIGHBORS
 
 

@@ -6,9 +6,9 @@ from collections.abc import Mapping
 import numpy as np
 import torch
 
+from ..metrics.generation import inception_score, kernel_distance, precision_recall
+from ..metrics.moments import GaussianStatistics, frechet_distance
 from .feature_files import FeatureFiles
-from .metrics import inception_score, kernel_distance, precision_recall
-from .statistics import GaussianStatistics, frechet_distance
 
 
 # Name of the distance, the features it compares, and the names of their moments in OpenAI's files.

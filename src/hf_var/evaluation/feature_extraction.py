@@ -15,7 +15,7 @@ import torch
 from torch import nn
 from tqdm.auto import tqdm
 
-from ..training.feature_extractors import extract_features
+from ..metrics.feature_extractors import extract_features
 from .feature_files import FeatureFiles
 from .generate import ImageDrawer
 from .image_files import png_path, read_png, write_png
@@ -103,7 +103,7 @@ class Outputs:
 
     Args:
         files ([`FeatureFiles`]): Where the features go.
-        extractor (`nn.Module`): See [`~hf_var.training.feature_extractors.extract_features`].
+        extractor (`nn.Module`): See [`~hf_var.metrics.feature_extractors.extract_features`].
         device (`torch.device`): Where the extractor is.
         stopwatch ([`Stopwatch`]): For the stages `features`, `png` and `wait`.
         folder (`Path`, *optional*): Folder of PNG files that are to be written as far as they are missing.

@@ -12,7 +12,7 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
-from ..training.run_settings import UNFINISHED
+from ..data.resumable_settings import UNFINISHED
 
 
 class FeatureFiles:

@@ -8,8 +8,8 @@ import numpy as np
 import torch
 from transformers import AutoImageProcessor, AutoModelForImageClassification
 
+from ..metrics.feature_extractors import rgb_bytes
 from ..pipelines import VARPipeline
-from ..training.pictures import rgb_bytes
 
 
 def image_seed(seed: int, number: int) -> int:

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from ..training.run_settings import UNFINISHED
+from ..data.resumable_settings import UNFINISHED
 
 
 DECODING_THREADS = 4

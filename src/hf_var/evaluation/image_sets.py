@@ -20,11 +20,10 @@ import torch
 from datasets.packaged_modules.imagefolder.imagefolder import ImageFolder
 from PIL import Image
 
-from ..training import data
-from ..training.arguments import TrainingArguments
-from ..training.data.rows import BrokenImageError, rows_of
-from ..training.data.sources import features_of
-from ..training.model_card import is_hub_name, without_folders
+from .. import data
+from ..data.rows import BrokenImageError, rows_of
+from ..data.sources import features_of
+from ..hub.names import is_hub_name, without_folders
 
 
 IMAGES_KEY = "arr_0"
@@ -288,9 +287,7 @@ class DatasetImages(ImageSet):
         self.num_images = len(dataset)
         if self.num_images < 2:
             raise ValueError(f"{self.name} must have at least 2 images, has {self.num_images}.")
-        settings = TrainingArguments(
-            train_data=source, output_dir="", image_column=image_column, interpolation=interpolation, resize_ratio=1.0
-        )
+        settings = data.ImageArguments(image_column=image_column, interpolation=interpolation, resize_ratio=1.0)
         self._read_row = data.image_rows(
             settings, dataset, image_size or (1, 1), self._num_channels(dataset, image_column), augment=False
         )

@@ -11,8 +11,8 @@ from torch import nn
 from transformers.utils import logging
 
 from ..autoencoders import VQVAEModel
+from ..metrics.feature_extractors import extract_features, full_precision, load_feature_extractor
 from ..pipelines import VARPipeline
-from ..training.feature_extractors import extract_features, full_precision, load_feature_extractor
 from .arguments import EvaluationArguments
 from .comparison import DISTANCES, NUM_NEIGHBORS
 from .download import find_reference

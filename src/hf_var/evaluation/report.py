@@ -17,7 +17,8 @@ from huggingface_hub.errors import RemoteEntryNotFoundError
 from torch import nn
 
 from .. import __version__
-from ..training.model_card import METRIC_LABELS, without_folders
+from ..hub.names import without_folders
+from ..metrics.labels import METRIC_LABELS
 
 
 PACKAGES = ("torch", "transformers", "diffusers", "accelerate", "datasets", "torch-fidelity", "torchmetrics", "numpy")

@@ -13,13 +13,13 @@ from matplotlib.figure import Figure
 from transformers.utils import logging
 
 from ..autoencoders import VQVAEModel
+from ..data.resumable_settings import check_settings, read_settings, write_settings
+from ..hub.push import create_repository
+from ..metrics.feature_extractors import full_precision
+from ..metrics.perceptual import PerceptualLoss
+from ..metrics.reconstruction import measure_reconstruction
 from ..pipelines import VARPipeline
 from ..pipelines.options import SamplingOptions, resolve_sampling
-from ..training.feature_extractors import full_precision
-from ..training.losses import PerceptualLoss
-from ..training.model_card import create_repository
-from ..training.reconstruction import measure_reconstruction
-from ..training.run_settings import check_settings, read_settings, write_settings
 from .arguments import DRAWING, PRESET_MODELS, EvaluationArguments
 from .comparison import compute_figures, kid_subset_size
 from .feature_extraction import DrawnImages, ImageSource, Outputs, Stopwatch, missing_batches, write_features

@@ -12,6 +12,8 @@ from typing import Any, TypeVar, Union, cast, get_args, get_origin
 import yaml
 from transformers import HfArgumentParser, PreTrainedConfig
 
+from ..data.config import BatchArguments
+
 
 # Those of transformers' get_scheduler that need no further arguments.
 SCHEDULERS = ("linear", "cosine", "cosine_with_restarts", "polynomial", "constant", "constant_with_warmup")
@@ -20,7 +22,7 @@ DECAYS = ("linear", "cosine")
 
 
 @dataclass
-class TrainingArguments:
+class TrainingArguments(BatchArguments):
     """Arguments that every training script has."""
 
     train_data: str = field(
@@ -35,33 +37,9 @@ class TrainingArguments:
         default=None, metadata={"help": "default: validation, test or the only split"}
     )
     validation_images: int | None = field(default=None, metadata={"help": "only the first ones; default: all"})
-    image_column: str | None = field(default=None, metadata={"help": "default: the only column with images"})
-    label_column: str | None = field(
-        default=None, metadata={"help": "default: label, cls or the only column of labels"}
-    )
-    streaming: bool = field(
-        default=False, metadata={"help": "read the data set as it comes instead of downloading and indexing it first"}
-    )
-    shuffle_buffer_size: int = field(
-        default=4096, metadata={"help": "rows that a streamed data set is shuffled in at a time, per loading process"}
-    )
-    max_broken_share: float = field(
-        default=0.01, metadata={"help": "stop when more than this share of the images cannot be read"}
-    )
-    interpolation: str = field(default="lanczos", metadata={"help": "lanczos, bicubic, bilinear, hamming or box"})
-    resize_ratio: float = field(
-        default=1.125, metadata={"help": "images cover this many times the size they are cut to"}
-    )
-    horizontal_flip: bool = field(default=False, metadata={"help": "mirror every other image"})
-    augment_rotation: float = field(default=0.0, metadata={"help": "largest rotation, in degrees"})
-    augment_translation: float = field(default=0.0, metadata={"help": "largest shift, as a share of the size"})
-    augment_zoom: float = field(default=0.0, metadata={"help": "largest zoom in or out: 0.1 means 0.9 to 1.1 times"})
-    augment_shear: float = field(default=0.0, metadata={"help": "largest shear in both directions, in degrees"})
-    dataloader_num_workers: int = field(default=0, metadata={"help": "processes that load images"})
 
     # Optimisation
     max_train_steps: int = field(default=10_000, metadata={"help": "optimizer steps"})
-    train_batch_size: int = field(default=64, metadata={"help": "images per process and forward pass"})
     gradient_accumulation_steps: int = field(default=1, metadata={"help": "forward passes per optimizer step"})
     learning_rate: float = field(default=3e-4, metadata={"help": "largest learning rate"})
     lr_scheduler: str = field(default="cosine", metadata={"help": ", ".join(SCHEDULERS)})
@@ -93,7 +71,11 @@ class TrainingArguments:
         default=False, metadata={"help": "compute activations twice instead of keeping them"}
     )
     torch_compile: bool = field(default=False, metadata={"help": "compile the model with torch.compile"})
-    seed: int = field(default=0, metadata={"help": "fixes the initial weights, the data's order and all random draws"})
+    seed: int = field(
+        default=0,
+        kw_only=True,
+        metadata={"help": "fixes the initial weights, the data's order and all random draws"},
+    )
 
     # Run
     checkpointing_steps: int = field(default=1000, metadata={"help": "0: no checkpoints"})
@@ -109,25 +91,20 @@ class TrainingArguments:
     license: str | None = field(default=None, metadata={"help": "licence of the weights, for the model card"})
 
     def __post_init__(self):
-        for name in ("max_train_steps", "train_batch_size", "gradient_accumulation_steps", "logging_steps"):
+        super().__post_init__()
+        for name in ("max_train_steps", "gradient_accumulation_steps", "logging_steps"):
             if getattr(self, name) < 1:
                 raise ValueError(f"`{name}` must be at least 1, got {getattr(self, name)}.")
         counts = ("checkpointing_steps", "validation_steps", "lr_warmup_steps", "lr_stable_steps")
-        for name in (*counts, "dataloader_num_workers", "weight_decay", "weight_decay_end"):
+        for name in (*counts, "weight_decay", "weight_decay_end"):
             if getattr(self, name) is not None and getattr(self, name) < 0:
                 raise ValueError(f"`{name}` must be at least 0, got {getattr(self, name)}.")
         if self.learning_rate is not None and self.learning_rate <= 0:
             raise ValueError(f"`learning_rate` must be positive, got {self.learning_rate}.")
-        if self.shuffle_buffer_size < 1:
-            raise ValueError(f"`shuffle_buffer_size` must be at least 1, got {self.shuffle_buffer_size}.")
-        if not 0 <= self.max_broken_share <= 1:
-            raise ValueError(f"`max_broken_share` must be a share from 0 to 1, got {self.max_broken_share}.")
         if not 0 <= self.ema_decay < 1:
             raise ValueError(f"`ema_decay` must be at least 0 and below 1, got {self.ema_decay}.")
         if self.max_grad_norm <= 0:
             raise ValueError(f"`max_grad_norm` must be positive, got {self.max_grad_norm}.")
-        if self.seed < 0:
-            raise ValueError(f"`seed` must be at least 0, got {self.seed}.")
         if self.lr_scheduler not in SCHEDULERS:
             raise ValueError(f"`lr_scheduler` must be one of {', '.join(SCHEDULERS)}, got {self.lr_scheduler!r}.")
         if not 0 <= self.lr_final_ratio <= 1:

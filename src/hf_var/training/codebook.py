@@ -14,6 +14,7 @@ from torch import nn
 from torch.nn import functional
 
 from ..autoencoders import VQVAEConfig, VQVAEModel, VQVAEOutput
+from ..metrics.codebook_usage import is_dead
 
 
 # At most so many vectors of each scale go into k-means.
@@ -168,11 +169,6 @@ def restart_dead_codes(
         # The last process has the batch that a single process with accumulated gradients would have seen last.
         weight[dead] = cast(torch.Tensor, broadcast(vectors, from_process=_num_processes() - 1))
     return dead
-
-
-def is_dead(hits: torch.Tensor, threshold: float = 0.03) -> torch.Tensor:
-    """Which codes were chosen less than `threshold` times as often as the average one; `hits` is `(codebook_size,)`."""
-    return hits < threshold * hits.float().mean()
 
 
 class MovingAverageCodebook:

@@ -15,8 +15,7 @@ from common import assert_draws, draw, save_drawing
 from push import make_pipeline
 
 from hf_var import VARPipeline
-from hf_var.training.background_push import BackgroundPush
-from hf_var.training.model_card import create_repository
+from hf_var.hub.push import BackgroundPush, create_repository
 
 
 class Warnings(logging.Handler):
@@ -40,7 +39,7 @@ def ask_for(page: str) -> None:
 
 def main(output_dir: Path) -> None:
     logged = Warnings()
-    logging.getLogger("hf_var.training.background_push").addHandler(logged)
+    logging.getLogger("hf_var.hub.push").addHandler(logged)
     leftover = output_dir / "unfinished-push-of-a-killed-run" / "transformer"
     leftover.mkdir(parents=True)
     (output_dir / "checkpoints").mkdir()

@@ -9,7 +9,8 @@ from huggingface_hub import ModelCard
 from PIL import Image
 from push import make_pipeline
 
-from hf_var.training.model_card import create_repository, push_result, write_pipeline_card
+from hf_var.hub.cards import write_pipeline_card
+from hf_var.hub.push import create_repository, push_result
 
 
 def main(output_dir: Path) -> None:

@@ -9,8 +9,9 @@ from huggingface_hub import ModelCard
 from safetensors.torch import save_file
 
 from hf_var import VQVAEConfig, VQVAEModel
-from hf_var.training.model_card import create_repository, push_result, write_model_card
-from hf_var.training.pictures import RECONSTRUCTION_CAPTION, USAGE_CAPTION, reconstruction_grid, usage_plot
+from hf_var.hub.cards import write_model_card
+from hf_var.hub.push import create_repository, push_result
+from hf_var.metrics.reconstruction_plots import RECONSTRUCTION_CAPTION, USAGE_CAPTION, reconstruction_grid, usage_plot
 
 
 def make_vqvae() -> VQVAEModel:

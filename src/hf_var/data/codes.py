@@ -1,0 +1,192 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Data sets of codes, in place of the images they come from."""
+
+import glob
+import hashlib
+import inspect
+import json
+import os
+import random
+import sys
+from pathlib import Path
+from typing import Any, cast
+
+import datasets
+import fsspec
+import numpy as np
+import pyarrow
+import pyarrow.parquet
+import torch
+from tqdm.auto import tqdm
+
+from ..autoencoders import VQVAEConfig, VQVAEModel
+from .config import BatchArguments
+from .rows import RowReader, Tally, collate, read_label
+from .shuffled import ShuffledRows
+from .sources import AnyDataset, features_of
+
+
+CODES_COLUMN = "codes"
+TOKENIZER_KEY = "hf_var.tokenizer"
+# Fields of a tokenizer's configuration that do not decide on its codes.
+INDIFFERENT_FIELDS = ("out_channels", "dropout", "codebook_loss_weight", "commitment_loss_weight")
+
+
+def is_codes_dataset(dataset: AnyDataset) -> bool:
+    """Whether the rows are token maps instead of images."""
+    return CODES_COLUMN in features_of(dataset)
+
+
+def check_codes(dataset: AnyDataset, length: int, codebook_size: int) -> None:
+    """Raise a `ValueError` if the first rows are no token maps of the tokenizer."""
+    if isinstance(dataset, datasets.Dataset):
+        codes = np.asarray(dataset[:64][CODES_COLUMN])
+    else:
+        codes = np.asarray([row[CODES_COLUMN] for row in dataset.take(64)])
+    if codes.ndim != 2 or codes.shape[1] != length or not np.issubdtype(codes.dtype, np.integer):
+        raise ValueError(
+            f"The column {CODES_COLUMN!r} must hold {length} integers in every row, as the tokenizer's maps."
+        )
+    if codes.min() < 0 or codes.max() >= codebook_size:
+        raise ValueError(
+            f"The column {CODES_COLUMN!r} must hold codes from 0 to {codebook_size - 1}, got values from {codes.min()} to "
+            f"{codes.max()}."
+        )
+
+
+def tokenizer_fingerprint(vqvae: VQVAEModel) -> str:
+    """A short text that changes with everything that decides which codes a tokenizer gives."""
+    fields = {name: getattr(vqvae.config, name) for name in inspect.get_annotations(VQVAEConfig)}
+    deciding = {name: value for name, value in fields.items() if name not in INDIFFERENT_FIELDS}
+    digest = hashlib.sha256(json.dumps(deciding, sort_keys=True).encode())
+    for name, tensor in sorted(vqvae.state_dict().items()):
+        if name.startswith(("encoder.", "quant_conv.", "quantizer.")) and not name.endswith("running_hits"):
+            digest.update(name.encode() + tensor.float().cpu().numpy().tobytes())
+    return digest.hexdigest()[:16]
+
+
+def codes_fingerprint(source: str) -> str | None:
+    """
+    The tokenizer that made a data set of codes, if its parquet files tell: all that are here, or the first one of the
+    Hub's. `None` for any other data set.
+
+    Args:
+        source (`str`): A data set that [`load_source`] reads, streamed or not.
+
+    Raises:
+        `ValueError`: If the files are of several tokenizers.
+    """
+    if source.startswith("~"):
+        source = str(Path(source).expanduser())
+    if source.endswith((".parquet", ".tar")):
+        files = sorted(glob.glob(source, recursive=True))
+    else:
+        splits = datasets.load_dataset_builder(source).config.data_files or {}
+        files = [str(file) for split in cast(dict[Any, list[str]], splits).values() for file in split]
+    files = [file for file in files if file.endswith(".parquet")]
+    found = {_fingerprint_in(file) for file in (files if all(map(os.path.exists, files)) else files[:1])}
+    if len(found) > 1:
+        raise ValueError(f"The codes in {source!r} were made by several tokenizers: {sorted(map(str, found))}.")
+    return next(iter(found), None)
+
+
+def _fingerprint_in(file: str) -> str | None:
+    with cast(Any, fsspec.open(file, "rb")) as opened:
+        metadata = pyarrow.parquet.read_schema(opened).metadata or {}
+    value = metadata.get(TOKENIZER_KEY.encode())
+    return None if value is None else json.loads(value)
+
+
+def codes_schema(vqvae: VQVAEModel, label_feature: datasets.ClassLabel | datasets.Value | None) -> pyarrow.Schema:
+    """
+    The columns of a parquet file of codes, with the features that `datasets` restores and the tokenizer's fingerprint.
+
+    Args:
+        vqvae ([`VQVAEModel`]): The tokenizer.
+        label_feature (`ClassLabel` or `Value`, *optional*): Type of the labels; `None`: no labels.
+    """
+    codes_type = "uint16" if vqvae.config.codebook_size <= 2**16 else "uint32"
+    length = sum(vqvae.config.scale_lengths)
+    features = datasets.Features({CODES_COLUMN: datasets.List(datasets.Value(codes_type), length=length)})
+    if label_feature is not None:
+        features["label"] = label_feature
+    schema = features.arrow_schema
+    return schema.with_metadata(schema.metadata | {TOKENIZER_KEY: json.dumps(tokenizer_fingerprint(vqvae))})
+
+
+def encode_codes(vqvae: VQVAEModel, pixel_values: torch.Tensor) -> torch.Tensor:
+    """The codes `(batch, length)` of images in `[-1, 1]`. Both are on the CPU, whatever the device of `vqvae`."""
+    *_, codes = vqvae.encode(pixel_values.to(vqvae.device, non_blocking=True), return_dict=False)
+    return codes.cpu()
+
+
+class CodesRows:
+    """
+    Turns a row into `codes` and, with a `label_column`, `class_labels`: see [`codes_rows`].
+    """
+
+    is_random = False
+
+    def __init__(self, label_column: str | None, num_labels: int | None):
+        self.label_column = label_column
+        self.num_labels = num_labels
+
+    def prepare(self, dataset: AnyDataset) -> AnyDataset:
+        """The columns that are needed, as arrays: lists of Python's integers take three times as long."""
+        columns = [CODES_COLUMN] + ([self.label_column] if self.label_column else [])
+        return dataset.select_columns(columns).with_format("numpy")
+
+    def __call__(self, row: dict[str, Any], generator: random.Random) -> dict[str, Any]:
+        """The item of a row."""
+        item: dict[str, Any] = {"codes": np.asarray(row[CODES_COLUMN], dtype=np.int64)}
+        if self.label_column is not None:
+            item["class_labels"] = read_label(row, self.label_column, self.num_labels)
+        return item
+
+
+def codes_rows(label_column: str | None = None, num_labels: int | None = None) -> CodesRows:
+    """
+    How the rows of a data set of codes become items.
+
+    Args:
+        label_column (`str`, *optional*): The column of labels.
+        num_labels (`int`, *optional*): Number of classes, to check the labels as they are read.
+    """
+    return CodesRows(label_column, num_labels)
+
+
+@torch.no_grad()
+def tokenized_copies(
+    dataset: AnyDataset,
+    read_row: RowReader,
+    args: BatchArguments,
+    vqvae: VQVAEModel,
+    copies: int,
+    show_progress: bool,
+) -> datasets.Dataset:
+    """
+    The codes of `copies` augmented copies of every image, as a data set with the columns `codes` and, where the images
+    have labels, `class_labels`.
+
+    Training on them costs less than encoding every batch anew. A resumed run makes the same ones again.
+
+    Raises:
+        `ValueError`: If the images are a stream, whose number is unknown.
+    """
+    if isinstance(dataset, datasets.IterableDataset):
+        raise ValueError("`augmented_copies` must be 0 for a data set that is streamed.")
+    rows = ShuffledRows(dataset, read_row, args.seed)
+    tally = Tally()
+    columns: dict[str, list[torch.Tensor]] = {}
+    number = copies * len(dataset)
+    mininterval = 0.1 if sys.stderr.isatty() else 30
+    starts = range(0, number, args.train_batch_size)
+    for first in tqdm(starts, desc="tokenize", disable=not show_progress, mininterval=mininterval):
+        items, found = rows.read(range(first, min(first + args.train_batch_size, number)))
+        tally.add(found)
+        tally.check(args.max_broken_share)
+        batch = collate(items)
+        batch[CODES_COLUMN] = encode_codes(vqvae, batch.pop("pixel_values"))
+        for name, values in batch.items():
+            columns.setdefault(name, []).append(values)
+    return datasets.Dataset.from_dict({name: torch.cat(values).numpy() for name, values in columns.items()})

@@ -1,0 +1,254 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The model cards of what was trained."""
+
+import math
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Protocol
+from urllib.parse import quote
+
+from huggingface_hub import EvalResult, ModelCard, ModelCardData
+
+from ..autoencoders import VQVAEConfig, VQVAEModel
+from ..metrics.labels import METRIC_LABELS
+from ..priors import VARConfig, VARTransformer
+from .names import is_hub_name, public_recipe, without_folders
+
+
+class Pipeline(Protocol):
+    """What the card of a [`VARPipeline`] reads of it."""
+
+    transformer: VARTransformer
+    vqvae: VQVAEModel
+
+    @property
+    def config(self) -> Mapping[str, Any]: ...
+
+    def get_label_ids(self, labels: str) -> list[int]: ...
+
+
+def write_model_card(
+    output_dir: str | Path,
+    vqvae: VQVAEModel,
+    recipe: Mapping[str, Any],
+    metrics: Mapping[str, float] | None = None,
+    pictures: Mapping[str, str] | None = None,
+    repo_id: str | None = None,
+    license: str | None = None,
+) -> ModelCard:
+    """
+    Write `README.md`: how to use the tokenizer, what it is, how good it is and how it was trained. No path of this
+    machine appears in it.
+
+    Args:
+        output_dir (`str`): Folder of the result.
+        vqvae ([`VQVAEModel`]): The trained tokenizer.
+        recipe (`dict[str, Any]`):
+            Arguments of the training; `train_data`, `validation_data`, `validation_split` and `pretrained_vqvae` also
+            become metadata if they are names on the Hub.
+        metrics (`dict[str, float]`, *optional*):
+            Figures of the validation, such as those of [`~hf_var.metrics.image_quality.ReconstructionMetrics`].
+        pictures (`dict[str, str]`, *optional*): Captions by name of a file in `output_dir`, in the order to show them.
+        repo_id (`str`, *optional*, defaults to the name of `output_dir`):
+            What the example loads: the repository with its namespace, see [`~hf_var.hub.push.create_repository`].
+        license (`str`, *optional*): Identifier of a license, as the Hub has them, such as `apache-2.0`.
+
+    Returns:
+        `ModelCard`: What was written.
+
+    Raises:
+        `ValueError`: If a picture is not a file in `output_dir`.
+    """
+    config: VQVAEConfig = vqvae.config
+    bits = sum(config.scale_lengths) * math.log2(config.codebook_size)
+    return _write_card(
+        "vqvae_card.md",
+        output_dir,
+        {
+            # There is no category for tokenizers; this one is where people look for encoders.
+            "pipeline_tag": "image-feature-extraction",
+            "tags": ["image-tokenizer", "vq-vae", "var"],
+            "base_model": _hub_name(recipe, "pretrained_vqvae"),
+            "license": license,
+        },
+        "image-reconstruction",
+        recipe,
+        metrics,
+        pictures,
+        repo_id,
+        system=_system(config),
+        config=config,
+        num_tokens=sum(config.scale_lengths),
+        bits=bits,
+        compression=8 * config.in_channels * math.prod(config.image_size) / bits if bits > 0 else math.inf,
+        num_parameters=vqvae.num_parameters(),
+        **_sizes(config),
+    )
+
+
+def write_pipeline_card(
+    output_dir: str | Path,
+    pipeline: Pipeline,
+    recipe: Mapping[str, Any],
+    metrics: Mapping[str, float] | None = None,
+    pictures: Mapping[str, str] | None = None,
+    repo_id: str | None = None,
+    license: str | None = None,
+    data_license: str | None = None,
+) -> ModelCard:
+    """
+    Write `README.md`: how to draw with the pipeline, what it is, how good it is, how it was trained and on what terms it
+    is passed on. No path of this machine appears in it.
+
+    Args:
+        output_dir (`str`): Folder of the result.
+        pipeline ([`VARPipeline`]): The trained pipeline.
+        recipe (`dict[str, Any]`):
+            Arguments of the training; `train_data`, `validation_data`, `validation_split` and `pretrained_var` also
+            become metadata if they are names on the Hub, and `vqvae` names the tokenizer.
+        metrics (`dict[str, float]`, *optional*):
+            Figures of the validation, such as those of [`~hf_var.metrics.likelihood.measure_likelihood`].
+        pictures (`dict[str, str]`, *optional*): Captions by name of a file in `output_dir`, in the order to show them.
+        repo_id (`str`, *optional*, defaults to the name of `output_dir`):
+            What the example loads: the repository with its namespace, see [`~hf_var.hub.push.create_repository`].
+        license (`str`, *optional*): Identifier of the weights' license, as the Hub has them, such as `apache-2.0`.
+        data_license (`str`, *optional*): License of the training data.
+
+    Returns:
+        `ModelCard`: What was written.
+
+    Raises:
+        `ValueError`: If a picture is not a file in `output_dir`.
+    """
+    config: VARConfig = pipeline.transformer.config
+    tokenizer: VQVAEConfig = pipeline.vqvae.config
+    is_conditional = bool(config.num_labels)
+    unknown = "not stated"
+    return _write_card(
+        "var_card.md",
+        output_dir,
+        {
+            # The category of all images that are not drawn from a text, those of classes among them.
+            "pipeline_tag": "unconditional-image-generation",
+            "tags": ["var", "autoregressive", *(["class-conditional"] if is_conditional else [])],
+            "base_model": _hub_name(recipe, "pretrained_var"),
+            "license": license,
+        },
+        "unconditional-image-generation",
+        recipe,
+        metrics,
+        pictures,
+        repo_id,
+        kind="Class-conditional" if is_conditional else "Unconditional",
+        config=config,
+        tokenizer=tokenizer,
+        tokenizer_name=without_folders(recipe.get("vqvae") or recipe.get("pretrained_var") or "its own"),
+        is_picture=tokenizer.num_output_channels in (1, 3, 4),
+        example=f"class_labels={_example_labels(pipeline)!r}" if is_conditional else "num_images_per_label=2",
+        num_parameters=pipeline.transformer.num_parameters(),
+        tokenizer_parameters=pipeline.vqvae.num_parameters(),
+        sampling=[(name, pipeline.config[name]) for name in ("guidance_scale", "top_p", "temperature")],
+        licenses=[
+            ("code", "`hf_var`, Apache-2.0"),
+            ("weights", license or unknown),
+            (f"data, {without_folders(recipe['train_data'])}", data_license or unknown),
+        ],
+        **_sizes(tokenizer),
+    )
+
+
+def _write_card(
+    template: str,
+    output_dir: str | Path,
+    metadata: Mapping[str, Any],
+    task: str,
+    recipe: Mapping[str, Any],
+    metrics: Mapping[str, float] | None,
+    pictures: Mapping[str, str] | None,
+    repo_id: str | None,
+    **contents: Any,
+) -> ModelCard:
+    """The part that all cards share; `contents` are what `template` needs beside."""
+    output_dir = Path(output_dir).resolve()
+    pictures = pictures or {}
+    for picture in pictures:
+        if Path(picture).name != picture or not (output_dir / picture).is_file():
+            raise ValueError(f"`pictures` must be names of files in `output_dir`, got {picture!r}.")
+    repo_id = repo_id or output_dir.name
+    name = repo_id.split("/")[-1]
+    metrics = {key: round(value, 4) for key, value in (metrics or {}).items()}
+    templates = [Path(__file__).with_name(part).read_text(encoding="utf-8") for part in (template, "card_results.md")]
+    card = ModelCard.from_template(
+        ModelCardData(
+            library_name="hf_var",
+            datasets=_hub_name(recipe, "train_data"),
+            model_name=name,
+            eval_results=_results(task, recipe, metrics),
+            **metadata,
+        ),
+        template_str="".join(templates),
+        name=name,
+        repo_id=repo_id,
+        dataset=_dataset_name(recipe),
+        figures=[(METRIC_LABELS.get(key, key), value) for key, value in metrics.items()],
+        pictures=[(quote(picture), caption) for picture, caption in pictures.items()],
+        recipe=public_recipe(recipe),
+        **contents,
+    )
+    card.save(output_dir / "README.md")
+    return card
+
+
+def _results(task: str, recipe: Mapping[str, Any], metrics: Mapping[str, float]) -> list[EvalResult] | None:
+    results = [
+        EvalResult(
+            task_type=task,
+            dataset_type=_hub_name(recipe, "validation_data") or "images",
+            dataset_name=_dataset_name(recipe),
+            dataset_split=recipe.get("validation_split"),
+            metric_type=key,
+            metric_name=METRIC_LABELS.get(key, key).split(",")[0],
+            metric_value=value,
+        )
+        for key, value in metrics.items()
+        # The Hub's metadata are read as JSON, too, which has no infinity.
+        if math.isfinite(value)
+    ]
+    return results or None
+
+
+def _sizes(tokenizer: VQVAEConfig) -> dict[str, Any]:
+    height, width = tokenizer.image_size
+    return {"height": height, "width": width, "maps": [f"{rows}x{columns}" for rows, columns in tokenizer.scale_sizes]}
+
+
+def _system(config: VQVAEConfig) -> str:
+    if len(config.patch_nums) == 1:
+        return "VQ-VAE with one token map"
+    if len(set(config.scale_sizes)) == 1:
+        return "Residual-quantized VAE (RQ-VAE)"
+    return (
+        "Multi-scale residual VQ-VAE, the tokenizer of visual autoregressive modeling ([VAR]("
+        "https://arxiv.org/abs/2404.02905), section 3.2)"
+    )
+
+
+def _example_labels(pipeline: Pipeline, number: int = 3) -> list[int | str]:
+    """The first labels, by their names where these are unambiguous."""
+    labels: list[int | str] = []
+    for label, name in list((pipeline.transformer.config.id2label or {}).items())[:number]:
+        try:
+            is_known = pipeline.get_label_ids(name) == [label]
+        except ValueError:
+            is_known = False
+        labels.append(name if is_known else label)
+    return labels
+
+
+def _dataset_name(recipe: Mapping[str, Any]) -> str:
+    return str(without_folders(recipe.get("validation_data") or recipe["train_data"]))
+
+
+def _hub_name(recipe: Mapping[str, Any], name: str) -> str | None:
+    value = recipe.get(name)
+    return value if value is not None and is_hub_name(value) else None

@@ -1,0 +1,139 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Repositories and uploads: of a result, and of what is there while the training goes on."""
+
+import glob
+import shutil
+import tempfile
+import threading
+from pathlib import Path
+
+from huggingface_hub import HfApi
+from transformers.utils import logging
+
+
+logger = logging.get_logger(__name__)
+
+# What makes a result: a model, or the two of a pipeline and an adapter, and what tells of it. All other folders stay here,
+# such as checkpoints and the trackers' logs.
+RESULT_FILES = ["README.md", "*.json", "*.safetensors", "train_log.jsonl", "*.png"]
+RESULT_FILES += [f"{model}/*.{kind}" for model in ("transformer", "vqvae", "lora") for kind in ("json", "safetensors")]
+PREFIX = "unfinished-push-"
+
+
+def create_repository(output_dir: str | Path, repo_id: str | None = None) -> str:
+    """
+    Make sure that a repository exists and may be written to; at the start of a training, so that a missing token is not
+    found out at its end.
+
+    Args:
+        output_dir (`str`): Folder of the result.
+        repo_id (`str`, *optional*, defaults to the name of `output_dir`): Name, with or without a namespace.
+
+    Returns:
+        `str`: The name with the namespace.
+    """
+    return HfApi().create_repo(repo_id or Path(output_dir).resolve().name, exist_ok=True).repo_id
+
+
+def push_result(output_dir: str | Path, repo_id: str | None = None) -> str:
+    """
+    Upload the model or the pipeline, its card, the pictures and `train_log.jsonl`. All else stays here: checkpoints with
+    the optimizer's state, the trackers' logs and the pictures of earlier steps.
+
+    Args:
+        output_dir (`str`): Folder of the result.
+        repo_id (`str`, *optional*, defaults to the name of `output_dir`): Name, with or without a namespace.
+
+    Returns:
+        `str`: Address of the repository.
+    """
+    # Names rather than patterns: the client's `*` matches slashes, and would find the weights in checkpoints, too.
+    files = [path for pattern in RESULT_FILES for path in Path(output_dir).glob(pattern)]
+    commit = HfApi().upload_folder(
+        repo_id=create_repository(output_dir, repo_id),
+        folder_path=output_dir,
+        allow_patterns=[glob.escape(path.relative_to(output_dir).as_posix()) for path in files],
+        commit_message="Upload the result of a training",
+    )
+    return str(commit.repo_url)
+
+
+class BackgroundPush:
+    """
+    Uploads folders while the training goes on, one at a time. For one process of a run, after
+    [`create_repository`].
+
+    A folder must not change while it is uploaded. Each upload therefore has its own, which is removed after it:
+
+    ```python
+    if pusher.is_free:
+        folder = pusher.new_folder()
+        pipeline.save_pretrained(folder)
+        pusher.push(folder, f"Step {step}")
+    ```
+
+    Args:
+        repo_id (`str`): Repository, with its namespace.
+        output_dir (`str`): Where the folders lie meanwhile. What a killed run left of its own is removed.
+    """
+
+    def __init__(self, repo_id: str, output_dir: str | Path):
+        self.repo_id = repo_id
+        self.output_dir = Path(output_dir)
+        self._folders: set[Path] = set()
+        self._thread: threading.Thread | None = None
+        for leftover in self.output_dir.glob(f"{PREFIX}*"):
+            shutil.rmtree(leftover)
+
+    @property
+    def is_free(self) -> bool:
+        """Whether no upload is under way."""
+        return self._thread is None or not self._thread.is_alive()
+
+    def new_folder(self) -> Path:
+        """An empty folder in `output_dir`, to be filled and passed to [`BackgroundPush.push`]."""
+        self.output_dir.mkdir(parents=True, exist_ok=True)
+        folder = Path(tempfile.mkdtemp(prefix=PREFIX, dir=self.output_dir))
+        self._folders.add(folder)
+        return folder
+
+    def push(self, folder: str | Path, message: str) -> bool:
+        """
+        Begin to upload everything in a folder, and return at once. An upload that fails is reported by a warning.
+
+        Args:
+            folder (`str`): One of [`BackgroundPush.new_folder`]; it is removed in any case.
+            message (`str`): Message of the commit.
+
+        Returns:
+            `bool`: Whether the upload began; it does not while the one before is under way.
+
+        Raises:
+            `ValueError`: If the folder is another one, or was passed before.
+        """
+        folder = Path(folder)
+        if folder not in self._folders:
+            raise ValueError(f"`folder` must be one of `new_folder()`, since it is removed, got {str(folder)!r}.")
+        self._folders.remove(folder)
+        if not self.is_free:
+            shutil.rmtree(folder)
+            return False
+        # A program that stops does not wait for this thread, as it would for those of the client's pool. A commit is made
+        # as a whole or not at all.
+        self._thread = threading.Thread(target=self._upload, args=(folder, message), daemon=True)
+        self._thread.start()
+        return True
+
+    def finish(self) -> None:
+        """Wait for the upload that is under way, if any."""
+        if self._thread is not None:
+            self._thread.join()
+
+    def _upload(self, folder: Path, message: str) -> None:
+        try:
+            HfApi().upload_folder(repo_id=self.repo_id, folder_path=folder, commit_message=message)
+        # Whatever goes wrong there, the training is worth more than the upload.
+        except Exception as error:
+            logger.warning(f"The upload {message!r} to {self.repo_id} failed, the training goes on: {error}")
+        finally:
+            shutil.rmtree(folder, ignore_errors=True)

@@ -1,0 +1,137 @@
+# SPDX-License-Identifier: Apache-2.0
+"""How good reconstructions are: PSNR, SSIM, LPIPS and rFID over a validation set."""
+
+from typing import cast
+
+import torch
+from torch import nn
+from torchmetrics.aggregation import MeanMetric, SumMetric
+from torchmetrics.functional.image import peak_signal_noise_ratio, structural_similarity_index_measure
+from torchmetrics.image.fid import FrechetInceptionDistance
+
+from .feature_extractors import full_precision, rgb_bytes
+
+
+# An image without any error counts this many decibels instead of infinitely many; 8 bits per value give about 59.
+MAX_PSNR = 100.0
+
+
+class ReconstructionMetrics(nn.Module):
+    """
+    Compares images with their reconstructions, in fp32 whatever the training's precision.
+
+    `psnr` and `ssim` (Wang et al. 2004, section 3) are means over images of each image's own value; that is not the
+    PSNR of the mean error, which lies below. SSIM's Gaussian window of 11 x 11 pixels shrinks to the largest odd
+    square that fits into smaller images. `lpips` is a mean over images as well. `rfid` (Heusel et al. 2017, section
+    2) compares the features of all images with those of all reconstructions. Its bias grows as the number of images
+    falls: values from different numbers of images do not compare, and below the number of features, where the
+    covariances are singular, the value is finite but says little.
+
+    In several processes each image is to be given to one process alone; the shares may differ in size, and one may be
+    empty. [`~ReconstructionMetrics.compute`] combines them and is to be called by all processes.
+
+    Args:
+        lpips (`nn.Module`, *optional*):
+            Called with reconstructions and images in `[-1, 1]`, gives their distance, a scalar or one value per image.
+            Without it there is no `lpips`.
+        feature_extractor (`nn.Module`, *optional*):
+            Maps `torch.ByteTensor` images `(batch, 3, height, width)` to features `(batch, features)`, in evaluation
+            mode. It must take images of any size or have the attribute `num_features`. Without it there is no `rfid`.
+            See [`~hf_var.metrics.feature_extractors.load_feature_extractor`].
+
+    Example:
+
+    ```python
+    >>> import torch
+    >>> from hf_var.metrics.image_quality import ReconstructionMetrics
+
+    >>> metrics = ReconstructionMetrics()
+    >>> metrics.update(torch.zeros(4, 3, 16, 16), torch.full((4, 3, 16, 16), 0.2))
+    >>> round(metrics.compute()["psnr"], 2)
+    20.0
+    ```
+    """
+
+    def __init__(self, lpips: nn.Module | None = None, feature_extractor: nn.Module | None = None):
+        super().__init__()
+        self.num_images = SumMetric(nan_strategy="disable")
+        # Unchecked, a reconstruction that is not a number makes the mean so, instead of being left out.
+        self.psnr, self.ssim = MeanMetric(nan_strategy="disable"), MeanMetric(nan_strategy="disable")
+        self.perceptual_loss = lpips
+        self.lpips = None if lpips is None else MeanMetric(nan_strategy="disable")
+        self.rfid = None
+        if feature_extractor is not None:
+            # Without `num_features` the constructor tries the extractor on a random image on the CPU.
+            if not hasattr(feature_extractor, "num_features"):
+                device = next((tensor.device for tensor in feature_extractor.parameters()), torch.device("cpu"))
+                blank = torch.zeros(1, 3, 299, 299, dtype=torch.uint8, device=device)
+                with torch.no_grad():
+                    feature_extractor.num_features = feature_extractor(blank).shape[-1]
+            self.rfid = FrechetInceptionDistance(feature_extractor)
+            # Set by the first update only, hence missing in a process that has no image.
+            self.rfid.orig_dtype = torch.float32
+
+    @torch.no_grad()
+    def update(self, pixel_values: torch.Tensor, sample: torch.Tensor) -> None:
+        """
+        Add images.
+
+        Args:
+            pixel_values (`torch.FloatTensor` of shape `(batch, channels, height, width)`): Images in `[-1, 1]`.
+            sample (`torch.FloatTensor`, as `pixel_values`): Reconstructions; values outside of `[-1, 1]` are cut off.
+
+        Raises:
+            `ValueError`: If the shapes differ or a side is shorter than three pixels.
+        """
+        if pixel_values.ndim != 4 or pixel_values.shape != sample.shape:
+            raise ValueError(
+                "`pixel_values` and `sample` must have the same shape (batch, channels, height, width), got "
+                f"{tuple(pixel_values.shape)} and {tuple(sample.shape)}."
+            )
+        if min(pixel_values.shape[-2:]) < 3:
+            raise ValueError(f"`pixel_values` must have at least 3 x 3 pixels, got {tuple(pixel_values.shape[-2:])}.")
+        with full_precision(pixel_values.device.type):
+            pixel_values, sample = pixel_values.float(), sample.float().clamp(-1, 1)
+            self.num_images.update(len(pixel_values))
+            self.psnr.update(_psnr(pixel_values, sample))
+            self.ssim.update(_ssim(pixel_values, sample))
+            if self.lpips is not None and self.perceptual_loss is not None:
+                # Repeated where it is one value, so that a smaller batch counts less.
+                self.lpips.update(self.perceptual_loss(sample, pixel_values).flatten().expand(len(sample)))
+            if self.rfid is not None:
+                self.rfid.update(rgb_bytes(pixel_values), real=True)
+                self.rfid.update(rgb_bytes(sample), real=False)
+
+    def compute(self) -> dict[str, float]:
+        """
+        The figures of all images of all processes.
+
+        Returns:
+            `dict[str, float]`: `psnr` in decibels, `ssim` and, where there is what they need, `lpips` and `rfid`.
+
+        Raises:
+            `ValueError`: If there was no image, or only one for `rfid`.
+        """
+        needed = 1 if self.rfid is None else 2
+        # The sum over all processes, so that they raise together instead of waiting for each other.
+        number = int(self.num_images.compute())
+        if number < needed:
+            raise ValueError(f"The metrics need at least {needed} validation image(s), got {number}.")
+        metrics = {"psnr": self.psnr, "ssim": self.ssim, "lpips": self.lpips, "rfid": self.rfid}
+        return {name: metric.compute().item() for name, metric in metrics.items() if metric is not None}
+
+
+def _psnr(pixel_values: torch.Tensor, sample: torch.Tensor) -> torch.Tensor:
+    ratios = peak_signal_noise_ratio(sample, pixel_values, data_range=2.0, reduction="none", dim=(1, 2, 3))
+    return ratios.clamp(max=MAX_PSNR)  # (batch,)
+
+
+def _ssim(pixel_values: torch.Tensor, sample: torch.Tensor) -> torch.Tensor:
+    # torchmetrics' window reaches 3.5 standard deviations to each side: 5 pixels for the usual deviation of 1.5.
+    radius = min(5, (min(pixel_values.shape[-2:]) - 1) // 2)
+    # SSIM is made for values from zero on: its luminance term changes when a constant is added to both images.
+    target, preds = (pixel_values + 1) / 2, (sample + 1) / 2
+    similarities = structural_similarity_index_measure(
+        preds, target, sigma=0.3 * radius, data_range=1.0, reduction="none"
+    )
+    return cast(torch.Tensor, similarities)  # (batch,)

@@ -1,0 +1,124 @@
+# SPDX-License-Identifier: Apache-2.0
+"""How well a transformer predicts codes, scale by scale."""
+
+import math
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Any, cast
+
+import torch
+from accelerate import Accelerator
+from torch.nn import functional
+
+from ..priors import VARTransformer
+
+
+Batch = dict[str, torch.Tensor]
+
+
+class CodePredictions:
+    """
+    Adds up how likely a model finds the codes of many images, and how often its first guess is right.
+
+    Args:
+        scale_lengths (`list[int]`): Tokens of every scale.
+        device (`torch.device`): Where the logits are.
+    """
+
+    def __init__(self, scale_lengths: Sequence[int], device: torch.device | str):
+        self.scale_lengths = list(scale_lengths)
+        # Images, then the losses and the hits of every token.
+        self.sums = torch.zeros(1 + 2 * sum(self.scale_lengths), device=device)
+
+    @torch.no_grad()
+    def add(self, logits: torch.Tensor, codes: torch.Tensor) -> None:
+        """Note `(batch, length, codebook_size)` logits for `(batch, length)` codes."""
+        losses = functional.cross_entropy(logits.float().transpose(1, 2), codes, reduction="none")  # (batch, length)
+        hits = logits.argmax(dim=-1) == codes
+        images = self.sums.new_tensor([len(codes)])
+        self.sums += torch.cat([images, losses.sum(dim=0), hits.sum(dim=0)])
+
+    def reset(self) -> None:
+        """Begin anew."""
+        self.sums.zero_()
+
+    def figures(self, accelerator: Accelerator) -> dict[str, float]:
+        """
+        Means over the images of all processes, which have to call this together.
+
+        Returns:
+            `dict[str, float]`: `loss` (cross-entropy in nats per token, without label smoothing), `bits_per_token` (the
+            same in bits) and `accuracy` (share of the tokens that are the likeliest ones) of all tokens; `loss_k` and
+            `accuracy_k` of those of scale k.
+        """
+        sums = cast(torch.Tensor, accelerator.reduce(self.sums, reduction="sum")).cpu()
+        losses, hits = (sums[1:] / sums[0]).chunk(2)
+        figures = {
+            "loss": losses.mean().item(),
+            "bits_per_token": losses.mean().item() / math.log(2),
+            "accuracy": hits.mean().item(),
+        }
+        parts = zip(losses.split(self.scale_lengths), hits.split(self.scale_lengths), strict=True)
+        for scale, (scale_losses, scale_hits) in enumerate(parts):
+            figures[f"loss_{scale}"] = scale_losses.mean().item()
+            figures[f"accuracy_{scale}"] = scale_hits.mean().item()
+        return figures
+
+
+@torch.no_grad()
+def measure_likelihood(
+    transformer: VARTransformer,
+    make_inputs: Callable[[Batch], dict[str, Any]],
+    validation: Iterable[Batch],
+    accelerator: Accelerator,
+) -> dict[str, float]:
+    """
+    How well `transformer` predicts the codes of `validation`, in evaluation mode: without dropout of any kind, that of
+    classes among it.
+
+    Args:
+        transformer ([`VARTransformer`]): The model, not wrapped.
+        make_inputs (`Callable`):
+            Makes its arguments of a batch, the codes to predict among them as `labels`, see
+            [`~hf_var.training.teacher_forcing.TeacherForcing`].
+        validation (`Iterable`):
+            Batches of images or codes, the part of this process; all of them have to call this together.
+        accelerator (`Accelerator`): Its precision is used.
+
+    Returns:
+        `dict[str, float]`: The figures of [`CodePredictions`].
+
+    Raises:
+        `ValueError`: If there was no image.
+    """
+    config = transformer.config
+    predictions = CodePredictions(config.scale_lengths, accelerator.device)
+    nothing = {"codes": torch.zeros(1, sum(config.scale_lengths), dtype=torch.long)}
+    was_training = transformer.training
+    transformer.eval()
+    for batch in _in_step(validation, accelerator):
+        inputs = make_inputs(nothing if batch is None else batch)
+        codes = inputs.pop("labels")
+        with accelerator.autocast():
+            logits = transformer(**inputs).logits
+        if batch is not None:
+            predictions.add(logits, codes)
+    transformer.train(was_training)
+    figures = predictions.figures(accelerator)
+    if not math.isfinite(figures["loss"]) and float(cast(torch.Tensor, accelerator.reduce(predictions.sums[0]))) == 0:
+        raise ValueError("`validation_data` has no image that can be read.")
+    return figures
+
+
+def _in_step(batches: Iterable[Batch], accelerator: Accelerator) -> Iterator[Batch | None]:
+    """
+    The batches, and `None` while other processes still have some: a sharded model runs in all processes or in none.
+    """
+    iterator = iter(batches)
+    while True:
+        batch = next(iterator, None)
+        remaining = torch.tensor(int(batch is not None), device=accelerator.device)
+        if accelerator.num_processes > 1:
+            remaining = cast(torch.Tensor, accelerator.reduce(remaining, reduction="sum"))
+        if int(remaining) == 0:
+            return
+        yield batch

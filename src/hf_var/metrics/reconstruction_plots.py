@@ -1,0 +1,107 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Pictures of a tokenizer: reconstructions scale by scale, use of the codebook."""
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+
+import torch
+from matplotlib.figure import Figure
+from matplotlib.ticker import PercentFormatter
+from PIL import Image
+from torch import nn
+from torchvision.utils import make_grid
+
+from ..autoencoders import VQVAEModel
+from ..scales import PatchNums, scale_sizes
+from .feature_extractors import rgb_bytes
+
+
+# What `reconstruction_grid` and `usage_plot` show, for those who see the picture alone.
+RECONSTRUCTION_CAPTION = (
+    "Each row is one image: its reconstruction from the first scale alone, from the first two and so on, then from all "
+    "scales, and, at the right, the original."
+)
+USAGE_CAPTION = (
+    "Share of the codebook that each scale used on the validation images, its perplexity over the codebook's size, and "
+    "the share that as many tokens would use if they were drawn uniformly."
+)
+
+# Smaller images are enlarged until their shorter side has about this many pixels.
+VISIBLE_SIDE = 64
+
+
+@torch.no_grad()
+def reconstruction_grid(vqvae: VQVAEModel, pixel_values: torch.Tensor) -> Image.Image:
+    """
+    Draw what each scale adds. Each row is one image: the reconstruction after one scale, after two and so on to the
+    final one, and next to that the original.
+
+    Args:
+        vqvae ([`VQVAEModel`]): The tokenizer; it draws in evaluation mode whatever mode it is in.
+        pixel_values (`torch.FloatTensor` of shape `(batch, in_channels, height, width)`): Images in `[-1, 1]`.
+
+    Returns:
+        `PIL.Image.Image`: In RGB, images under 64 pixels enlarged by an integer factor.
+    """
+    with _evaluation_mode(vqvae):
+        _, _, codes = vqvae.encode(pixel_values.to(vqvae.device), return_dict=False)
+        stages = [
+            vqvae.decode(codes, num_scales=num_scales, return_dict=False)[0]
+            for num_scales in range(1, len(vqvae.config.patch_nums) + 1)
+        ]
+    columns = torch.stack([rgb_bytes(stage).cpu() for stage in (*stages, pixel_values)], dim=1)
+    images = columns.flatten(0, 1)  # (batch * columns, 3, height, width)
+    factor = max(1, round(VISIBLE_SIDE / min(images.shape[-2:])))
+    images = images.repeat_interleave(factor, dim=2).repeat_interleave(factor, dim=3)
+    grid = make_grid(images, nrow=columns.shape[1], padding=2, pad_value=255)
+    return Image.fromarray(grid.permute(1, 2, 0).numpy())
+
+
+def usage_plot(
+    patch_nums: PatchNums, usage: Sequence[float], perplexity: Sequence[float], reachable: Sequence[float]
+) -> Figure:
+    """
+    Draw how much of the codebook each scale uses, beside what it can use: few tokens cannot hit many codes.
+
+    Args:
+        patch_nums (`list`): Size of the token map of every scale.
+        usage (`list[float]`): For every scale the share of the codes that occurred.
+        perplexity (`list[float]`): For every scale the perplexity of its codes, divided by `codebook_size`.
+        reachable (`list[float]`):
+            For every scale the share to expect of as many uniform draws as it had tokens: `1 - (1 - 1 / V) ** n` for
+            `n` tokens and `V` codes.
+
+    Returns:
+        `matplotlib.figure.Figure`: Its `savefig` writes the picture.
+
+    Raises:
+        `ValueError`: If a list has not one entry per scale.
+    """
+    labels = [f"{height}x{width}" for height, width in scale_sizes(patch_nums)]
+    for name, shares in (("usage", usage), ("perplexity", perplexity), ("reachable", reachable)):
+        if len(shares) != len(labels):
+            raise ValueError(f"`{name}` must have one entry for each of {len(labels)} scales, got {len(shares)}.")
+    figure = Figure(figsize=(max(5.0, 0.7 * len(labels) + 2), 3.6), layout="constrained")
+    axes = figure.subplots()
+    positions = range(len(labels))
+    axes.bar([position - 0.2 for position in positions], usage, width=0.4, label="codes used")
+    axes.bar([position + 0.2 for position in positions], perplexity, width=0.4, label="perplexity / codebook size")
+    axes.plot(positions, reachable, linestyle="none", marker="_", color="black", markersize=22, label="within reach")
+    axes.set_xticks(positions, labels)
+    axes.set_xlabel("scale (height x width)")
+    axes.set_ylabel("share of the codebook")
+    axes.set_ylim(0, 1.05)
+    axes.yaxis.set_major_formatter(PercentFormatter(1.0))
+    figure.legend(loc="outside upper center", ncols=3, frameon=False)
+    return figure
+
+
+@contextmanager
+def _evaluation_mode(model: nn.Module) -> Iterator[None]:
+    training = [module for module in model.modules() if module.training]
+    model.eval()
+    try:
+        yield
+    finally:
+        for module in training:
+            module.training = True
