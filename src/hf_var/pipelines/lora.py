@@ -316,7 +316,7 @@ def _read_adapter(
 
 
 def _check_labels(
-    source: str, names: dict[int, str] | None, embedding: torch.Tensor | None, own: Mapping[int, str]
+    source: str, names: dict[int, str] | None, embedding: torch.Tensor | None, own: Mapping[Any, str]
 ) -> bool:
     """Whether the adapter has other labels than `own`, all of which must have an embedding in it or in the model."""
     if names is None:

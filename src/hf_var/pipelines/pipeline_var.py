@@ -68,7 +68,7 @@ class VARPipeline(VARPipelineBase):
 
     @show_options
     @torch.no_grad()
-    def __call__(self, class_labels: Labels = None, **options: Unpack[CallOptions]) -> VARPipelineOutput | tuple:
+    def __call__(self, class_labels: Labels = None, **options: Unpack[CallOptions]) -> Any:
         r"""
         Generate images.
 

@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Images drawn anew from the scales that are too fine to be kept."""
 
+from typing import Any
+
 import torch
 from diffusers.image_processor import PipelineImageInput
 from typing_extensions import Unpack
@@ -9,7 +11,6 @@ from .checks import check_num_scales, is_number
 from .conditions import Labels
 from .images import image_pixels
 from .options import CallOptions, show_options
-from .pipeline_output import VARPipelineOutput
 from .pipeline_var import GivenCodes, VARPipeline
 
 
@@ -21,15 +22,7 @@ class VARImg2ImgPipeline(VARPipeline):
     Variations of images with VAR: the token maps of the first scales, the composition, are the image's, those of the
     finer ones are drawn. With an image of few pixels this is super-resolution along the schedule.
 
-    Args:
-        transformer ([`VARTransformer`]): Predicts the token maps.
-        vqvae ([`VQVAEModel`]): Turns images into token maps and back.
-        guidance_scale (`float`, *optional*, defaults to 2.5): What `guidance_scale=None` means in a call.
-        top_p (`float`, *optional*, defaults to 0.96): What `top_p=None` means in a call.
-        temperature (`float`, *optional*, defaults to 1.0): What `temperature=None` means in a call.
-
-    Raises:
-        `ValueError`: If the two models have different codebooks, latents or schedules, or a number is out of range.
+    Models and defaults are those of [`VARPipeline`].
     """
 
     @show_options
@@ -41,7 +34,7 @@ class VARImg2ImgPipeline(VARPipeline):
         strength: float | None = None,
         num_kept_scales: int | None = None,
         **options: Unpack[CallOptions],
-    ) -> VARPipelineOutput | tuple:
+    ) -> Any:
         r"""
         Draw the fine scales of images anew.
 

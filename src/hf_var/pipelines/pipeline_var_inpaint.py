@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Parts of images drawn anew."""
 
+from typing import Any
+
 import torch
 from diffusers.image_processor import PipelineImageInput
 from typing_extensions import Unpack
@@ -8,7 +10,6 @@ from typing_extensions import Unpack
 from .conditions import Labels
 from .images import check_pasting, given_tokens, image_pixels, mask_pixels, paste_kept
 from .options import CallOptions, show_options
-from .pipeline_output import VARPipelineOutput
 from .pipeline_var import GivenCodes, VARPipeline
 
 
@@ -17,15 +18,7 @@ class VARInpaintPipeline(VARPipeline):
     In-painting, out-painting and class-conditional editing without training, as Tian et al. (2024) show them for VAR:
     what the mask keeps is given by the image's own tokens at every scale, the rest is drawn.
 
-    Args:
-        transformer ([`VARTransformer`]): Predicts the token maps.
-        vqvae ([`VQVAEModel`]): Turns images into token maps and back.
-        guidance_scale (`float`, *optional*, defaults to 2.5): What `guidance_scale=None` means in a call.
-        top_p (`float`, *optional*, defaults to 0.96): What `top_p=None` means in a call.
-        temperature (`float`, *optional*, defaults to 1.0): What `temperature=None` means in a call.
-
-    Raises:
-        `ValueError`: If the two models have different codebooks, latents or schedules, or a number is out of range.
+    Models and defaults are those of [`VARPipeline`].
     """
 
     @show_options
@@ -38,7 +31,7 @@ class VARInpaintPipeline(VARPipeline):
         paste_original: bool = False,
         feather_width: int | None = None,
         **options: Unpack[CallOptions],
-    ) -> VARPipelineOutput | tuple:
+    ) -> Any:
         r"""
         Draw parts of images anew.
 

@@ -65,14 +65,8 @@ def guidance_weight(guidance_scale: Guidance, k: int, num_scales: int) -> float:
 
 def apply_guidance(logits: torch.Tensor, weight: float) -> torch.Tensor:
     """
-    Classifier-free guidance (Ho and Salimans 2022).
-
-    Args:
-        logits (`torch.Tensor` of shape `(2 * batch, length, codebook_size)`): Conditional, then unconditional logits.
-        weight (`float`): 1 is off.
-
-    Returns:
-        `torch.Tensor` of shape `(batch, length, codebook_size)`.
+    Classifier-free guidance (Ho and Salimans 2022) of conditional logits with unconditional ones behind them, `(2 * batch,
+    length, codebook_size)`; a `weight` of 1 is off.
     """
     conditional, unconditional = logits.chunk(2)
     return conditional if weight == 1 else weight * conditional + (1 - weight) * unconditional
@@ -86,17 +80,8 @@ def process_logits(
     previous_logits: torch.Tensor | None,
 ) -> torch.Tensor:
     """
-    Logits as `processors` leave them, which see every token as a row of its own.
-
-    Args:
-        processors (`LogitsProcessorList`): See [`VARPipeline.__call__`].
-        codes (`list[torch.LongTensor]`): Of the scales before, `(batch, length of the scale)`.
-        logits (`torch.Tensor` of shape `(batch, length, codebook_size)`): Guided logits of scale `k`.
-        k (`int`): Scale, from 0.
-        previous_logits (`torch.Tensor`, *optional*): Guided logits of the scale before.
-
-    Returns:
-        `torch.Tensor` of shape `(batch, length, codebook_size)`.
+    Guided logits `(batch, length, codebook_size)` of scale `k` as `processors` leave them, which see every token as a row of
+    its own, the `codes` and the guided logits of the scales before: see [`VARPipeline.__call__`].
     """
     batch_size, length, codebook_size = logits.shape
     known = torch.cat(codes, dim=1) if codes else torch.empty(batch_size, 0, dtype=torch.long, device=logits.device)
@@ -146,23 +131,13 @@ def filter_logits(logits: torch.Tensor, top_k: int, top_p: float) -> torch.Tenso
 
 def draw_codes(logits: torch.Tensor, generator: Generators = None) -> torch.Tensor:
     """
-    Draw a code for every token, by one multinomial draw per scale, or per image with a list of generators.
+    Draw a code for every token from filtered logits `(batch, length, codebook_size)`, by one multinomial draw per scale, or
+    per image with a list of generators, which may live on another device.
 
     The codes are those of `torch.multinomial`, which waits for an accelerator to check its input: the most probable code
     after a division by exponential noise (of exponential variables, the one with the highest rate is the first with
-    that rate's share as its probability).
-
-    Args:
-        logits (`torch.Tensor` of shape `(batch, length, codebook_size)`): Filtered logits.
-        generator (`torch.Generator` or list of them, *optional*):
-            May live on another device than the logits: the noise is drawn there.
-
-    Returns:
-        `torch.LongTensor` of shape `(batch, length)`.
-
-    Raises:
-        `ValueError`: If a logit is not a number. On an accelerator this is not looked at, the comparison would wait for
-            the device.
+    that rate's share as its probability). On a CPU, a `ValueError` if a logit is not a number; elsewhere the comparison
+    would wait for the device.
     """
     probabilities = functional.softmax(logits, dim=-1)
     if probabilities.device.type == "cpu" and not probabilities.sum(dtype=torch.float32).isfinite():
@@ -182,17 +157,9 @@ def _exponential(like: torch.Tensor, generator: Generators) -> torch.Tensor:
 
 def smooth_weights(logits: torch.Tensor, k: int, num_scales: int, generator: Generators = None) -> torch.Tensor:
     """
-    Weights for a mixture of code vectors in place of a single one, by the Gumbel softmax (Jang et al. 2017): sharper
-    and cooler with the scale. Official `more_smooth`, for pictures that please rather than for metrics.
-
-    Args:
-        logits (`torch.Tensor` of shape `(batch, length, codebook_size)`): Filtered logits.
-        k (`int`): Scale, from 0.
-        num_scales (`int`): Number of scales.
-        generator (`torch.Generator` or list of them, *optional*): Source of the noise.
-
-    Returns:
-        `torch.Tensor` of shape `(batch, length, codebook_size)`.
+    Weights `(batch, length, codebook_size)` for a mixture of code vectors in place of a single one, by the Gumbel softmax
+    (Jang et al. 2017) of filtered logits: sharper and cooler with the scale `k`. Official `more_smooth`, for pictures that
+    please rather than for metrics.
     """
     depth = k / (num_scales - 1) if num_scales > 1 else 1.0
     temperature = max(0.27 * (1 - 0.95 * depth), 0.005)
