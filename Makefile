@@ -1,16 +1,21 @@
 # SPDX-License-Identifier: Apache-2.0
-# Needs Python 3.10 or later and make. Everything is installed into .venv, once per change of pyproject.toml.
+# Needs Python 3.11 or later and make. Everything is installed into .venv, in the versions of requirements/lock.txt and once
+# per change of it or of pyproject.toml; the runs with other versions have environments of their own.
 
 PYTHON ?= python3
 BIN := .venv/bin
+LOCK := requirements/lock.txt
 # Two processes of one thread each (tests/conftest.py sees to that), a whole file at a time to share its fixtures.
 PYTEST_FLAGS ?= -n 2 --dist loadfile
+DRAW := generate --class-labels 3 1 4 1 5 --resize 128 --output
+# The lower bounds of pyproject.toml, one a line.
+LOWER_BOUNDS := grep -oE '"[A-Za-z0-9-]+>=[0-9.]+' pyproject.toml | tr -d '"'
 
-.PHONY: demo test quality style
+.PHONY: demo test quality style lock test-oldest test-newest test-upstream smoke-newest newest
 .NOTPARALLEL:
 
 demo: .venv/.core
-	$(BIN)/hf-var generate --class-labels 3 1 4 1 5 --resize 128 --output digits.png
+	$(BIN)/hf-var $(DRAW) digits.png
 	@echo "The picture is $(CURDIR)/digits.png"
 
 test: .venv/.test
@@ -29,10 +34,46 @@ style: .venv/.dev
 # One stamp per set of dependencies, each written after its installation succeeded. `dev` holds `test` holds the core.
 .venv/.test: EXTRAS := [test]
 .venv/.dev: EXTRAS := [dev]
-.venv/.core .venv/.test .venv/.dev: pyproject.toml | .venv/.created
-	$(BIN)/python -m pip install --editable ".$(EXTRAS)"
+.venv/.core .venv/.test .venv/.dev: pyproject.toml $(LOCK) | .venv/.created
+	$(BIN)/python -m pip install --constraint $(LOCK) --editable ".$(EXTRAS)"
 	@touch $@
 
-.venv/.created:
-	@$(BIN)/python -m pip --version >/dev/null 2>&1 || $(PYTHON) -m venv .venv
+.venv/.created .venv-oldest/.created .venv-newest/.created .venv-lock/.created:
+	@$(@D)/bin/python -m pip --version >/dev/null 2>&1 || $(PYTHON) -m venv $(@D)
 	@touch $@
+
+# The newest releases that pyproject.toml lets in, for all systems and Pythons. torch and torchvision stay ranges, so the
+# packages that each torch pins for itself are left out as well.
+lock: .venv-lock/.created
+	.venv-lock/bin/python -m pip install --quiet --upgrade uv
+	.venv-lock/bin/uv pip compile pyproject.toml --extra dev --universal --upgrade --quiet --no-header --no-annotate \
+		--output-file .venv-lock/lock.txt
+	@echo "# SPDX-License-Identifier: Apache-2.0" > $(LOCK)
+	@echo "# What \`make demo\` and \`make test\` install. Made by \`make lock\`, not by hand." >> $(LOCK)
+	grep -vE '^(torch|torchvision|triton|(cuda|nvidia)-[a-z0-9-]+)==' .venv-lock/lock.txt >> $(LOCK)
+
+# The tests with the oldest releases that pyproject.toml lets in.
+test-oldest: .venv-oldest/.created
+	$(LOWER_BOUNDS) | sed 's/>=/==/' > .venv-oldest/constraints.txt
+	.venv-oldest/bin/python -m pip install --constraint .venv-oldest/constraints.txt --editable ".[test]"
+	.venv-oldest/bin/python -m pytest $(PYTEST_FLAGS)
+
+# The tests with the newest releases there are, whether pyproject.toml lets them in or not.
+test-newest: newest
+	.venv-newest/bin/python -m pytest $(PYTEST_FLAGS)
+
+# The tests with what the next releases of transformers and diffusers will be.
+test-upstream: newest
+	.venv-newest/bin/python -m pip install --upgrade \
+		git+https://github.com/huggingface/transformers git+https://github.com/huggingface/diffusers
+	.venv-newest/bin/python -m pytest $(PYTEST_FLAGS)
+
+# The part of the newest releases' tests that takes a few minutes.
+smoke-newest: newest
+	.venv-newest/bin/hf-var $(DRAW) .venv-newest/digits.png
+	.venv-newest/bin/python -m pytest $(PYTEST_FLAGS) -m contract
+
+newest: .venv-newest/.created
+	$(LOWER_BOUNDS) > .venv-newest/requirements.txt
+	.venv-newest/bin/python -m pip install --upgrade --requirement .venv-newest/requirements.txt
+	.venv-newest/bin/python -m pip install --no-deps --editable .

@@ -148,6 +148,25 @@ def test_unfit_adapters_leave_no_trace(pipe, made, changes, message, tmp_path):
     assert_state(pipe.transformer, before)
 
 
+def test_what_only_the_unfit_adapter_changed_is_plain_again(pipe, tmp_path):
+    """The class embedding and some layers, beside an adapter of other layers."""
+    good = make_adapter(tmp_path / "good", seed=3, train_labels=False, target_modules=["fc1"])
+    make_adapter(tmp_path / "unfit")
+    rewrite(tmp_path / "unfit", weights=without("layers.1.mlp.fc2.lora_B"))
+    pipe.load_lora_weights(tmp_path / "good", adapter_name="good")
+    kinds = [(name, type(module)) for name, module in pipe.transformer.named_modules()]
+    trainable = [parameter.requires_grad for parameter in pipe.transformer.parameters()]
+    pipe.transformer.train()
+    with pytest.raises(ValueError, match="made for another transformer"):
+        pipe.load_lora_weights(tmp_path / "unfit")
+    assert [(name, type(module)) for name, module in pipe.transformer.named_modules()] == kinds
+    assert [parameter.requires_grad for parameter in pipe.transformer.parameters()] == trainable
+    assert list(pipe.transformer.peft_config) == ["good"]
+    assert pipe.transformer.training
+    pipe.transformer.eval()
+    assert torch.equal(logits_of(pipe), logits_of(good))
+
+
 def test_another_type_of_adapter_is_refused(pipe, tmp_path):
     transformer = make_transformer()
     config = IA3Config(target_modules=["v_proj", "fc2"], feedforward_modules=["fc2"])

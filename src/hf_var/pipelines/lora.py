@@ -254,11 +254,29 @@ def _add_trained_adapter(
 
 
 def _delete_adapter(transformer: VARTransformer, adapter_name: str) -> None:
-    """Delete one of several adapters."""
-    from peft.functional import delete_adapter
-
-    delete_adapter(transformer, adapter_name, prefix="lora_")
+    """Delete one of several adapters. What it alone had changed is plain again."""
+    for name, module in list(transformer.named_modules()):
+        if not is_adapter_module(module):
+            continue
+        wrapper: Any = module
+        if hasattr(module, "original_module"):
+            # PEFT's own function for this stumbles over a wrapper none of whose copies is active.
+            if adapter_name in wrapper.modules_to_save:
+                del wrapper.modules_to_save[adapter_name]
+            others, plain = wrapper.modules_to_save, wrapper.original_module
+        elif hasattr(module, "base_layer"):
+            wrapper.delete_adapter(adapter_name)
+            others, plain = wrapper.r, wrapper.base_layer
+        else:
+            continue
+        if not others:
+            _replace(transformer, name, plain)
     del transformer.peft_config[adapter_name]
+
+
+def _replace(transformer: VARTransformer, name: str, module: nn.Module) -> None:
+    parent, _, child = name.rpartition(".")
+    setattr(transformer.get_submodule(parent), child, module)
 
 
 def _remove_adapters(transformer: VARTransformer, merge: bool = False) -> None:
@@ -269,8 +287,7 @@ def _remove_adapters(transformer: VARTransformer, merge: bool = False) -> None:
             # A module that was trained whole is merged by taking the active adapter's copy of it.
             active = [adapter for adapter in wrapper.active_adapters if adapter in wrapper.modules_to_save]
             plain = wrapper.modules_to_save[active[0]] if merge and active else wrapper.original_module
-            parent, _, child = name.rpartition(".")
-            setattr(transformer.get_submodule(parent), child, plain)
+            _replace(transformer, name, plain)
         elif merge and is_adapter_module(module) and hasattr(module, "base_layer"):
             wrapper.merge()
     recurse_remove_peft_layers(transformer)

@@ -3,10 +3,9 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
-from typing import Any
+from typing import Any, Unpack
 
 import torch
-from typing_extensions import Unpack
 
 from ..autoencoders import VQVAEModel
 from ..priors import VARCache

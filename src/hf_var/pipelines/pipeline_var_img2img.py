@@ -1,11 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """Images drawn anew from the scales that are too fine to be kept."""
 
-from typing import Any
+from typing import Any, Unpack
 
 import torch
 from diffusers.image_processor import PipelineImageInput
-from typing_extensions import Unpack
 
 from .checks import check_num_scales, is_number
 from .conditions import Labels

@@ -1,11 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """Parts of images drawn anew."""
 
-from typing import Any
+from typing import Any, Unpack
 
 import torch
 from diffusers.image_processor import PipelineImageInput
-from typing_extensions import Unpack
 
 from .conditions import Labels
 from .images import check_pasting, given_tokens, image_pixels, mask_pixels, paste_kept
