@@ -35,12 +35,13 @@ READ |= {"fsspec", "pyarrow", "tqdm"}  # datasets always brings these, and yaml
 MAY_IMPORT: dict[str, tuple[set[str], set[str]]] = {
     "scales": (set(), set()),
     "ranges": (set(), set()),
+    "modes": (set(), {"torch"}),
     "precision": (set(), {"torch"}),
     "compatibility": (set(), {"transformers", "peft"}),
     "autoencoders": ({"scales"}, {"torch", "transformers", OFFLOAD_DECORATOR}),
     "priors": ({"scales"}, {"torch", "transformers"}),
     # PEFT is an extra, imported when adapters are loaded.
-    "pipelines": (STAGES | {"precision", "compatibility"}, CORE | {"diffusers", "peft"}),
+    "pipelines": (STAGES | {"modes", "precision", "compatibility"}, CORE | {"diffusers", "peft"}),
     "registration": (STAGES | {"pipelines"}, {"transformers", "diffusers"}),
     "weight_files": (set(), {"torch", "safetensors"}),
     "conversion": (STAGES | {"weight_files"}, CORE),

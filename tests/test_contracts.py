@@ -116,7 +116,7 @@ def test_layers_can_be_checkpointed():
 @contract(
     "priors/layers.py: modeling_utils.ALL_ATTENTION_FUNCTIONS _attn_implementation activations.ACT2FN",
     "priors/attention.py: modeling_utils.ALL_ATTENTION_FUNCTIONS _attn_implementation",
-    "training/scaling.py: _from_config",
+    "training/flops.py: _from_config",
     "priors/modeling_var.py: _attn_implementation",
 )
 def test_attention_functions_are_looked_up_by_name():
@@ -212,7 +212,7 @@ def test_attributes_of_models_are_those_that_transformers_reads():
 
 
 @contract(
-    "pipelines/adapters.py: hub.cached_file hub.DownloadKwargs _raise_exceptions_for_missing_entries",
+    "pipelines/lora.py: hub.cached_file hub.DownloadKwargs _raise_exceptions_for_missing_entries",
 )
 def test_files_are_found_in_folders_and_repositories(tmp_path):
     """`cached_file` takes `DownloadKwargs`, and returns None for a missing file if told so."""
@@ -225,7 +225,7 @@ def test_files_are_found_in_folders_and_repositories(tmp_path):
 
 
 @contract(
-    "pipelines/adapters.py: _hf_peft_config_loaded _weight_conversions check_peft_version",
+    "pipelines/lora.py: _hf_peft_config_loaded _weight_conversions check_peft_version",
     "compatibility.py: _hf_peft_config_loaded",
 )
 def test_transformers_asks_one_attribute_for_adapters():
@@ -264,8 +264,8 @@ def test_pipelines_and_components_are_registered(tmp_path):
 
 
 @contract(
-    "evaluation/inputs.py: _class_name",
-    "pipelines/editing.py: _name_or_path",
+    "evaluation/loading.py: _class_name",
+    "pipelines/pipeline_base.py: _name_or_path",
 )
 def test_a_pipelines_configuration_names_class_and_origin(tmp_path):
     """`model_index.json` has `_class_name`, and a loaded pipeline's configuration `_name_or_path`."""
@@ -275,14 +275,16 @@ def test_a_pipelines_configuration_names_class_and_origin(tmp_path):
 
 
 @contract(
-    "pipelines/compilation.py: _execution_device",
-    "pipelines/editing.py: _execution_device",
-    "pipelines/pipeline_base.py: _execution_device _callback_tensor_inputs model_cpu_offload_seq",
-    "pipelines/pipeline_var_inpaint.py: _execution_device",
+    "pipelines/pipeline_base.py: _execution_device model_cpu_offload_seq _guidance_scale _interrupt",
+    "pipelines/pipeline_var.py: _execution_device _callback_tensor_inputs",
     "scoring.py: _execution_device",
 )
 def test_what_diffusers_asks_pipelines_for_and_tells_them():
-    """`_execution_device` is where inputs go, also with offloading; callbacks name one of `_callback_tensor_inputs`."""
+    """
+    `_execution_device` is where inputs go, also with offloading; callbacks name one of `_callback_tensor_inputs`, and set
+    `_guidance_scale` and `_interrupt`.
+    """
+    assert "pipeline._guidance_scale = " in inspect.getsource(diffusers.callbacks)
     pipe = make_pipeline()
     assert pipe._execution_device == torch.device("cpu")
     pipe.enable_model_cpu_offload(device="cpu")
@@ -313,7 +315,7 @@ def test_methods_with_the_decorator_bring_weights_back():
 
 
 @contract(
-    "pipelines/adapters.py: _diffusers_hook",
+    "pipelines/lora.py: _diffusers_hook",
 )
 def test_offloaded_layers_are_known_by_their_hook():
     """Group offloading and layerwise casting leave `_diffusers_hook` on modules."""
@@ -323,7 +325,7 @@ def test_offloaded_layers_are_known_by_their_hook():
 
 
 @contract(
-    "pipelines/adapters.py: get_adapter_name scale_lora_layers",
+    "pipelines/lora.py: get_adapter_name scale_lora_layers set_weights_and_activate_adapters",
     "training/optimization.py: shadow_params",
 )
 def test_helpers_for_adapters_and_averages():
@@ -331,6 +333,7 @@ def test_helpers_for_adapters_and_averages():
     transformer = tiny_model()
     assert diffusers.utils.get_adapter_name(transformer) == "default_0"
     diffusers.utils.scale_lora_layers(transformer, 1.0)
+    diffusers.utils.set_weights_and_activate_adapters(transformer, [], [])
     average = diffusers.training_utils.EMAModel(list(transformer.parameters()))
     assert average.state_dict()["shadow_params"] is average.shadow_params
 
@@ -340,7 +343,8 @@ def test_helpers_for_adapters_and_averages():
 
 
 @contract(
-    "pipelines/adapters.py: modules_to_save original_module base_layer get_base_layer delete_adapter active_adapters",
+    "pipelines/lora.py: modules_to_save original_module base_layer delete_adapter active_adapters",
+    "pipelines/lora.py: peft_utils.recurse_remove_peft_layers",
     "compatibility.py: inject_adapter_in_model",
 )
 def test_adapters_are_injected_and_found():
@@ -366,6 +370,8 @@ def test_adapters_are_injected_and_found():
     embedding.set_adapter([])
     assert list(embedding.active_adapters) == []
     assert embedding.check_set_adapter(["a"]) == "a"
+    diffusers.utils.peft_utils.recurse_remove_peft_layers(transformer)
+    assert transformer.layers[0].mlp.fc1 is plain
 
 
 # --------------------------------------------------------------------------------------------------------------------
@@ -389,8 +395,8 @@ def test_accelerates_plugins_can_be_changed_after_they_were_made():
 
 
 @contract(
-    "training/data/sources.py: _resolve_features decode",
-    "training/data/units.py: num_shards reshard",
+    "data/sources.py: _resolve_features decode",
+    "data/work_units.py: num_shards reshard",
 )
 def test_streams_know_their_columns_and_shards():
     """`_resolve_features` reads the columns off the first rows, `decode(False)` leaves images encoded."""
@@ -411,11 +417,11 @@ def png():
 
 
 @contract(
-    "training/data/sources.py: EMPTY_MESSAGES",
+    "data/sources.py: EMPTY_MESSAGES",
 )
 def test_what_datasets_says_of_empty_files(tmp_path):
     """An empty source is known by the words of the error."""
-    from hf_var.training.data.sources import load_source
+    from hf_var.data.sources import load_source
 
     (tmp_path / "train.csv").write_text("label\n")
     with pytest.raises(ValueError, match="is empty"):
@@ -440,9 +446,8 @@ def test_datasets_of_images_have_endings_and_a_fingerprint():
 
 
 @contract(
-    "pipelines/freezing.py: inductor_config _dynamo _forward_hooks _forward_pre_hooks _version",
-    "pipelines/compilation.py: _dynamo _orig_mod",
-    "pipelines/adapters.py: _orig_mod",
+    "pipelines/compilation.py: inductor_config _dynamo _forward_hooks _forward_pre_hooks _version _orig_mod",
+    "pipelines/lora.py: _orig_mod",
 )
 def test_the_compilers_switches_and_what_it_wraps():
     """Inductor has `freezing`, Dynamo marks sizes and addresses; wrapped models are in `_orig_mod`."""

@@ -8,13 +8,12 @@ from typing import Any
 import numpy as np
 import torch
 from diffusers.image_processor import PipelineImageInput
-from torch.nn import functional
 
-from .pipelines.editing import image_pixels
-from .pipelines.evaluation_mode import in_evaluation_mode
-from .pipelines.labels import Labels
+from .pipelines.checks import check_count
+from .pipelines.conditions import Labels
+from .pipelines.images import image_pixels
 from .pipelines.pipeline_base import VARPipelineBase
-from .pipelines.settings import check_count
+from .priors.likelihood import token_log_probs
 
 
 @dataclass
@@ -111,7 +110,6 @@ def log_likelihood(
         raise ValueError(f"`class_labels` must be one label or {len(codes)}, one per image, got {len(ids)}.")
     labels = torch.tensor(ids).expand(len(codes)).unsqueeze(1)  # (batch, 1)
     per_token = _score(pipe, codes, labels, batch_size)[:, 0]
-    pipe.maybe_free_model_hooks()
     scales = per_token.split(pipe.transformer.config.scale_lengths, dim=1)
     per_scale = torch.stack([scale.sum(dim=1) for scale in scales], dim=1)
     return LogLikelihood(per_scale.sum(dim=1), per_scale, per_token, codes)
@@ -169,7 +167,6 @@ def classify(
     codes = _codes(pipe, images, codes, batch_size)
     candidates = log_prior.isfinite().nonzero()[:, 0]
     totals = _score(pipe, codes, candidates.expand(len(codes), -1), batch_size, sum_tokens=True)
-    pipe.maybe_free_model_hooks()
     candidates = candidates.to(totals.device)
     likelihood = totals.new_full((len(codes), len(names)), torch.nan)
     likelihood[:, candidates] = totals
@@ -180,7 +177,6 @@ def classify(
 
 
 @torch.no_grad()
-@in_evaluation_mode
 def _score(
     pipe: VARPipelineBase, codes: torch.Tensor, labels: torch.Tensor, batch_size: int, sum_tokens: bool = False
 ) -> torch.Tensor:
@@ -192,28 +188,24 @@ def _score(
     # What the transformer reads is made once per image, whatever the number of candidates.
     pieces = torch.arange(len(codes)).split(max(1, batch_size // num_candidates))
     found = []
-    with pipe.progress_bar(total=len(pieces)) as progress_bar:  # pyright: ignore[reportAttributeAccessIssue]
+    with pipe._at_work(), pipe.progress_bar(total=len(pieces)) as progress_bar:  # pyright: ignore
         for piece in pieces:
             scale_inputs = pipe.vqvae.teacher_forcing(codes[piece])
             for pairs in torch.arange(len(piece) * num_candidates).split(batch_size):
                 image = pairs // num_candidates
-                logits = pipe.transformer(
-                    class_labels=labels[piece].flatten()[pairs].to(codes.device),
-                    scale_inputs=scale_inputs[image],
-                    use_cache=False,
-                ).logits  # (pairs, length, codebook_size)
-                target = codes[piece][image]  # (pairs, length)
-                losses = functional.cross_entropy(logits.flatten(0, 1), target.flatten(), reduction="none")
-                found.append(-losses.view(target.shape).sum(dim=1) if sum_tokens else -losses.view(target.shape))
+                classes = labels[piece].flatten()[pairs].to(codes.device)
+                per_token = token_log_probs(
+                    pipe.transformer, codes[piece][image], scale_inputs[image], class_labels=classes
+                )  # (pairs, length)
+                found.append(per_token.sum(dim=1) if sum_tokens else per_token)
             progress_bar.update()
     return torch.cat(found).unflatten(0, (len(codes), num_candidates))
 
 
 @torch.no_grad()
-@in_evaluation_mode
 def _encode(pipe: VARPipelineBase, pixel_values: torch.Tensor, batch_size: int) -> torch.Tensor:
-    device = pipe._execution_device
-    return torch.cat([pipe.vqvae.encode(piece.to(device)).codes for piece in pixel_values.split(batch_size)])
+    with pipe._at_work():
+        return torch.cat([pipe._encode(piece) for piece in pixel_values.split(batch_size)])
 
 
 def _check_pipeline(pipe: Any) -> None:
@@ -228,7 +220,7 @@ def _codes(pipe: VARPipelineBase, images: Any, codes: Any, batch_size: int) -> t
     if (images is None) == (codes is None):
         raise ValueError("Pass exactly one of `images` and `codes`.")
     if codes is None:
-        pixel_values = image_pixels(images, pipe.vqvae.config, pipe.image_processor, name="images")
+        pixel_values = image_pixels(images, pipe.vqvae.config, name="images")
         return _encode(pipe, pixel_values, batch_size)
     length, codebook_size = pipe.transformer.config.length, pipe.transformer.config.codebook_size
     codes = torch.as_tensor(codes)

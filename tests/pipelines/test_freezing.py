@@ -7,8 +7,7 @@ import pytest
 import torch
 from accelerate import cpu_offload
 
-from hf_var.pipelines.compilation import CompiledModels
-from hf_var.pipelines.freezing import FrozenModels
+from hf_var.pipelines.compilation import CompiledModels, FrozenModels
 from pipelines.compiled import assert_same, compile_and_count, draw, make_copy
 from pipelines.tiny import make_pipeline, make_transformer
 
@@ -20,7 +19,7 @@ pytestmark = pytest.mark.usefixtures("fresh_compiler")
 def warnings(monkeypatch):
     """What the frozen transformer warns of."""
     messages = []
-    monkeypatch.setattr("hf_var.pipelines.freezing.logger.warning", messages.append)
+    monkeypatch.setattr("hf_var.pipelines.compilation.logger.warning", messages.append)
     return messages
 
 

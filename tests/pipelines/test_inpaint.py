@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from hf_var import VARInpaintPipeline, VARPipeline
-from hf_var.pipelines.editing import given_tokens
+from hf_var.pipelines.images import given_tokens
 from pipelines.tiny import make_pipeline, seeded
 
 

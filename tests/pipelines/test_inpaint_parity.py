@@ -6,7 +6,7 @@ import torch
 
 from hf_var import VARInpaintPipeline
 from hf_var.conversion import load_official_var, load_official_vqvae
-from hf_var.pipelines.editing import given_tokens
+from hf_var.pipelines.images import given_tokens
 from parity import CASES, load_case
 from pipelines.tiny import seeded
 

@@ -90,3 +90,41 @@ def test_default_names_and_an_unconditional_model():
     assert len(unconditional(None).images) == 1
     with pytest.raises(ValueError, match="got 1"):
         unconditional(1)
+
+
+NUMBERS = {0: "3", 1: "10", 2: "2", 3: "x", 4: "-1, minus one"}
+
+
+@pytest.mark.parametrize(
+    ("labels", "ids"),
+    [
+        # A text that is no name is an id, as on a command line.
+        (["0", "1", "4", "5"], [0, 1, 4, 5]),
+        # It may be both where both are the same label.
+        ("2", [2]),
+        ("10", [1]),
+        ("x", [3]),
+        (["name:3", "id:3", "name:10", "id:-1", "name:-1", "id:2"], [0, 3, 1, 5, 4, 2]),
+    ],
+    ids=repr,
+)
+def test_texts_that_are_numbers(labels, ids):
+    pipe = make_pipeline(transformer={"id2label": NUMBERS, "num_labels": 5})
+    assert pipe.get_label_ids(labels) == ids
+
+
+@pytest.mark.parametrize(
+    ("label", "message"),
+    [
+        ("3", "'3', which is both the name of label 0 and the id of another: write 'name:3' or 'id:3'"),
+        ("-1", "'-1', which is both the name of label 4 and the id of another: write 'name:-1' or 'id:-1'"),
+        ("7", r"`class_labels` must be in \[0, 5\).*got 7"),
+        ("id:7", r"`class_labels` must be in \[0, 5\).*got 7"),
+        ("name:7", "unknown name 'name:7'"),
+        ("id:x", "unknown name 'id:x'"),
+    ],
+)
+def test_ambiguous_numbers_are_refused(label, message):
+    pipe = make_pipeline(transformer={"id2label": NUMBERS, "num_labels": 5})
+    with pytest.raises(ValueError, match=message):
+        pipe.get_label_ids(label)

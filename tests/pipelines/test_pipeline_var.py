@@ -31,7 +31,7 @@ def test_signature():
         "output_type": "pil",
         "return_dict": True,
         "callback_on_step_end": None,
-        "callback_on_step_end_tensor_inputs": ["latents"],
+        "callback_on_step_end_tensor_inputs": ("latents",),
         "class_embeds": None,
         "logits_processor": None,
         "refiner": None,

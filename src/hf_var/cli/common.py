@@ -12,6 +12,7 @@ from PIL import Image
 
 from .. import DIGITS_CHECKPOINT
 from ..pipelines.image_grids import save_progress_gif
+from ..pipelines.options import PLAIN_OPTIONS
 
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -28,15 +29,16 @@ def add_model(parser: argparse.ArgumentParser) -> None:
 
 
 def add_sampling(parser: argparse.ArgumentParser) -> None:
-    """How codes are drawn."""
+    """How codes are sampled: a flag for each plain option of the pipelines."""
     parser.add_argument("--num-images-per-label", type=int, default=1, metavar="N", help="images of each label (1)")
-    parser.add_argument("--seed", type=int, default=0, help="seed of the draws (0)")
+    parser.add_argument("--seed", type=int, default=0, help="seed of the sampling (0)")
     sampling = parser.add_argument_group("sampling")
-    sampling.add_argument("--guidance-scale", type=float, metavar="W", help="1 is off (the checkpoint's, or 2.5)")
-    sampling.add_argument("--top-k", type=int, metavar="K", help="0 is off (900, or all of a smaller codebook)")
-    sampling.add_argument("--top-p", type=float, metavar="P", help="0 and 1 are off (the checkpoint's, or 0.96)")
-    sampling.add_argument("--temperature", type=float, metavar="T", help="above 1 for more variety")
-    sampling.add_argument("--smooth", action="store_true", help="mix code vectors: smoother, less detailed images")
+    for name, (kind, text) in PLAIN_OPTIONS.items():
+        flag = f"--{name.replace('_', '-')}"
+        if kind is bool:
+            sampling.add_argument(flag, action="store_true", help=text)
+        else:
+            sampling.add_argument(flag, type=kind, metavar=kind.__name__.upper(), help=text)
 
 
 def add_picture(parser: argparse.ArgumentParser) -> None:
@@ -81,13 +83,9 @@ def sampling_arguments(options: argparse.Namespace) -> dict[str, Any]:
     """The arguments of a call that `add_sampling` and `add_labels` gave."""
     return {
         "class_labels": [label(text) for text in options.class_labels],
-        "guidance_scale": options.guidance_scale,
-        "top_k": options.top_k,
-        "top_p": options.top_p,
-        "temperature": options.temperature,
-        "smooth": options.smooth,
         "num_images_per_label": options.num_images_per_label,
         "generator": torch.Generator().manual_seed(options.seed),
+        **{name: getattr(options, name) for name in PLAIN_OPTIONS},
     }
 
 
@@ -96,11 +94,9 @@ def read_images(paths: Sequence[str]) -> list[Image.Image]:
     return [load_image(path, convert_method=lambda image: image) for path in paths]
 
 
-def label(text: str) -> int | str | None:
-    """A label as the pipelines take it."""
-    if text.lower() == "none":
-        return None
-    return int(text) if text.lstrip("-").isdecimal() else text
+def label(text: str) -> str | None:
+    """A label as the pipelines take it: they read names and ids from the same text."""
+    return None if text.lower() == "none" else text
 
 
 def save_result(

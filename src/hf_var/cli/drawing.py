@@ -2,6 +2,7 @@
 """Images from labels, and from images and labels."""
 
 import argparse
+from typing import Any
 
 from .. import VARImg2ImgPipeline, VARInpaintPipeline, VARPipeline
 from .common import (
@@ -21,88 +22,77 @@ def add_generate(commands) -> None:
     """Add the command `generate`."""
     parser = commands.add_parser(
         "generate",
-        help="draw images of classes",
-        description="Draw one image per class label and save them side by side. Without --model, handwritten digits are "
-        "drawn with the checkpoint that ships with the package.",
+        help="sample images of classes",
+        description="Sample one image per class label and save them side by side. Without --model, handwritten digits are "
+        "sampled with the checkpoint that ships with the package.",
         epilog="example: hf-var generate --class-labels 3 1 4 1 5 --resize 128 --output digits.png",
     )
     parser.set_defaults(run=_generate)
-    add_labels(parser)
-    add_picture(parser)
-    add_sampling(parser)
-    add_model(parser)
+    _add_shared(parser)
 
 
 def _generate(options: argparse.Namespace) -> None:
-    check_picture(options)
-    pipe = load_pipeline(VARPipeline, options)
-    output = pipe(**sampling_arguments(options))
-    save_result(pipe, output.images, output.codes, options)
+    _run(VARPipeline, options)
 
 
 def add_inpaint(commands) -> None:
     """Add the command `inpaint`."""
     parser = commands.add_parser(
         "inpaint",
-        help="draw a part of an image anew",
-        description="Draw the part of an image that is white in a mask anew, as one of a class; a mask that is white "
-        "around the middle extends the image.",
+        help="repaint a part of an image",
+        description="Repaint the part of an image that is white in a mask as one of a class; a mask that is white around "
+        "the middle extends the image.",
         epilog="example: hf-var inpaint --image dog.png --mask mask.png --class-labels cat --model REPO --output cat.png",
     )
     parser.set_defaults(run=_inpaint)
     parser.add_argument("--image", required=True, metavar="FILE", help="picture to edit, or its address")
-    parser.add_argument("--mask", required=True, metavar="FILE", help="picture that is white where to draw")
+    parser.add_argument("--mask", required=True, metavar="FILE", help="picture that is white where to repaint")
     parser.add_argument(
         "--paste-original", action="store_true", help="keep the pixels of the black part exactly as they are"
     )
     parser.add_argument("--feather-width", type=int, metavar="PIXELS", help="width of the seam of --paste-original")
-    add_labels(parser)
-    add_picture(parser)
-    add_sampling(parser)
-    add_model(parser)
+    _add_shared(parser)
 
 
 def _inpaint(options: argparse.Namespace) -> None:
-    check_picture(options)
     if options.feather_width is not None and not options.paste_original:
         raise ValueError(f"--feather-width {options.feather_width} needs --paste-original.")
-    image, mask = read_images([options.image, options.mask])
-    pipe = load_pipeline(VARInpaintPipeline, options)
-    output = pipe(
-        image,
-        mask,
-        **sampling_arguments(options),
-        paste_original=options.paste_original,
-        feather_width=options.feather_width,
-    )
-    save_result(pipe, output.images, output.codes, options)
+    edits = {"paste_original": options.paste_original, "feather_width": options.feather_width}
+    _run(VARInpaintPipeline, options, image=options.image, mask_image=options.mask, **edits)
 
 
 def add_vary(commands) -> None:
     """Add the command `vary`."""
     parser = commands.add_parser(
         "vary",
-        help="draw variations of an image",
-        description="Keep the coarse scales of an image and draw the fine ones anew, as those of a class. A small image "
+        help="sample variations of an image",
+        description="Keep the coarse scales of an image and sample the fine ones anew, as those of a class. A small image "
         "becomes a large one in this way.",
         epilog="example: hf-var vary --image dog.png --strength 0.4 --class-labels dog --model REPO --output dogs.png",
     )
     parser.set_defaults(run=_vary)
     parser.add_argument("--image", required=True, metavar="FILE", help="picture to vary, or its address")
     amount = parser.add_mutually_exclusive_group()
-    amount.add_argument("--strength", type=float, metavar="X", help="share of the scales that are drawn (0.5)")
+    amount.add_argument("--strength", type=float, metavar="X", help="share of the scales that are sampled (0.5)")
     amount.add_argument("--num-kept-scales", type=int, metavar="N", help="scales that are kept")
-    add_labels(parser)
-    add_picture(parser)
-    add_sampling(parser)
-    add_model(parser)
+    _add_shared(parser)
 
 
 def _vary(options: argparse.Namespace) -> None:
+    kept = {"strength": options.strength, "num_kept_scales": options.num_kept_scales}
+    _run(VARImg2ImgPipeline, options, image=options.image, **kept)
+
+
+def _add_shared(parser: argparse.ArgumentParser) -> None:
+    for add in (add_labels, add_picture, add_sampling, add_model):
+        add(parser)
+
+
+def _run(pipeline_class: Any, options: argparse.Namespace, **arguments: Any) -> None:
+    """Call a pipeline with the shared arguments and its own; those that name images are read first."""
     check_picture(options)
-    (image,) = read_images([options.image])
-    pipe = load_pipeline(VARImg2ImgPipeline, options)
-    output = pipe(
-        image, **sampling_arguments(options), strength=options.strength, num_kept_scales=options.num_kept_scales
-    )
+    for name in arguments.keys() & {"image", "mask_image"}:
+        (arguments[name],) = read_images([arguments[name]])
+    pipe = load_pipeline(pipeline_class, options)
+    output = pipe(**arguments, **sampling_arguments(options))
     save_result(pipe, output.images, output.codes, options)

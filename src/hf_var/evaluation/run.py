@@ -19,7 +19,7 @@ from ..metrics.feature_extractors import full_precision
 from ..metrics.perceptual import PerceptualLoss
 from ..metrics.reconstruction import measure_reconstruction
 from ..pipelines import VARPipeline
-from ..pipelines.settings import resolve_settings
+from ..pipelines.options import PLAIN_OPTIONS, resolve_sampling
 from .arguments import DRAWING, PRESET_MODELS, EvaluationArguments
 from .comparison import compute_figures, kid_subset_size
 from .feature_extraction import DrawnImages, ImageSource, Outputs, Stopwatch, missing_batches, write_features
@@ -210,29 +210,17 @@ def _write_missing(args: EvaluationArguments, source: ImageSource, outputs: Outp
 def _sampling(args: EvaluationArguments, pipeline: VARPipeline) -> dict[str, Any]:
     """The arguments of the pipeline's call, all of them by their values."""
     config = pipeline.transformer.config
-    sampling = {name: args.resolved(name) for name in ("guidance_scale", "top_k", "top_p", "temperature")}
+    sampling: Any = {name: args.resolved(name) for name in PLAIN_OPTIONS}
     if not config.num_labels:
         # What it would be guided away from is what it draws.
         sampling["guidance_scale"] = 1.0
-    resolved = resolve_settings(
-        pipeline.transformer,
-        pipeline.config,
-        **sampling,
-        smooth=args.smooth,
-        logits_processor=None,
-        refiner=None,
-        refiner_start=None,
-    )
+    resolved = resolve_sampling(pipeline.transformer, pipeline.config, sampling)
     if args.classifier is not None and not config.num_labels:
         raise ValueError(f"`classifier` = {args.classifier!r} needs a model with classes.")
-    return {
-        "guidance_scale": resolved.guidance_scale,
-        "top_k": resolved.top_k[0],
-        "top_p": resolved.top_p[0],
-        "temperature": resolved.temperature[0],
-        "smooth": args.smooth,
-        "num_candidates": args.resolved("num_candidates"),
-    }
+    found = {name: getattr(resolved, name) for name in PLAIN_OPTIONS}
+    # Of what has a value per scale, all are the same here.
+    found = {name: value[0] if isinstance(value, list) else value for name, value in found.items()}
+    return {**found, "num_candidates": args.resolved("num_candidates")}
 
 
 def _check_preset(args: EvaluationArguments, image_size: tuple[int, int], num_labels: int | None) -> None:

@@ -7,9 +7,9 @@ from typing import Any, cast
 
 import torch
 from accelerate import Accelerator
-from torch.nn import functional
 
 from ..priors import VARTransformer
+from ..priors.likelihood import log_probs
 
 
 Batch = dict[str, torch.Tensor]
@@ -32,7 +32,7 @@ class CodePredictions:
     @torch.no_grad()
     def add(self, logits: torch.Tensor, codes: torch.Tensor) -> None:
         """Note `(batch, length, codebook_size)` logits for `(batch, length)` codes."""
-        losses = functional.cross_entropy(logits.float().transpose(1, 2), codes, reduction="none")  # (batch, length)
+        losses = -log_probs(logits, codes)  # (batch, length)
         hits = logits.argmax(dim=-1) == codes
         images = self.sums.new_tensor([len(codes)])
         self.sums += torch.cat([images, losses.sum(dim=0), hits.sum(dim=0)])

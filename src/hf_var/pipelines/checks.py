@@ -1,9 +1,16 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Whether the models of a pipeline belong together."""
+"""Checks of a pipeline's models and of the values that its methods take."""
+
+import math
+from numbers import Integral, Real
+from typing import Any
+
+import torch
 
 from ..autoencoders import VQVAEConfig, VQVAEModel
 from ..priors import VARConfig, VARTransformer
 from .lora import is_adapter_module
+from .sampling import Generators
 
 
 def check_components(transformer: VARTransformer, vqvae: VQVAEModel) -> None:
@@ -31,3 +38,69 @@ def check_components(transformer: VARTransformer, vqvae: VQVAEModel) -> None:
             "`transformer` must predict a whole scale at a time, got block_sizes="
             f"{transformer.config.block_sizes} for patch_nums={transformer.config.patch_nums}."
         )
+
+
+def is_number(value: Any, kind: type[Real] = Real) -> bool:
+    """Whether `value` is a finite number, Python's or numpy's."""
+    return isinstance(value, kind) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def check_guidance(guidance_scale: Any) -> None:
+    """Raise a `ValueError` unless it is a finite number or a callable."""
+    if not callable(guidance_scale) and not is_number(guidance_scale):
+        raise ValueError(
+            f"`guidance_scale` must be a finite number, 1 for no guidance, or a callable of (k, K), got {guidance_scale!r}."
+        )
+
+
+def check_top_k(codebook_size: int, top_k: Any) -> None:
+    """Raise a `ValueError` unless it is a number of codes."""
+    if not is_number(top_k, Integral) or not 0 <= top_k <= codebook_size:
+        raise ValueError(
+            f"`top_k` must be from 1 to codebook_size={codebook_size}, 0 for all codes or `None` for the default, got "
+            f"{top_k!r}."
+        )
+
+
+def check_top_p(top_p: Any) -> None:
+    """Raise a `ValueError` unless it is a probability."""
+    if not is_number(top_p) or not 0 <= top_p <= 1:
+        raise ValueError(f"`top_p` must be in [0, 1], where 0 and 1 mean all codes, got {top_p!r}.")
+
+
+def check_temperature(temperature: Any) -> None:
+    """Raise a `ValueError` unless it is a positive number."""
+    if not is_number(temperature) or temperature <= 0:
+        raise ValueError(f"`temperature` must be a number above 0, got {temperature!r}; greedy choice is `top_k=1`.")
+
+
+def check_count(name: str, value: Any) -> None:
+    """Raise a `ValueError` that names the argument unless it is an integer of at least 1."""
+    if not is_number(value, Integral) or value < 1:
+        raise ValueError(f"`{name}` must be an integer of at least 1, got {value!r}.")
+
+
+def check_output(output_type: str, channels: int) -> None:
+    """Raise a `ValueError` unless images of so many channels can be returned in this form."""
+    if output_type not in ("pil", "np", "pt", "latent"):
+        raise ValueError(f"`output_type` must be 'pil', 'np', 'pt' or 'latent', got {output_type!r}.")
+    if output_type == "pil" and channels not in (1, 3, 4):
+        raise ValueError(f"`output_type` must be 'np', 'pt' or 'latent' for images of {channels} channels, got 'pil'.")
+
+
+def check_generator(generator: Generators, batch_size: int) -> None:
+    """Raise a `ValueError` unless there is no generator, one, or a list with one for each image."""
+    if isinstance(generator, list) and len(generator) != batch_size:
+        raise ValueError(f"`generator` must be one generator or {batch_size}, one per image, got {len(generator)}.")
+    for single in generator if isinstance(generator, list) else [generator]:
+        if not isinstance(single, torch.Generator) and (single is not None or isinstance(generator, list)):
+            raise ValueError(
+                "`generator` must be a `torch.Generator`, such as `torch.Generator().manual_seed(0)`, or a list of "
+                f"them, got {single!r}."
+            )
+
+
+def check_num_scales(name: str, value: int, num_scales: int) -> None:
+    """Raise a `ValueError` that names the argument unless it is a number of scales."""
+    if not is_number(value, Integral) or not 0 <= value <= num_scales:
+        raise ValueError(f"`{name}` must be a number of scales from 0 to {num_scales}, got {value!r}.")

@@ -1,205 +1,181 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Faster ways to draw the same images: compiled models, and torch's switch between the CPU's matrix libraries."""
+"""Compiled forms of a pipeline's models, which draw the same images faster."""
 
-from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager
+import threading
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import partial
 from typing import Any
 
 import torch
-from diffusers import DiffusionPipeline
+import torch._inductor.config as inductor_config
+from diffusers.utils import logging
 
 from ..autoencoders import VQVAEModel
-from ..precision import ONEDNN_MATMUL, fp32_precision
-from ..priors import VARCache, VARTransformer
-from .freezing import FrozenModels, find_obstacle
+from ..priors import VARCache, VARTransformer, VARTransformerOutput
+
+
+logger = logging.get_logger(__name__)
+
+# What is written through `.data`, as PEFT's merging and diffusers' average do, changes neither address nor version.
+NUM_SAMPLED_VALUES = 64
 
 
 class CompiledModels:
     """
-    The steps of a transformer and the decoder, compiled, and the cache that the steps share from one call to the next:
-    CUDA graphs read and write at the addresses that they were recorded with.
-
-    Args:
-        transformer ([`VARTransformer`]): Predicts the token maps.
-        vqvae ([`VQVAEModel`]): Decodes them.
-        options: Those of `torch.compile`.
+    A graph for each scale, and one for the decoder. CUDA graphs read and write at the addresses that they were recorded
+    with, so the cache stays from one call to the next.
     """
 
     def __init__(self, transformer: VARTransformer, vqvae: VQVAEModel, **options: Any):
         self.transformer, self.vqvae, self.options = transformer, vqvae, options
-        # A callable for each scale, whose shapes and place in the cache are constants. They share the code of `forward`,
-        # of which Dynamo makes eight graphs at most, unless each is counted by itself.
+        # Shapes and the place in the cache are constants of a scale. The scales share the code of `forward`, of which
+        # Dynamo makes eight graphs at most, unless each is counted by itself.
         compiled: Any = partial(torch.compile, isolate_recompiles=True, **options)
-        self.steps = [compiled(transformer) for _ in transformer.config.patch_nums]
+        self.steps: list[Callable] = [compiled(transformer) for _ in transformer.config.patch_nums]
         self.decode = compiled(vqvae.decode)
-        self._lent: VARCache | None = None
-        # The cache and what it was made for; nothing while a call has it. Taking it out of a list is safe among threads.
-        self._idle: list[tuple[VARCache | None, tuple]] = [(None, ())]
+        self._cache: VARCache | None = None
         self._made_for: tuple = ()
+        self._in_use = threading.Lock()
 
     def __reduce__(self) -> tuple:
         # Copied with its models, not with the functions that were made of them, which belong to the models themselves.
         return partial(type(self), **self.options), (self.transformer, self.vqvae)
 
-    def lend(self, conditions: dict[str, torch.Tensor]) -> VARCache | None:
-        """
-        The cache, empty, for images of the classes `conditions`: its buffers are those of the last call if they fit. `None`
-        while another call has it, in another thread or around this one. [`CompiledModels.take_back`] ends the loan.
-        """
+    @contextmanager
+    def cache(self, condition: Mapping[str, torch.Tensor]) -> Iterator[VARCache | None]:
+        """The cache, empty, for a call with this `condition`; `None` while another call has it."""
+        if not self._in_use.acquire(blocking=False):
+            yield None
+            return
         try:
-            cache, made_for = self._idle.pop()
-        except IndexError:
-            return None
-        try:
-            (classes,) = conditions.values()
-            device_type = classes.device.type
-            # The meta device, for one, has no autocast.
-            autocast = torch.amp.is_autocast_available(device_type) and torch.is_autocast_enabled(device_type)
-            wanted = (
-                len(classes),
-                classes.device,
-                self.transformer.dtype,
-                torch.get_autocast_dtype(device_type) if autocast else None,
-                torch.is_inference_mode_enabled(),
-            )
-            if cache is None or made_for != wanted or cache.batch_size != len(classes):
-                cache = self._make(conditions)
-        except BaseException:
-            self._idle.append((None, ()))
-            raise
-        self._lent, self._made_for = cache, wanted
-        cache.reset()
-        # What the graphs of the last call returned is not needed any more, that of this call stays until the next one.
-        torch.compiler.cudagraph_mark_step_begin()
-        return cache
-
-    def has_lent(self, cache: VARCache) -> bool:
-        """Whether `cache` is the one that is lent."""
-        return cache is self._lent
-
-    def take_back(self, cache: VARCache) -> None:
-        """End a loan, whether the call succeeded or not."""
-        self._lent = None
-        self._idle.append((cache, self._made_for))
+            example = next(iter(condition.values()))
+            autocast = torch.is_autocast_enabled(example.device.type)
+            dtype = torch.get_autocast_dtype(example.device.type) if autocast else self.transformer.dtype
+            wanted = (len(example), example.device, dtype, torch.is_inference_mode_enabled())
+            # Its batch is halved where guidance has ended before the last scale.
+            if self._cache is None or self._made_for != wanted or self._cache.batch_size != len(example):
+                self._cache, self._made_for = self._make(condition), wanted
+            self._cache.reset()
+            # What the graphs of the last call returned is not needed any more, that of this call is until the next one.
+            torch.compiler.cudagraph_mark_step_begin()
+            yield self._cache
+        finally:
+            self._in_use.release()
 
     @torch.no_grad()
-    def _make(self, conditions: dict[str, torch.Tensor]) -> VARCache:
+    def _make(self, condition: Mapping[str, torch.Tensor]) -> VARCache:
         cache = VARCache(self.transformer.config)
         # A step makes the buffers. One within a CUDA graph would leave them to the graph, which uses them otherwise.
-        self.transformer(**conditions, cache=cache)
+        self.transformer(**condition, cache=cache)
         for layer in cache.layers:
             for buffer in (layer.keys, layer.values):  # pyright: ignore[reportAttributeAccessIssue]
                 torch._dynamo.mark_static_address(buffer)  # pyright: ignore[reportArgumentType]
         return cache
 
 
-class CompilationMixin(DiffusionPipeline):
-    """`compile`, and the switch of CPUs."""
+class FrozenModels:
+    """
+    The transformer for CPUs, with its weights as constants (torch's "freezing"): oneDNN arranges them once as it will read
+    them, and Inductor fuses what lies around the products. Each graph holds a copy of the weights, so a single one serves
+    any number of tokens and images. The decoder is left as it is: it gains little or loses.
+    """
 
-    _compiled: CompiledModels | FrozenModels | None = None
-    _prefers_onednn = False
+    def __init__(self, transformer: VARTransformer, vqvae: VQVAEModel, **options: Any):
+        self.transformer, self.vqvae, self.options = transformer, vqvae, options
+        # The first scale reads its own weights, those of AdaLN, for a single token.
+        self.steps: list[Callable] = [transformer, *[self._step] * (len(transformer.config.patch_nums) - 1)]
+        self.decode: Any = vqvae.decode
+        self._predict = torch.compile(transformer.predict, **{"dynamic": True, "isolate_recompiles": True, **options})
+        self._weights: list[tuple] | None = None
+        self._has_warned = False
 
-    def compile(self, mode: str | None = None, freezing: bool | None = None, **kwargs) -> None:
-        r"""
-        Compile the models: on a CPU the transformer, with its weights as constants, otherwise the transformer, a graph for
-        each scale, and the decoder. Codes and images are those of the uncompiled pipeline up to rounding.
+    __reduce__ = CompiledModels.__reduce__
 
-        **With `freezing`**, the first call compiles, which takes a minute for a large model, and one graph serves all
-        scales but the first, and all batch sizes. A single image without guidance needs another one, and so do calls in
-        inference mode and under autocast. Each graph holds a copy of the weights, until the process ends. Products of fp32
-        matrices are oneDNN's, where torch was built with MKL. The decoder is run as it is: it gains little or loses. When the
-        weights have changed since the first call, when they are offloaded or the transformer has got hooks, it is run as
-        it is, too, and a warning says so.
+    @torch.no_grad()
+    def cache(self, condition: Mapping[str, torch.Tensor]) -> AbstractContextManager[VARCache | None]:
+        """An empty cache; `None`, with a warning, once the transformer is not what the graph was made of any more."""
+        obstacle = find_obstacle(self.transformer)
+        if obstacle is None:
+            weights = _describe(self.transformer)
+            self._weights = self._weights or weights
+            if weights != self._weights:
+                # Not compiled anew at once: torch keeps the old graph, and with it its copy of the weights.
+                obstacle = "its weights have changed"
+        if obstacle is not None and not self._has_warned:
+            logger.warning(f"The transformer is run as it is until `compile()` is called again: {obstacle}.")
+        self._has_warned = obstacle is not None
+        return nullcontext(VARCache(self.transformer.config) if obstacle is None else None)
 
-        **Without**, the first call of a batch size compiles, for a large model some minutes; further ones compile nothing.
-        It is meant for CUDA, where a small batch waits for its kernels to be launched. A cache of keys and values stays
-        allocated between calls, for the batch size of the last one. Eight batch sizes (and guided and unguided calls, and
-        scales of adapters, each count as another one) are compiled at most, further ones are run as they are. So is a
-        call while another one is at work, in another thread or around it. Weights may be trained or adapted later.
-
-        Where several scales are read at once (by [`VARImg2ImgPipeline`] and by a `refiner`), and in a `refiner`, the model
-        is run as it is. The pipeline's models are not changed. Pipelines of `from_pipe` are to be compiled by themselves.
-        Once a model is exchanged for another or moved to another kind of device, call this method again.
-
-        Args:
-            mode (`str`, *optional*):
-                That of `torch.compile`. The default is `"reduce-overhead"` on CUDA, which replays CUDA graphs, unless
-                `backend` or `options` are given.
-            freezing (`bool`, *optional*):
-                Whether the weights become constants. The default is to do so where they can, that is on a CPU and if
-                they are neither offloaded nor quantized, and no `backend` is given.
-            kwargs:
-                Further arguments of `torch.compile`: `backend`, `options`, `fullgraph`.
-
-        Raises:
-            `ValueError`: If `freezing` is asked for and the weights cannot be constants.
-        """
-        transformer, vqvae = _unwrapped(self.transformer), _unwrapped(self.vqvae)
-        obstacle = find_obstacle(transformer)
-        if freezing and obstacle is not None:
-            raise ValueError(
-                f"`freezing=True` needs a plain transformer on the CPU, got one that does not fit: {obstacle}."
-            )
-        if freezing is None:
-            freezing = obstacle is None and "backend" not in kwargs
-        if freezing:
-            self._compiled = FrozenModels(transformer, vqvae, mode=mode, **kwargs)
-            return
-        if mode is None and self._execution_device.type == "cuda" and not kwargs.keys() & {"backend", "options"}:
-            mode = "reduce-overhead"
-        self._compiled = CompiledModels(transformer, vqvae, **{"dynamic": False, "mode": mode, **kwargs})
-
-    def enable_onednn_matmul(self) -> None:
-        r"""
-        Let oneDNN multiply the fp32 matrices of a CPU during calls, in place of MKL, which is slow on other CPUs than
-        Intel's.
-
-        It sets `torch.backends.mkldnn.matmul.fp32_precision` to `"bf16"` for the time of a call, which is the whole
-        process' setting, and then back. The name says what else it permits: where the CPU has bf16 matrix units (AMX),
-        oneDNN may round to bf16, and codes may be others. Elsewhere it computes in fp32.
-        """
-        self._prefers_onednn = True
-
-    def disable_onednn_matmul(self) -> None:
-        """Leave the choice of the library to torch again, see [`~VARPipeline.enable_onednn_matmul`]."""
-        self._prefers_onednn = False
-
-    def _matmul_library(self) -> AbstractContextManager[None]:
-        """The setting of [`~VARPipeline.enable_onednn_matmul`], for the time of a call."""
-        return fp32_precision(ONEDNN_MATMUL if self._prefers_onednn else {})
-
-    @contextmanager
-    def _cache_for(self, conditions: dict[str, torch.Tensor]) -> Iterator[VARCache]:
-        """An empty cache for the transformer, for the time of a call; without `conditions` nothing will be drawn."""
-        compiled = self._compiled
-        if (
-            compiled is None
-            or compiled.transformer is not _unwrapped(self.transformer)
-            or not conditions
-            or (cache := compiled.lend(conditions)) is None
-        ):
-            yield VARCache(self.transformer.config)
-            return
-        try:
-            yield cache
-        finally:
-            compiled.take_back(cache)
-
-    def _step(self, model: VARTransformer, cache: VARCache, k: int, num_cached: int) -> Callable:
-        """What computes scale `k` where the cache holds `num_cached` scales: `model` or what is compiled of it."""
-        if self._compiled is None or not self._compiled.has_lent(cache) or num_cached != k:
-            return model
-        return self._compiled.steps[k]
-
-    def _decode(self, latents: torch.Tensor) -> torch.Tensor:
-        """Images in [-1, 1]."""
-        compiled, decode = self._compiled, self.vqvae.decode
-        if compiled is not None and compiled.vqvae is _unwrapped(self.vqvae):
-            decode = compiled.decode
-        return decode(latents=latents).sample
+    def _step(self, scale_inputs: torch.Tensor, cache: VARCache) -> VARTransformerOutput:
+        """What the transformer itself returns for a block after the first one, without its checks."""
+        hidden_states = self.transformer.embeddings(None, scale_inputs, cache.get_seq_length())
+        _mark_sizes(hidden_states, cache)
+        # For this thread and step. Among the `options` Inductor would see it, but not Dynamo, which decides what is constant.
+        with inductor_config.patch(freezing=True):
+            logits = self._predict(hidden_states, cache=cache)
+        return VARTransformerOutput(logits=logits, cache=cache)
 
 
-def _unwrapped(model: Any) -> Any:
+def compile_models(
+    transformer: VARTransformer, vqvae: VQVAEModel, freezing: bool | None, on_cuda: bool, **options: Any
+) -> CompiledModels | FrozenModels:
+    """The compiled form that suits the device, see [`~VARPipeline.compile`]."""
+    transformer, vqvae = unwrapped(transformer), unwrapped(vqvae)
+    obstacle = find_obstacle(transformer)
+    if freezing and obstacle is not None:
+        raise ValueError(
+            f"`freezing=True` needs a plain transformer on the CPU, got one that does not fit: {obstacle}."
+        )
+    if freezing or (freezing is None and obstacle is None and "backend" not in options):
+        return FrozenModels(transformer, vqvae, **options)
+    if on_cuda and options.get("mode") is None and not options.keys() & {"backend", "options"}:
+        options["mode"] = "reduce-overhead"
+    return CompiledModels(transformer, vqvae, **{"dynamic": False, **options})
+
+
+def unwrapped(model: Any) -> Any:
     """The model itself, without what `torch.compile` wraps around it."""
     return getattr(model, "_orig_mod", model)
+
+
+def find_obstacle(transformer: VARTransformer) -> str | None:
+    """Why the weights of `transformer` cannot be constants of a graph; `None` if they can."""
+    tensors = [tensor.detach() for tensor in (*transformer.parameters(), *transformer.buffers())]
+    if any(tensor.device.type != "cpu" for tensor in tensors):
+        return "its weights are not all on the CPU"
+    if any(type(tensor) is not torch.Tensor for tensor in tensors):
+        return "it is quantized"
+    # The graph begins behind the embeddings, where nobody calls the model itself.
+    if "forward" in vars(transformer) or transformer._forward_hooks or transformer._forward_pre_hooks:
+        return "it has hooks"
+    return None
+
+
+def _describe(transformer: VARTransformer) -> list[tuple]:
+    """What changes with the weights of the graph: addresses, torch's counts of changes, and some of the values."""
+    parts = (transformer.layers, transformer.head_norm, transformer.head)
+    return [
+        (
+            tensor.data_ptr(),
+            0 if tensor.is_inference() else tensor._version,
+            tensor.dtype,
+            # Odd steps, so that the values lie in many columns.
+            tensor.flatten()[:: tensor.numel() // NUM_SAMPLED_VALUES | 1].tolist(),
+        )
+        for part in parts
+        for tensor in (*part.parameters(), *part.buffers())
+    ]
+
+
+def _mark_sizes(hidden_states: torch.Tensor, cache: VARCache) -> None:
+    """
+    Say which sizes vary, tokens and images. Otherwise Dynamo takes equal ones for the same, such as four images and four
+    tokens, and makes another graph where they are not.
+    """
+    buffers = [buffer for layer in cache.layers for buffer in (layer.keys, layer.values)]  # pyright: ignore[reportAttributeAccessIssue]
+    per_image = (hidden_states, *buffers, *cache.modulations.values())
+    for tensor, dim in [(hidden_states, 1), *((tensor, 0) for tensor in per_image)]:
+        # A graph for a single one is always another.
+        if tensor.shape[dim] > 1:
+            torch._dynamo.mark_dynamic(tensor, dim)

@@ -7,7 +7,7 @@ from pathlib import Path
 from diffusers.utils import export_to_gif, make_image_grid
 from PIL import Image, ImageOps
 
-from .settings import check_count
+from .checks import check_count
 
 
 # Smaller images are enlarged until their shorter side has at least about this many pixels.

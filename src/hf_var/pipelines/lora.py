@@ -9,8 +9,8 @@ from typing import Any
 
 import torch
 from diffusers import DiffusionPipeline
-from diffusers.utils import get_adapter_name, scale_lora_layers
-from safetensors import safe_open
+from diffusers.utils import get_adapter_name, scale_lora_layers, set_weights_and_activate_adapters
+from diffusers.utils.peft_utils import recurse_remove_peft_layers
 from safetensors.torch import load_file
 from torch import nn
 from transformers.utils import check_peft_version
@@ -22,8 +22,8 @@ from ..priors.configuration_var import ADAPTER_LABELS_NAME
 
 
 MIN_PEFT_VERSION = "0.21"
-CLASS_EMBEDDING_KEY = "base_model.model.embeddings.class_embedding.weight"
-# Initialisations of LoRA which leave the weights beneath as they are; others, such as PiSSA, take a part of them away.
+CLASS_EMBEDDING_KEY = "embeddings.class_embedding.weight"
+# Initialisations of LoRA which do not change the base weights; others, such as PiSSA, take a part of them away.
 HARMLESS_INITIALISATIONS = (True, False, "gaussian", "orthogonal", "eva")
 # The attribute that keeps a transformer's own labels while those of an adapter are in their place. On the transformer,
 # because pipelines may share it.
@@ -72,18 +72,14 @@ class LoraMixin(DiffusionPipeline):
             raise ValueError(f"`load_lora_weights` takes {sorted(DownloadKwargs.__annotations__)}, got {unknown}.")
         transformer = self._transformer_to_adapt()
         source = str(pretrained_model_name_or_path)
-        config = _read_json(source, "adapter_config.json", kwargs)
-        _check_adapter_config(source, config)
-        names = _adapter_labels(source, kwargs)
-        num_rows = _class_embedding_rows(source, kwargs)
+        config, names, weights = _read_adapter(source, kwargs)
         adapter_name = get_adapter_name(transformer) if adapter_name is None else adapter_name
         if adapter_name in getattr(transformer, "peft_config", {}):
             raise ValueError(f"`adapter_name` = {adapter_name!r} is taken by another adapter.")
-
         was_plain, active = not has_adapters(transformer), _active_adapters(transformer)
         trainable = {name for name, parameter in _plain_parameters(transformer) if parameter.requires_grad}
         own_labels = transformer.config.id2label or {}, transformer.embeddings.class_embedding.weight
-        has_other_labels = _check_labels(source, names, num_rows, own_labels[0])
+        has_other_labels = _check_labels(source, names, weights.get(CLASS_EMBEDDING_KEY), own_labels[0])
         if has_other_labels and not was_plain:
             raise ValueError(
                 f"The adapter in {source!r} has other labels than those already loaded: call `fuse_lora()` or "
@@ -93,7 +89,7 @@ class LoraMixin(DiffusionPipeline):
             if has_other_labels:
                 setattr(transformer, OWN_LABELS, own_labels)
                 transformer.set_labels(names)
-            _add_trained_adapter(transformer, adapter_name, source, config, kwargs)
+            _add_trained_adapter(transformer, adapter_name, source, config, weights)
             self.set_adapters(adapter_name)
             # The new layers, whose dropout would act otherwise.
             transformer.eval()
@@ -141,12 +137,7 @@ class LoraMixin(DiffusionPipeline):
             weights = list(adapter_weights)
         if len(weights) != len(names):
             raise ValueError(f"`adapter_weights` must be a number or {len(names)} of them, got {adapter_weights!r}.")
-        _activate(transformer, names)
-        for module in transformer.modules():
-            if is_adapter_module(module) and hasattr(module, "base_layer"):
-                layer: Any = module
-                for name, weight in zip(names, weights, strict=True):
-                    layer.set_scale(name, weight)
+        _activate(transformer, names, weights)
 
     def fuse_lora(self, lora_scale: float = 1.0) -> None:
         """
@@ -230,26 +221,28 @@ def _active_adapters(transformer: VARTransformer) -> list[str]:
     return next((list(layer.active_adapters) for layer in layers if hasattr(layer, "base_layer")), [])
 
 
-def _activate(transformer: VARTransformer, names: list[str]) -> None:
+def _activate(transformer: VARTransformer, names: Sequence[str], weights: Sequence[float] = ()) -> None:
+    """Make adapters the active ones, with strengths `weights` if there are any."""
     # transformers and diffusers leave out modules that are trained whole, such as the class embedding.
     for module in transformer.modules():
-        adapted: Any = module
+        wrapper: Any = module
         if is_adapter_module(module) and hasattr(module, "original_module"):
-            chosen = adapted.check_set_adapter(names)
-            adapted.set_adapter([] if chosen is None else chosen)
-        elif is_adapter_module(module) and hasattr(module, "base_layer"):
-            adapted.set_adapter(names)
+            chosen = wrapper.check_set_adapter(names)
+            wrapper.set_adapter([] if chosen is None else chosen)
+    set_weights_and_activate_adapters(transformer, names, weights)
 
 
 def _add_trained_adapter(
-    transformer: VARTransformer, adapter_name: str, source: str, config: dict[str, Any], hub_kwargs: dict[str, Any]
+    transformer: VARTransformer,
+    adapter_name: str,
+    source: str,
+    config: dict[str, Any],
+    weights: dict[str, torch.Tensor],
 ) -> None:
     """What `transformer.load_adapter` is for; a `ValueError` if the weights are not just those of the new layers."""
     from peft import PeftConfig, get_peft_model_state_dict, set_peft_model_state_dict
 
     add_adapter(transformer, PeftConfig.from_peft_type(**{**config, "inference_mode": True}), adapter_name)
-    path = cached_file(source, "adapter_model.safetensors", **hub_kwargs)
-    weights = {name.removeprefix("base_model.model."): weight for name, weight in load_file(str(path)).items()}
     expected = get_peft_model_state_dict(transformer, adapter_name=adapter_name, save_embedding_layers=False)
     missing, excess = sorted(expected.keys() - weights.keys()), sorted(weights.keys() - expected.keys())
     if missing or excess:
@@ -289,20 +282,15 @@ def _replace(transformer: VARTransformer, name: str, module: nn.Module) -> None:
 def _remove_adapters(transformer: VARTransformer, merge: bool = False) -> None:
     """Put the layers beneath back in the adapters' places, with the active adapters merged into them or as they were."""
     for name, module in list(transformer.named_modules()):
-        if not is_adapter_module(module):
-            continue
         wrapper: Any = module
-        if hasattr(module, "original_module"):
+        if is_adapter_module(module) and hasattr(module, "original_module"):
             # A module that was trained whole is merged by taking the active adapter's copy of it.
             active = [adapter for adapter in wrapper.active_adapters if adapter in wrapper.modules_to_save]
             plain = wrapper.modules_to_save[active[0]] if merge and active else wrapper.original_module
-        elif hasattr(module, "base_layer"):
-            if merge:
-                wrapper.merge()
-            plain = wrapper.get_base_layer()
-        else:
-            continue
-        _replace(transformer, name, plain)
+            _replace(transformer, name, plain)
+        elif merge and is_adapter_module(module) and hasattr(module, "base_layer"):
+            wrapper.merge()
+    recurse_remove_peft_layers(transformer)
     vars(transformer).pop("peft_config", None)
     transformer._hf_peft_config_loaded = False
     # Where transformers' own `load_adapter` notes that names begin with "base_model.model", as it would save them then.
@@ -318,7 +306,11 @@ def _restore_labels(transformer: VARTransformer) -> None:
             transformer.embeddings.class_embedding.weight.copy_(rows)
 
 
-def _check_adapter_config(source: str, config: dict[str, Any]) -> None:
+def _read_adapter(
+    source: str, hub_kwargs: dict[str, Any]
+) -> tuple[dict[str, Any], dict[int, str] | None, dict[str, torch.Tensor]]:
+    """Configuration, names of the labels if it has any of its own, and weights of an adapter that can be unloaded again."""
+    config = json.loads(Path(cached_file(source, "adapter_config.json", **hub_kwargs)).read_text(encoding="utf-8"))  # pyright: ignore
     if config.get("peft_type") != "LORA":
         raise ValueError(
             f"`load_lora_weights` loads adapters of the type LORA, got {config.get('peft_type')} in {source!r}."
@@ -333,39 +325,28 @@ def _check_adapter_config(source: str, config: dict[str, Any]) -> None:
             f"{config.get('init_lora_weights')!r}), so it could not be unloaded: merge it with PEFT's "
             "`merge_and_unload` instead."
         )
+    path = cached_file(source, ADAPTER_LABELS_NAME, _raise_exceptions_for_missing_entries=False, **hub_kwargs)
+    named = None if path is None else json.loads(Path(path).read_text(encoding="utf-8"))["id2label"]
+    names = None if named is None else {int(label): name for label, name in named.items()}
+    weights = load_file(str(cached_file(source, "adapter_model.safetensors", **hub_kwargs)))
+    return config, names, {name.removeprefix("base_model.model."): weight for name, weight in weights.items()}
 
 
-def _check_labels(source: str, names: dict[int, str] | None, num_rows: int | None, own: Mapping) -> bool:
+def _check_labels(
+    source: str, names: dict[int, str] | None, embedding: torch.Tensor | None, own: Mapping[Any, str]
+) -> bool:
     """Whether the adapter has other labels than `own`, all of which must have an embedding in it or in the model."""
     if names is None:
-        if num_rows not in (None, len(own) + 1):
+        if embedding is not None and len(embedding) != len(own) + 1:
             raise ValueError(
-                f"The adapter in {source!r} was made for {num_rows - 1} labels but has no {ADAPTER_LABELS_NAME} that "
+                f"The adapter in {source!r} was made for {len(embedding) - 1} labels but has no {ADAPTER_LABELS_NAME} that "
                 f"names them, and the transformer has {len(own)}: call `transformer.set_labels` with their names first."
             )
         return False
     unknown = [name for name in names.values() if name not in set(own.values())]
-    if num_rows is None and unknown:
+    if embedding is None and unknown:
         raise ValueError(
             f"The adapter in {source!r} was made for other labels and has no embedding of them; the transformer does "
             f"not know {shorten(str(unknown), 80)}."
         )
     return names != own
-
-
-def _adapter_labels(source: str, hub_kwargs: dict[str, Any]) -> dict[int, str] | None:
-    content = _read_json(source, ADAPTER_LABELS_NAME, {**hub_kwargs, "_raise_exceptions_for_missing_entries": False})
-    return None if content is None else {int(label): name for label, name in content["id2label"].items()}
-
-
-def _class_embedding_rows(source: str, hub_kwargs: dict[str, Any]) -> int | None:
-    path = cached_file(source, "adapter_model.safetensors", **hub_kwargs)
-    with safe_open(str(path), framework="pt") as weights:
-        if CLASS_EMBEDDING_KEY not in weights.keys():  # noqa: SIM118 - not a dictionary
-            return None
-        return weights.get_slice(CLASS_EMBEDDING_KEY).get_shape()[0]
-
-
-def _read_json(source: str, name: str, hub_kwargs: dict[str, Any]) -> Any:
-    path = cached_file(source, name, **hub_kwargs)
-    return None if path is None else json.loads(Path(path).read_text(encoding="utf-8"))

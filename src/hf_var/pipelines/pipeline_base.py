@@ -1,63 +1,63 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What all pipelines do: from labels, and perhaps codes that are given, to codes, latents and images."""
+"""What all pipelines have beside their calls: models, labels, images as codes and back, speed and offloading."""
 
-from collections.abc import Callable
+import inspect
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
+from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
+import PIL.Image
 import torch
-from diffusers.callbacks import MultiPipelineCallbacks, PipelineCallback
-from diffusers.image_processor import VaeImageProcessor
+from diffusers.image_processor import PipelineImageInput
+from torch import nn
 
 from ..autoencoders import VQVAEModel
-from ..priors import VARCache, VARTransformer
-from .checks import check_components
-from .compilation import CompilationMixin
-from .editing import EditingMixin
-from .evaluation_mode import in_evaluation_mode
-from .labels import Labels, label_ids
+from ..modes import evaluation_mode
+from ..precision import ONEDNN_MATMUL, fp32_precision
+from ..priors import VARTransformer
+from .checks import check_components, check_guidance, check_output, check_temperature, check_top_p
+from .compilation import CompiledModels, FrozenModels, compile_models, unwrapped
+from .conditions import Labels, label_ids
+from .editing import interpolated_latents, mixed_latents
+from .images import image_pixels, make_processor
 from .lora import LoraMixin
-from .pipeline_output import VARPipelineOutput
-from .sampling import (
-    Generators,
-    apply_guidance,
-    draw_codes,
-    filter_logits,
-    guidance_weight,
-    process_logits,
-    smooth_weights,
-)
-from .settings import (
-    SamplingSettings,
-    check_count,
-    check_generator,
-    check_guidance,
-    check_output,
-    check_temperature,
-    check_top_p,
-    is_number,
-)
+from .options import CHECKPOINT_DEFAULTS
+from .sampling import Guidance
 
 
-Scores = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
+@dataclass
+class CallState:
+    """What callbacks see of a call at work, and may change: the pipeline's `guidance_scale`, for example."""
+
+    guidance_scale: Guidance
+    num_timesteps: int = 0
+    interrupt: bool = False
 
 
-class VARPipelineBase(CompilationMixin, EditingMixin, LoraMixin):
-    r"""
-    Components, labels and the loop over the scales, for [`VARPipeline`], which describes the arguments, and the
-    pipelines that edit images.
-    """
+# The state of the call at work in this thread or task, by the pipeline's id: one pipeline may serve several threads, and
+# a callback may call another one.
+_STATES: ContextVar[Mapping[int, CallState]] = ContextVar("states", default={})  # noqa: B039 - never changed in place
+
+
+class VARPipelineBase(LoraMixin):
+    """Models and methods of [`VARPipeline`], which describes the arguments."""
 
     # The tokenizer is small and works between the scales: outside the chain it is loaded once per call.
     model_cpu_offload_seq = "transformer"
-    _callback_tensor_inputs = ["latents", "images"]
+
+    _compiled: CompiledModels | FrozenModels | None = None
+    _prefers_onednn = False
 
     def __init__(
         self,
         transformer: VARTransformer,
         vqvae: VQVAEModel,
-        guidance_scale: float = 2.5,
-        top_p: float = 0.96,
-        temperature: float = 1.0,
+        guidance_scale: float = CHECKPOINT_DEFAULTS["guidance_scale"],
+        top_p: float = CHECKPOINT_DEFAULTS["top_p"],
+        temperature: float = CHECKPOINT_DEFAULTS["temperature"],
     ):
         super().__init__()
         check_components(transformer, vqvae)
@@ -67,33 +67,62 @@ class VARPipelineBase(CompilationMixin, EditingMixin, LoraMixin):
         check_top_p(top_p)
         check_temperature(temperature)
         self.register_modules(transformer=transformer, vqvae=vqvae)
-        # As Python's floats: numpy's are no JSON.
+        # NumPy floats are not JSON-serializable.
         self.register_to_config(
             guidance_scale=float(guidance_scale), top_p=float(top_p), temperature=float(temperature)
         )
-        self._guidance_scale = guidance_scale
-        # No image has 0 channels; tensors of 4, RGBA that is, would pass for latents otherwise and stay as they are.
-        self.image_processor = VaeImageProcessor(
-            vae_scale_factor=vqvae.config.downsampling_factor, vae_latent_channels=0
-        )
+        self._last_state = CallState(guidance_scale)
+        self.image_processor = make_processor(vqvae.config)
 
-    @property
-    def guidance_scale(self) -> float | Callable[[int, int], float]:
+    @classmethod
+    def from_pipe(cls, pipeline: Any, **kwargs) -> Any:
+        r"""
+        A pipeline of this class with the models and the defaults of another one, see diffusers'
+        `DiffusionPipeline.from_pipe`. The models keep their precision, which is the other pipeline's, too.
         """
-        The current guidance scale. A callback may change it between the scales by setting `pipe._guidance_scale`,
-        unless the call began at 1, where no unconditional logits are computed.
-        """
-        return self._guidance_scale
+        if kwargs.keys() & {"dtype", "torch_dtype", "custom_pipeline"}:
+            return super().from_pipe(pipeline, **kwargs)
+        # diffusers' method would turn the models to fp32, for both pipelines.
+        shared = {**pipeline.config, **pipeline.components}
+        accepted = inspect.signature(cls.__init__).parameters
+        made = cls(**{**{name: value for name, value in shared.items() if name in accepted}, **kwargs})
+        if pipeline.config.get("_name_or_path") is not None:
+            made.register_to_config(_name_or_path=pipeline.config["_name_or_path"])
+        return made
 
     @property
-    def num_timesteps(self) -> int:
-        """Number of steps of the last call: the scales that it draws."""
-        return self._num_timesteps
+    def _state(self) -> CallState:
+        """The state of this thread's call; outside of a call, of the call that began last."""
+        return _STATES.get().get(id(self), self._last_state)
 
-    @property
-    def interrupt(self) -> bool:
-        """Whether the remaining scales are left out; a callback sets `pipe._interrupt`."""
-        return self._interrupt
+    guidance_scale = property(
+        lambda self: self._state.guidance_scale,
+        doc="The current guidance scale. A callback may change it between the scales by setting `pipe._guidance_scale`, "
+        "unless the call began at 1, where no unconditional logits are computed.",
+    )
+    num_timesteps = property(
+        lambda self: self._state.num_timesteps, doc="Number of steps of the call: the scales that it draws."
+    )
+    interrupt = property(
+        lambda self: self._state.interrupt,
+        doc="Whether the remaining scales are left out; a callback sets `pipe._interrupt`.",
+    )
+    # As callbacks write them.
+    _guidance_scale = property(guidance_scale.fget, lambda self, value: setattr(self._state, "guidance_scale", value))
+    _interrupt = property(interrupt.fget, lambda self, value: setattr(self._state, "interrupt", value))
+
+    @contextmanager
+    def _showing(self, state: CallState) -> Iterator[None]:
+        """Show this thread's callbacks the state of its own call."""
+        self._last_state = state
+        token = _STATES.set({**_STATES.get(), id(self): state})
+        try:
+            yield
+        finally:
+            _STATES.reset(token)
+
+    # ----------------------------------------------------------------------------------------------------------------
+    # Labels and images
 
     def get_label_ids(self, labels: Labels) -> list[int]:
         r"""
@@ -102,7 +131,8 @@ class VARPipelineBase(CompilationMixin, EditingMixin, LoraMixin):
         Args:
             labels (`int`, `str`, `None`, `torch.Tensor` or a list of these):
                 Ids, names of `transformer.config.id2label` or their comma-separated synonyms; `None` and -1 are
-                unconditional.
+                unconditional. Where names are numbers, a text may be the name of one label and the id of another:
+                `"name:7"` and `"id:7"` choose.
 
         Returns:
             `list[int]`, where the number of labels stands for unconditional.
@@ -127,16 +157,29 @@ class VARPipelineBase(CompilationMixin, EditingMixin, LoraMixin):
         """
         return self.transformer.get_class_embeds(torch.tensor(self.get_label_ids(labels)))
 
-    def enable_group_offload(self, *args, exclude_modules: str | list[str] | None = None, **kwargs) -> None:
+    @torch.no_grad()
+    def encode_images(self, image: PipelineImageInput) -> torch.Tensor:
         r"""
-        Offload groups of the transformer's layers, see diffusers' `DiffusionPipeline.enable_group_offload`. The vqvae
-        stays on the device: it is small, and it works between the scales.
+        Codes of images.
+
+        Args:
+            image (`PIL.Image.Image`, `np.ndarray`, `torch.Tensor` or a list of these):
+                Pictures; arrays `(height, width, channels)` or `(batch, height, width, channels)` or tensors
+                `(channels, height, width)` or `(batch, channels, height, width)` with values in [0, 1]. Images of
+                another size are resized to the tokenizer's, whatever their aspect: pictures by Lanczos' filter, arrays
+                and tensors to nearest neighbours.
+
+        Returns:
+            `torch.LongTensor` of shape `(batch, length)`.
+
+        Raises:
+            `ValueError`: If these are no images, or their channels are not the tokenizer's.
         """
-        excluded = [exclude_modules] if isinstance(exclude_modules, str) else list(exclude_modules or [])
-        super().enable_group_offload(*args, exclude_modules=[*excluded, "vqvae"], **kwargs)
+        pixels = image_pixels(image, self.vqvae.config)
+        with self._at_work():
+            return self._encode(pixels)
 
     @torch.no_grad()
-    @in_evaluation_mode
     def decode_progress(self, codes: torch.Tensor, output_type: str = "pil") -> list:
         r"""
         The images after each scale, coarse to fine.
@@ -149,245 +192,159 @@ class VARPipelineBase(CompilationMixin, EditingMixin, LoraMixin):
             `list`: For each scale the images of the batch, in the form of `VARPipelineOutput.images`.
 
         Raises:
-            `ValueError`: If `codes` are no codes of whole images or the form is another.
+            `ValueError`: If `codes` has the wrong shape or `output_type` is not supported.
         """
         check_output(output_type, self.vqvae.config.num_output_channels)
         if output_type == "latent":
             raise ValueError("`output_type` must be 'pil', 'np' or 'pt', got 'latent'.")
-        codes = codes.to(self._execution_device)
         numbers = range(1, len(self.vqvae.config.patch_nums) + 1)
-        samples = [self.vqvae.decode(codes, num_scales=number).sample for number in numbers]
-        self.maybe_free_model_hooks()
+        with self._at_work():
+            codes = codes.to(self._execution_device)
+            samples = [self.vqvae.decode(codes, num_scales=number).sample for number in numbers]
         return [self.image_processor.postprocess(sample, output_type=output_type) for sample in samples]
 
-    # ----------------------------------------------------------------------------------------------------------------
-    # The parts of a call
-
-    def _class_inputs(
-        self, class_labels: Labels, class_embeds: torch.Tensor | None, num_images_per_label: int
-    ) -> tuple[list[int] | None, torch.Tensor | None, int]:
-        """Ids or embeddings of all images, and their number."""
-        check_count("num_images_per_label", num_images_per_label)
-        if class_embeds is None:
-            ids = [label for label in self.get_label_ids(class_labels) for _ in range(num_images_per_label)]
-            return ids, None, len(ids)
-        if class_labels is not None:
-            raise ValueError("Pass one of `class_labels` and `class_embeds`, not both.")
-        width = self.transformer.config.hidden_size
-        if not isinstance(class_embeds, torch.Tensor) or class_embeds.ndim != 2 or class_embeds.shape[1] != width:
-            shape = (
-                tuple(class_embeds.shape) if isinstance(class_embeds, torch.Tensor) else type(class_embeds).__name__
-            )
-            raise ValueError(f"`class_embeds` must have the shape (batch, {width}), got {shape}.")
-        embeds = class_embeds.repeat_interleave(num_images_per_label, dim=0)
-        return None, embeds, len(embeds)
-
-    def _check_call(
+    @torch.no_grad()
+    def interpolate(
         self,
-        batch_size: int,
-        generator: Generators,
-        output_type: str,
-        callback: Any,
-        callback_tensor_inputs: list[str],
-    ) -> dict[str, Any]:
-        """The callback's part of the arguments of [`VARPipelineBase._draw`]."""
-        if isinstance(callback, (PipelineCallback, MultiPipelineCallbacks)):
-            callback_tensor_inputs = callback.tensor_inputs
-        check_generator(generator, batch_size)
-        check_output(output_type, self.vqvae.config.num_output_channels)
-        unknown = [name for name in callback_tensor_inputs if name not in self._callback_tensor_inputs]
-        if unknown:
-            raise ValueError(
-                f"`callback_on_step_end_tensor_inputs` must be among {self._callback_tensor_inputs}, got {unknown}."
-            )
-        return {"callback": callback, "callback_tensor_inputs": callback_tensor_inputs}
-
-    def _draw(
-        self,
-        ids: list[int] | None,
-        class_embeds: torch.Tensor | None,
-        settings: SamplingSettings,
-        generator: Generators,
-        callback: Callable | None = None,
-        callback_tensor_inputs: tuple[str, ...] | list[str] = ("latents",),
-        given_codes: torch.Tensor | None = None,
-        is_given: torch.Tensor | None = None,
-        first_scale: int = 0,
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        """
-        Draw the token maps of all scales.
+        codes: torch.Tensor,
+        other_codes: torch.Tensor,
+        weights: Sequence[float] = (0.0, 0.25, 0.5, 0.75, 1.0),
+        output_type: str = "pil",
+    ) -> list:
+        r"""
+        The way from one image to another on the line between their latents.
 
         Args:
-            ids (`list[int]`, *optional*): Label of each image; the number of labels is unconditional.
-            class_embeds (`torch.Tensor` of shape `(batch, hidden_size)`, *optional*): In place of `ids`.
-            settings ([`SamplingSettings`]): How codes are drawn.
-            generator (`torch.Generator` or a list of them, *optional*): Source of randomness.
-            callback (`Callable`, *optional*): Called after each scale that is drawn.
-            callback_tensor_inputs (`list[str]`, *optional*): What it gets.
-            given_codes (`torch.LongTensor` of shape `(batch, length)`, *optional*): Codes of other images.
-            is_given (`torch.BoolTensor` of shape `(batch or 1, length)`, *optional*):
-                Where they stand in place of what is drawn, which is drawn all the same.
-            first_scale (`int`, *optional*, defaults to 0):
-                Scales before it are given as a whole and not drawn; the model reads them in one pass.
+            codes (`torch.LongTensor` of shape `(batch, length)`):
+                Codes of whole images, such as a call or [`~VARPipeline.encode_images`] returns.
+            other_codes (`torch.LongTensor` of shape `(batch, length)`): As many others.
+            weights (`list[float]`, *optional*, defaults to `(0.0, 0.25, 0.5, 0.75, 1.0)`):
+                Share of the others: 0 gives the images of `codes`, 1 those of `other_codes`.
+            output_type (`str`, *optional*, defaults to `"pil"`): `"pil"`, `"np"`, `"pt"` or `"latent"`.
 
         Returns:
-            `tuple[torch.Tensor, torch.Tensor]`: Latents `(batch, channels, height, width)` and codes `(batch, length)`.
+            `list`: For each weight the images of the batch, in the form of `VARPipelineOutput.images`.
+
+        Raises:
+            `ValueError`: If the codes are not those of whole images or of equally many, or a weight is not a number.
         """
-        config, device = self.transformer.config, self._execution_device
-        num_scales = len(config.patch_nums)
-        self._guidance_scale = settings.guidance_scale
-        self._num_timesteps = num_scales - first_scale
-        self._interrupt = False
-        last_guided = self._last_guided_scale(ids, settings.guidance_scale, num_scales)
-        draws = first_scale < num_scales
-        conditions = self._conditions(ids, class_embeds, guided=last_guided >= 0) if draws else {}
-        batch_size = len(ids) if ids is not None else len(class_embeds)  # pyright: ignore[reportArgumentType]
+        check_output(output_type, self.vqvae.config.num_output_channels)
+        with self._at_work() as device:
+            latents = interpolated_latents(self.vqvae, codes.to(device), other_codes.to(device), weights)
+            return [self._images(between, output_type) for between in latents]
 
-        model, num_cached = self.transformer, 0
-        latents: torch.Tensor | None = None
-        scale_inputs: list[torch.Tensor | None] = [None]
-        codes: list[torch.Tensor] = []
-        previous_logits: torch.Tensor | None = None
-        given = [] if given_codes is None else given_codes.split(config.scale_lengths, dim=1)
-        here = [] if is_given is None else is_given.split(config.scale_lengths, dim=1)
-        for k in range(first_scale):
-            codes.append(given[k])
-            latents, following = self.vqvae.next_scale(latents, codes[-1], k)
-            scale_inputs.append(following)
-        with (
-            self._cache_for(conditions) as cache,
-            self.progress_bar(total=self.num_timesteps) as progress_bar,  # pyright: ignore[reportAttributeAccessIssue, reportCallIssue]
-        ):
-            for k in range(first_scale, num_scales):
-                if self.interrupt:
-                    break
-                if settings.refiner is not None and k == max(settings.refiner_start, first_scale):
-                    model, cache, num_cached = settings.refiner, VARCache(settings.refiner.config), 0
-                guided = k <= last_guided
-                if k == last_guided + 1 and num_cached > 0 and last_guided >= 0:
-                    # No later scale is guided: the unconditional half has no reader any more.
-                    cache.batch_select_indices(torch.arange(batch_size, device=device))
-                # All blocks that this model has not read yet: the next one, or all when it begins.
-                blocks = [block for block in scale_inputs[num_cached : k + 1] if block is not None]
-                read = torch.cat(blocks, dim=1) if blocks else None
-                if guided and read is not None:
-                    read = read.repeat(2, 1, 1)
-                # The cache knows the class after the first call.
-                begin = conditions if num_cached == 0 else {}
-                begin = {name: value if guided else value[:batch_size] for name, value in begin.items()}
-                step = self._step(model, cache, k, num_cached)
-                logits = step(**begin, scale_inputs=read, cache=cache).logits
-                logits = logits[:, -config.scale_lengths[k] :]
-                num_cached = k + 1
-                if guided:
-                    logits = apply_guidance(logits, guidance_weight(self.guidance_scale, k, num_scales))
-                if settings.logits_processor is not None:
-                    guided_logits = logits
-                    logits = process_logits(settings.logits_processor, codes, logits, k, previous_logits)
-                    previous_logits = guided_logits
-                # (batch, length of the scale, codebook_size)
-                logits = filter_logits(logits / settings.temperature[k], settings.top_k[k], settings.top_p[k])
-                drawn = draw_codes(logits, generator)
-                mixed = None
-                if settings.smooth:
-                    mixed = self.vqvae.mix_code_vectors(smooth_weights(logits, k, num_scales, generator))
-                if here:
-                    drawn = torch.where(here[k], given[k], drawn)
-                    if mixed is not None:
-                        mixed = torch.where(here[k][..., None], self.vqvae.code_vectors(given[k]), mixed)
-                codes.append(drawn)
-                latents, following = self.vqvae.next_scale(latents, drawn if mixed is None else mixed, k)
-                if callback is not None:
-                    latents = self._call_back(callback, callback_tensor_inputs, k - first_scale, k, latents)  # pyright: ignore[reportArgumentType]
-                    following = self.vqvae.scale_inputs(latents, k + 1) if k + 1 < num_scales else None
-                scale_inputs.append(following)
-                progress_bar.update()
-        return latents, torch.cat(codes, dim=1)  # pyright: ignore[reportReturnType]
+    @torch.no_grad()
+    def mix_scales(
+        self, codes: torch.Tensor, other_codes: torch.Tensor, num_scales: int, output_type: str = "pil"
+    ) -> list[PIL.Image.Image] | np.ndarray | torch.Tensor:
+        r"""
+        The coarse scales of one image with the fine scales of another.
 
-    def _draw_best(
-        self,
-        ids: list[int] | None,
-        class_embeds: torch.Tensor | None,
-        settings: SamplingSettings,
-        generator: Generators,
-        num_candidates: int,
-        score_fn: Scores | None,
-        **options,
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Of `num_candidates` draws of each image the one that `score_fn` finds best, as [`VARPipelineBase._draw`]."""
-        check_count("num_candidates", num_candidates)
-        if (num_candidates > 1) != (score_fn is not None):
-            raise ValueError(
-                f"`num_candidates` above 1 and `score_fn` go together, got {num_candidates} and {score_fn!r}."
-            )
-        if score_fn is None:
-            return self._draw(ids, class_embeds, settings, generator, **options)
-        num_labels = self.transformer.config.num_labels
-        batch_size = len(ids) if ids is not None else len(class_embeds)  # pyright: ignore[reportArgumentType]
-        labels = torch.tensor([num_labels] * batch_size if ids is None else ids)
-        best: tuple[torch.Tensor, torch.Tensor] | None = None
-        best_scores = torch.empty(0)
-        for _ in range(num_candidates):
-            latents, codes = self._draw(ids, class_embeds, settings, generator, **options)
-            scores = torch.as_tensor(score_fn(self._images(latents, "pt"), labels.to(latents.device))).detach()
-            if scores.shape != (batch_size,) or not scores.isfinite().all():
-                raise ValueError(
-                    f"`score_fn` must return {batch_size} finite numbers, one per image, got {tuple(scores.shape)}: {scores}."
-                )
-            scores = scores.to(latents.device)
-            if best is None:
-                best, best_scores = (latents, codes), scores
-                continue
-            better = scores > best_scores
-            best = (
-                torch.where(better[:, None, None, None], latents, best[0]),
-                torch.where(better[:, None], codes, best[1]),
-            )
-            best_scores = torch.where(better, scores, best_scores)
-        return best  # pyright: ignore[reportReturnType]
+        Args:
+            codes (`torch.LongTensor` of shape `(batch, length)`): Codes of whole images.
+            other_codes (`torch.LongTensor` of shape `(batch, length)`): As many others.
+            num_scales (`int`): Number of scales, from the first, that are those of `codes`.
+            output_type (`str`, *optional*, defaults to `"pil"`): `"pil"`, `"np"`, `"pt"` or `"latent"`.
+
+        Returns:
+            The images, in the form of `VARPipelineOutput.images`.
+
+        Raises:
+            `ValueError`: If the codes are not those of whole images or of equally many, or `num_scales` is out of range.
+        """
+        check_output(output_type, self.vqvae.config.num_output_channels)
+        with self._at_work() as device:
+            latents = mixed_latents(self.vqvae, codes.to(device), other_codes.to(device), num_scales)
+            return self._images(latents, output_type)
+
+    # ----------------------------------------------------------------------------------------------------------------
+    # Speed and memory
+
+    def compile(self, mode: str | None = None, freezing: bool | None = None, **kwargs) -> None:
+        r"""
+        Compile the models: on a CPU the transformer, with its weights as constants; otherwise the transformer, a graph for
+        each scale, and the decoder. Codes and images are those of the uncompiled pipeline up to rounding.
+
+        **With `freezing`**, the first call compiles, which takes a minute for a large model, and one graph serves all
+        scales but the first, and all batch sizes. A single image without guidance needs another one, and so do calls in
+        inference mode and under autocast. Each graph holds a copy of the weights until the process ends. Products of fp32
+        matrices are oneDNN's, where torch was built with MKL. The decoder is not compiled: it gains little or loses. When
+        the weights have changed since the first call, are offloaded, or the transformer has hooks, it runs uncompiled
+        and a warning says so.
+
+        **Without**, the first call of a batch size compiles, for a large model some minutes; further ones compile nothing.
+        It is meant for CUDA, where a small batch waits for its kernels to be launched. A cache of keys and values stays
+        allocated between calls, for the batch size of the last one. At most eight batch sizes are compiled (guided and
+        unguided calls, and scales of adapters, count separately); others run uncompiled. So does a call while another one
+        is at work, in another thread or around it. Weights may be trained or adapted later.
+
+        Where several scales are read at once (by [`VARImg2ImgPipeline`] and by a `refiner`), and in a `refiner`, the model
+        runs uncompiled. The pipeline's models are not changed. Pipelines of `from_pipe` must be compiled by themselves.
+        After exchanging a model or moving it to another kind of device, call this method again.
+
+        Args:
+            mode (`str`, *optional*):
+                That of `torch.compile`. The default is `"reduce-overhead"` on CUDA, which replays CUDA graphs, unless
+                `backend` or `options` are given.
+            freezing (`bool`, *optional*):
+                Whether the weights become constants. The default is to do so where they can, that is on a CPU and if
+                they are neither offloaded nor quantized, and no `backend` is given.
+            kwargs:
+                Further arguments of `torch.compile`: `backend`, `options`, `fullgraph`.
+
+        Raises:
+            `ValueError`: If `freezing=True` and the weights cannot be constants.
+        """
+        on_cuda = self._execution_device.type == "cuda"
+        self._compiled = compile_models(self.transformer, self.vqvae, freezing, on_cuda, mode=mode, **kwargs)
+
+    def enable_onednn_matmul(self) -> None:
+        r"""
+        Let oneDNN multiply the fp32 matrices of a CPU during calls, in place of MKL, which is slow on other CPUs than
+        Intel's.
+
+        It sets `torch.backends.mkldnn.matmul.fp32_precision` to `"bf16"` for the time of a call, and then back. The name
+        says what else it permits: where the CPU has bf16 matrix units (AMX), oneDNN may round to bf16, and codes may be
+        others. Elsewhere it computes in fp32. The setting belongs to the process: if several threads draw, set it once
+        for all of them instead.
+        """
+        self._prefers_onednn = True
+
+    def disable_onednn_matmul(self) -> None:
+        """Leave the choice of the library to torch again, see [`~VARPipeline.enable_onednn_matmul`]."""
+        self._prefers_onednn = False
+
+    def enable_group_offload(self, *args, exclude_modules: str | list[str] | None = None, **kwargs) -> None:
+        r"""
+        Offload groups of the transformer's layers, see diffusers' `DiffusionPipeline.enable_group_offload`. The vqvae
+        stays on the device: it is small, and it works between the scales.
+        """
+        excluded = [exclude_modules] if isinstance(exclude_modules, str) else list(exclude_modules or [])
+        super().enable_group_offload(*args, exclude_modules=[*excluded, "vqvae"], **kwargs)
+
+    # ----------------------------------------------------------------------------------------------------------------
+    # Parts of all methods
+
+    @contextmanager
+    def _at_work(self, *others: nn.Module | None) -> Iterator[torch.device]:
+        """The models, and others, in evaluation mode; afterwards those that are offloaded leave the device."""
+        precision = fp32_precision(ONEDNN_MATMUL if self._prefers_onednn else {})
+        with evaluation_mode(self.transformer, self.vqvae, *others), precision:
+            yield self._execution_device
+        self.maybe_free_model_hooks()
+
+    def _encode(self, pixels: torch.Tensor) -> torch.Tensor:
+        return self.vqvae.encode(pixels.to(self._execution_device)).codes
+
+    def _decode(self, latents: torch.Tensor) -> torch.Tensor:
+        """Images in [-1, 1]."""
+        compiled, decode = self._compiled, self.vqvae.decode
+        if compiled is not None and compiled.vqvae is unwrapped(self.vqvae):
+            decode = compiled.decode
+        return decode(latents=latents).sample
 
     def _images(self, latents: torch.Tensor, output_type: str) -> Any:
         """Latents as images in the form that was asked for."""
         if output_type == "latent":
             return latents
         return self.image_processor.postprocess(self._decode(latents), output_type=output_type)
-
-    def _output(self, images: Any, codes: torch.Tensor, return_dict: bool) -> VARPipelineOutput | tuple:
-        self.maybe_free_model_hooks()
-        return VARPipelineOutput(images=images, codes=codes) if return_dict else (images, codes)
-
-    def _last_guided_scale(self, ids: list[int] | None, guidance_scale: Any, num_scales: int) -> int:
-        """The last scale whose weight is not 1, -1 if there is none: until then, the unconditional half is computed."""
-        if ids is not None and all(label == self.transformer.config.num_labels for label in ids):
-            return -1
-        if not callable(guidance_scale):
-            # A callback may change it.
-            return num_scales - 1 if guidance_scale != 1 else -1
-        weights = [guidance_scale(k, num_scales) for k in range(num_scales)]
-        for k, weight in enumerate(weights):
-            if not is_number(weight):
-                raise ValueError(
-                    f"`guidance_scale` must return a finite number, got {weight!r} for ({k}, {num_scales})."
-                )
-        return max((k for k, weight in enumerate(weights) if weight != 1), default=-1)
-
-    def _conditions(
-        self, ids: list[int] | None, class_embeds: torch.Tensor | None, guided: bool
-    ) -> dict[str, torch.Tensor]:
-        """The class as arguments of the transformer, with an unconditional half behind it if `guided`."""
-        device = self._execution_device
-        unconditional = self.transformer.config.num_labels
-        if ids is not None:
-            return {"class_labels": torch.tensor(ids + [unconditional] * len(ids) if guided else ids, device=device)}
-        embeds = class_embeds.to(device)  # pyright: ignore[reportOptionalMemberAccess]
-        if guided:
-            nothing = self.transformer.get_class_embeds(torch.full((len(embeds),), unconditional)).to(embeds)
-            embeds = torch.cat([embeds, nothing])
-        return {"class_embeds": embeds}
-
-    def _call_back(
-        self, callback: Callable, names: tuple[str, ...] | list[str], step: int, k: int, latents: torch.Tensor
-    ) -> torch.Tensor:
-        available = {"latents": lambda: latents, "images": lambda: self._images(latents, "pt")}
-        returned = callback(self, step, k, {name: available[name]() for name in names}) or {}
-        return returned.pop("latents", latents)

@@ -1,20 +1,48 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Images from class labels."""
+"""Images from class labels: the loop over the scales."""
 
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
+from typing import Any, Unpack
 
 import torch
-from diffusers.callbacks import MultiPipelineCallbacks, PipelineCallback
-from transformers import LogitsProcessor, LogitsProcessorList
 
-from ..priors import VARTransformer
-from .evaluation_mode import in_evaluation_mode
-from .labels import Labels
-from .pipeline_base import Scores, VARPipelineBase
+from ..autoencoders import VQVAEModel
+from ..priors import VARCache
+from .checks import check_generator, check_output
+from .compilation import unwrapped
+from .conditions import Condition, Labels, class_condition
+from .editing import match_inputs
+from .options import CALLBACK_TENSORS, CallOptions, CallSettings, Scores, last_guided_scale, resolve_call, show_options
+from .pipeline_base import CallState, VARPipelineBase
 from .pipeline_output import VARPipelineOutput
-from .sampling import Generators
-from .settings import Guidance, resolve_settings
+from .predictor import ScalePredictor
+from .sampling import Sampler, SamplingSettings, guidance_weight
+
+
+class GivenCodes:
+    """
+    Codes `(batch, length)` of other images in place of drawn ones: the first `num_scales` as a whole, so that they are
+    not drawn, and the others where `kept` `(batch, length)` says so.
+    """
+
+    def __init__(
+        self, codes: torch.Tensor, scale_lengths: list[int], num_scales: int = 0, kept: torch.Tensor | None = None
+    ):
+        self.codes, self.num_scales = codes.split(scale_lengths, dim=1), num_scales
+        self.kept = None if kept is None else kept.split(scale_lengths, dim=1)
+
+    def put(
+        self, k: int, codes: torch.Tensor, content: torch.Tensor, vqvae: VQVAEModel
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """The codes of scale `k` and its content (these codes, or vectors in their place) with the given ones in it."""
+        if self.kept is None:
+            return codes, content
+        kept, given = self.kept[k], self.codes[k]
+        mixed = torch.where(kept, given, codes)
+        if not content.is_floating_point():
+            return mixed, mixed
+        return mixed, torch.where(kept[..., None], vqvae.code_vectors(given), content)
 
 
 class VARPipeline(VARPipelineBase):
@@ -35,32 +63,11 @@ class VARPipeline(VARPipelineBase):
         `ValueError`: If the two models have different codebooks, latents or schedules, or a number is out of range.
     """
 
+    _callback_tensor_inputs = CALLBACK_TENSORS
+
+    @show_options
     @torch.no_grad()
-    @in_evaluation_mode
-    def __call__(
-        self,
-        class_labels: Labels = None,
-        guidance_scale: Guidance | None = None,
-        top_k: int | Sequence[int] | None = None,
-        top_p: float | Sequence[float] | None = None,
-        temperature: float | Sequence[float] | None = None,
-        smooth: bool = False,
-        num_images_per_label: int = 1,
-        generator: Generators = None,
-        output_type: str = "pil",
-        return_dict: bool = True,
-        callback_on_step_end: Callable[[Any, int, int, dict], dict]
-        | PipelineCallback
-        | MultiPipelineCallbacks
-        | None = None,
-        callback_on_step_end_tensor_inputs: list[str] = ["latents"],  # noqa: B006 - the signature of diffusers' pipelines
-        class_embeds: torch.Tensor | None = None,
-        logits_processor: LogitsProcessor | LogitsProcessorList | None = None,
-        refiner: VARTransformer | None = None,
-        refiner_start: int | None = None,
-        num_candidates: int = 1,
-        score_fn: Scores | None = None,
-    ) -> VARPipelineOutput | tuple:
+    def __call__(self, class_labels: Labels = None, **options: Unpack[CallOptions]) -> Any:
         r"""
         Generate images.
 
@@ -110,16 +117,17 @@ class VARPipeline(VARPipelineBase):
                 one pass.
             refiner_start (`int`, *optional*): First scale of the `refiner`.
             num_candidates (`int`, *optional*, defaults to 1):
-                Draw each image so often and keep the one that `score_fn` finds best (rejection sampling).
+                Number of candidates for each image; the one with the highest `score_fn` is kept (rejection sampling).
             score_fn (`Callable`, *optional*):
                 Called as `score_fn(images, labels)` with images in [0, 1] and ids of all images of the call; returns a
-                number for each, the higher the better.
+                number for each.
 
         Returns:
             [`VARPipelineOutput`] or a tuple of its fields.
 
         Raises:
             `ValueError`: If an argument is out of range, before anything is computed.
+            `TypeError`: If there is no such argument.
 
         Example:
 
@@ -131,29 +139,119 @@ class VARPipeline(VARPipelineBase):
         >>> images = pipe(class_labels=[3, 1, 4], generator=torch.Generator().manual_seed(0)).images
         ```
         """
-        settings = resolve_settings(
-            self.transformer,
-            self.config,
-            guidance_scale,
-            top_k,
-            top_p,
-            temperature,
-            smooth,
-            logits_processor,
-            refiner,
-            refiner_start,
-        )
-        ids, embeds, batch_size = self._class_inputs(class_labels, class_embeds, num_images_per_label)
-        callback = self._check_call(
-            batch_size, generator, output_type, callback_on_step_end, callback_on_step_end_tensor_inputs
-        )
-        latents, codes = self._draw_best(
-            ids,
-            embeds,
-            settings,
-            generator,
-            num_candidates,
-            score_fn,
-            **callback,
-        )
-        return self._output(self._images(latents, output_type), codes, return_dict)
+        call, condition, _ = self._prepare(class_labels, options)
+        with self._at_work(call.sampling.refiner):
+            latents, codes = self._draw_best(call, condition)
+            return self._output(call, self._images(latents, call.output_type), codes)
+
+    def _prepare(
+        self, class_labels: Labels, options: CallOptions, **sizes: int
+    ) -> tuple[CallSettings, Condition, dict[str, list[int]]]:
+        """
+        The shared arguments of a call, the condition of each image, and for each image the items of the other inputs, of
+        which there are as many as `sizes` says.
+        """
+        call = resolve_call(self.transformer, self.config, options)
+        check_output(call.output_type, self.vqvae.config.num_output_channels)
+        condition = class_condition(self.transformer, class_labels, call.class_embeds)
+        name = "class_labels" if call.class_embeds is None else "class_embeds"
+        items = match_inputs(call.num_images_per_label, **sizes, **{name: len(condition)})
+        condition = condition.select(items.pop(name))
+        check_generator(call.generator, len(condition))
+        return call, condition, items
+
+    def _draw_best(
+        self, call: CallSettings, condition: Condition, given: GivenCodes | None = None
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Latents and codes of each image: of `num_candidates` draws those with the highest score."""
+        best = self._draw(call, condition, given)
+        if call.score_fn is None:
+            return best
+        best_scores = self._score(call.score_fn, condition, best[0])
+        for _ in range(call.num_candidates - 1):
+            drawn = self._draw(call, condition, given)
+            scores = self._score(call.score_fn, condition, drawn[0])
+            better = scores > best_scores
+            best = (
+                torch.where(better[:, None, None, None], drawn[0], best[0]),
+                torch.where(better[:, None], drawn[1], best[1]),
+            )
+            best_scores = torch.where(better, scores, best_scores)
+        return best
+
+    def _draw(
+        self, call: CallSettings, condition: Condition, given: GivenCodes | None = None
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Draw the token maps of all scales: latents `(batch, channels, height, width)` and codes `(batch, length)`."""
+        num_scales = len(self.vqvae.config.patch_nums)
+        first_scale = 0 if given is None else given.num_scales
+        state = CallState(call.sampling.guidance_scale, num_timesteps=num_scales - first_scale)
+        latents, codes = None, [] if given is None else list(given.codes[:first_scale])
+        # At the first scale the model reads the condition alone.
+        scale_inputs: list[torch.Tensor | None] = [None]
+        for k, scale_codes in enumerate(codes):
+            latents, following = self.vqvae.next_scale(latents, scale_codes, k)
+            scale_inputs.append(following)
+        sampler = Sampler(call.sampling, call.generator, num_scales)
+        with (
+            self._showing(state),
+            self._predictor(call.sampling, condition, first_scale) as predictor,
+            self.progress_bar(total=state.num_timesteps) as progress_bar,  # pyright: ignore
+        ):
+            for k in range(first_scale, num_scales):
+                if state.interrupt:
+                    break
+                logits = predictor.logits(k, scale_inputs, guidance_weight(state.guidance_scale, k, num_scales))
+                drawn, weights = sampler.draw(logits, k, codes)
+                content = drawn if weights is None else self.vqvae.mix_code_vectors(weights)
+                if given is not None:
+                    # Drawn all the same, so that the random stream does not depend on the mask.
+                    drawn, content = given.put(k, drawn, content, self.vqvae)
+                codes.append(drawn)
+                latents, following = self.vqvae.next_scale(latents, content, k)
+                if call.callback_on_step_end is not None:
+                    latents = self._call_back(call, k - first_scale, k, latents)
+                    following = self.vqvae.scale_inputs(latents, k + 1) if k + 1 < num_scales else None
+                scale_inputs.append(following)
+                progress_bar.update()
+        return latents, torch.cat(codes, dim=1)  # pyright: ignore[reportReturnType]
+
+    @contextmanager
+    def _predictor(
+        self, settings: SamplingSettings, condition: Condition, first_scale: int
+    ) -> Iterator[ScalePredictor]:
+        """What predicts the scales from `first_scale` on, with a cache for the time of a call."""
+        transformer, compiled = self.transformer, self._compiled
+        num_scales = len(transformer.config.patch_nums)
+        last_guided = -1 if condition.is_unconditional else last_guided_scale(settings.guidance_scale, num_scales)
+        arguments = {}
+        if first_scale < num_scales:
+            arguments = condition.arguments(self._execution_device, guided=last_guided >= 0)
+        is_compiled = compiled is not None and compiled.transformer is unwrapped(transformer) and arguments
+        with compiled.cache(arguments) if is_compiled else nullcontext() as cache:  # pyright: ignore
+            steps = [transformer] * num_scales if cache is None else compiled.steps  # pyright: ignore
+            cache = VARCache(transformer.config) if cache is None else cache
+            yield ScalePredictor(
+                steps, transformer, cache, arguments, last_guided, settings.refiner, settings.refiner_start
+            )
+
+    def _call_back(self, call: CallSettings, step: int, k: int, latents: torch.Tensor) -> torch.Tensor:
+        """The latents from which the next scale goes on, after the callback has seen them."""
+        tensors = {
+            name: latents if name == "latents" else self._images(latents, "pt")
+            for name in call.callback_on_step_end_tensor_inputs
+        }
+        returned = call.callback_on_step_end(self, step, k, tensors) or {}  # pyright: ignore
+        return returned.pop("latents", latents)
+
+    def _score(self, score_fn: Scores, condition: Condition, latents: torch.Tensor) -> torch.Tensor:
+        labels = condition.class_labels.to(latents.device)
+        scores = torch.as_tensor(score_fn(self._images(latents, "pt"), labels)).detach()
+        if scores.shape != (len(labels),) or not scores.isfinite().all():
+            raise ValueError(
+                f"`score_fn` must return {len(labels)} finite numbers, one per image, got {tuple(scores.shape)}: {scores}."
+            )
+        return scores.to(latents.device)
+
+    def _output(self, call: CallSettings, images: Any, codes: torch.Tensor) -> VARPipelineOutput | tuple:
+        return VARPipelineOutput(images=images, codes=codes) if call.return_dict else (images, codes)

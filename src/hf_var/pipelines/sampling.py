@@ -1,17 +1,57 @@
 # SPDX-License-Identifier: Apache-2.0
-"""From logits to codes: guidance, filters and draws, each a function of tensors."""
+"""From logits to codes: guidance, filters and draws, each a function of tensors, and the object that applies them."""
 
 from collections.abc import Callable
+from dataclasses import dataclass
 
 import torch
 from torch.nn import functional
 from transformers import LogitsProcessorList
 
+from ..priors import VARTransformer
+
 
 Generators = torch.Generator | list[torch.Generator] | None
+Guidance = float | Callable[[int, int], float]
 
 
-def guidance_weight(guidance_scale: float | Callable[[int, int], float], k: int, num_scales: int) -> float:
+@dataclass
+class SamplingSettings:
+    """How codes are drawn, with one value per scale: see [`VARPipeline.__call__`] for the meaning of each."""
+
+    guidance_scale: Guidance
+    top_k: list[int]
+    top_p: list[float]
+    temperature: list[float]
+    smooth: bool
+    logits_processor: LogitsProcessorList | None
+    refiner: VARTransformer | None
+    refiner_start: int
+
+
+class Sampler:
+    """Draws the codes of one scale after the other from guided logits."""
+
+    def __init__(self, settings: SamplingSettings, generator: Generators, num_scales: int):
+        self.settings, self.generator, self.num_scales = settings, generator, num_scales
+        self._previous_logits: torch.Tensor | None = None
+
+    def draw(
+        self, logits: torch.Tensor, k: int, codes: list[torch.Tensor]
+    ) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """Codes `(batch, length)` of scale `k` and, if `smooth`, weights of all code vectors in place of each code."""
+        settings = self.settings
+        if settings.logits_processor is not None:
+            guided_logits = logits
+            logits = process_logits(settings.logits_processor, codes, logits, k, self._previous_logits)
+            self._previous_logits = guided_logits
+        logits = filter_logits(logits / settings.temperature[k], settings.top_k[k], settings.top_p[k])
+        drawn = draw_codes(logits, self.generator)
+        weights = smooth_weights(logits, k, self.num_scales, self.generator) if settings.smooth else None
+        return drawn, weights
+
+
+def guidance_weight(guidance_scale: Guidance, k: int, num_scales: int) -> float:
     """
     Weight of the conditional logits at scale `k`: it grows linearly from 1, no guidance, to `guidance_scale`, since
     the coarse scales decide on the composition and suffer from guidance (Tian et al. 2024, official code); or what
@@ -25,14 +65,8 @@ def guidance_weight(guidance_scale: float | Callable[[int, int], float], k: int,
 
 def apply_guidance(logits: torch.Tensor, weight: float) -> torch.Tensor:
     """
-    Classifier-free guidance (Ho and Salimans 2022).
-
-    Args:
-        logits (`torch.Tensor` of shape `(2 * batch, length, codebook_size)`): Conditional, then unconditional logits.
-        weight (`float`): 1 is off.
-
-    Returns:
-        `torch.Tensor` of shape `(batch, length, codebook_size)`.
+    Classifier-free guidance (Ho and Salimans 2022) of conditional logits with unconditional ones behind them, `(2 * batch,
+    length, codebook_size)`; a `weight` of 1 is off.
     """
     conditional, unconditional = logits.chunk(2)
     return conditional if weight == 1 else weight * conditional + (1 - weight) * unconditional
@@ -46,17 +80,8 @@ def process_logits(
     previous_logits: torch.Tensor | None,
 ) -> torch.Tensor:
     """
-    Logits as `processors` leave them, which see every token as a row of its own.
-
-    Args:
-        processors (`LogitsProcessorList`): See [`VARPipeline.__call__`].
-        codes (`list[torch.LongTensor]`): Of the scales before, `(batch, length of the scale)`.
-        logits (`torch.Tensor` of shape `(batch, length, codebook_size)`): Guided logits of scale `k`.
-        k (`int`): Scale, from 0.
-        previous_logits (`torch.Tensor`, *optional*): Guided logits of the scale before.
-
-    Returns:
-        `torch.Tensor` of shape `(batch, length, codebook_size)`.
+    Guided logits `(batch, length, codebook_size)` of scale `k` as `processors` leave them, which see every token as a row of
+    its own, the `codes` and the guided logits of the scales before: see [`VARPipeline.__call__`].
     """
     batch_size, length, codebook_size = logits.shape
     known = torch.cat(codes, dim=1) if codes else torch.empty(batch_size, 0, dtype=torch.long, device=logits.device)
@@ -106,23 +131,13 @@ def filter_logits(logits: torch.Tensor, top_k: int, top_p: float) -> torch.Tenso
 
 def draw_codes(logits: torch.Tensor, generator: Generators = None) -> torch.Tensor:
     """
-    Draw a code for every token, by one multinomial draw per scale, or per image with a list of generators.
+    Draw a code for every token from filtered logits `(batch, length, codebook_size)`, by one multinomial draw per scale, or
+    per image with a list of generators, which may live on another device.
 
     The codes are those of `torch.multinomial`, which waits for an accelerator to check its input: the most probable code
     after a division by exponential noise (of exponential variables, the one with the highest rate is the first with
-    that rate's share as its probability).
-
-    Args:
-        logits (`torch.Tensor` of shape `(batch, length, codebook_size)`): Filtered logits.
-        generator (`torch.Generator` or list of them, *optional*):
-            May live on another device than the logits: the noise is drawn there.
-
-    Returns:
-        `torch.LongTensor` of shape `(batch, length)`.
-
-    Raises:
-        `ValueError`: If a logit is not a number. On an accelerator this is not looked at, the comparison would wait for
-            the device.
+    that rate's share as its probability). On a CPU, a `ValueError` if a logit is not a number; elsewhere the comparison
+    would wait for the device.
     """
     probabilities = functional.softmax(logits, dim=-1)
     if probabilities.device.type == "cpu" and not probabilities.sum(dtype=torch.float32).isfinite():
@@ -136,23 +151,15 @@ def _exponential(like: torch.Tensor, generator: Generators) -> torch.Tensor:
         return torch.cat([_exponential(image, single) for image, single in zip(like.split(1), generator, strict=True)])
     device = like.device if generator is None else generator.device
     noise = torch.empty(like.shape, dtype=like.dtype, device=device).exponential_(generator=generator)
-    # A copy to the CPU that nobody waits for would be read before it is there.
+    # A non-blocking copy to the CPU may be read before it has finished.
     return noise.to(like.device, non_blocking=like.device.type != "cpu")
 
 
 def smooth_weights(logits: torch.Tensor, k: int, num_scales: int, generator: Generators = None) -> torch.Tensor:
     """
-    Weights for a mixture of code vectors in place of a single one, by the Gumbel softmax (Jang et al. 2017): sharper
-    and cooler with the scale. Official `more_smooth`, for pictures that please rather than for metrics.
-
-    Args:
-        logits (`torch.Tensor` of shape `(batch, length, codebook_size)`): Filtered logits.
-        k (`int`): Scale, from 0.
-        num_scales (`int`): Number of scales.
-        generator (`torch.Generator` or list of them, *optional*): Source of the noise.
-
-    Returns:
-        `torch.Tensor` of shape `(batch, length, codebook_size)`.
+    Weights `(batch, length, codebook_size)` for a mixture of code vectors in place of a single one, by the Gumbel softmax
+    (Jang et al. 2017) of filtered logits: sharper and cooler with the scale `k`. Official `more_smooth`, for pictures that
+    please rather than for metrics.
     """
     depth = k / (num_scales - 1) if num_scales > 1 else 1.0
     temperature = max(0.27 * (1 - 0.95 * depth), 0.005)

@@ -1,0 +1,144 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What images are drawn for: from the labels that users write to what a transformer reads, with its guidance half."""
+
+import difflib
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import torch
+
+from ..priors import VARTransformer
+
+
+Labels = int | str | None | torch.Tensor | np.ndarray | np.generic | Sequence
+
+
+@dataclass(frozen=True)
+class Condition:
+    """
+    What the images of a call are drawn for.
+
+    Args:
+        entries (`dict[str, torch.Tensor]`): Arguments of the transformer's first call, with one entry for each image.
+        nothing (`Callable`): Returns the entry of one unconditional image, which guidance contrasts with.
+        class_labels (`torch.LongTensor` of shape `(batch,)`):
+            Ids of the classes, for functions that score images; the number of labels where there is none.
+        is_unconditional (`bool`): Whether guidance has nothing to contrast with.
+    """
+
+    entries: Mapping[str, torch.Tensor]
+    nothing: Callable[[], Mapping[str, torch.Tensor]]
+    class_labels: torch.Tensor
+    is_unconditional: bool = False
+
+    def __len__(self) -> int:
+        return len(self.class_labels)
+
+    def select(self, items: Sequence[int]) -> "Condition":
+        """The condition whose image i has the entry `items[i]` of this one."""
+        entries = {name: values[list(items)] for name, values in self.entries.items()}
+        return replace(self, entries=entries, class_labels=self.class_labels[list(items)])
+
+    def arguments(self, device: torch.device, guided: bool) -> dict[str, torch.Tensor]:
+        """Arguments of the transformer's first call; if `guided`, with the unconditional half of the batch at the end."""
+        entries = {name: values.to(device) for name, values in self.entries.items()}
+        if not guided:
+            return entries
+        nothing = self.nothing()
+        return {
+            name: torch.cat([values, nothing[name].to(values).expand_as(values)]) for name, values in entries.items()
+        }
+
+
+def class_condition(
+    transformer: VARTransformer, class_labels: Labels, class_embeds: torch.Tensor | None = None
+) -> Condition:
+    """The condition that is given by `class_labels` or `class_embeds`; a `ValueError` if they are out of range."""
+    config = transformer.config
+    unconditional = torch.tensor([config.num_labels or 0])
+    if class_embeds is None:
+        ids = torch.tensor(label_ids(class_labels, config.id2label))
+        return Condition(
+            {"class_labels": ids}, lambda: {"class_labels": unconditional}, ids, bool((ids == unconditional).all())
+        )
+    if class_labels is not None:
+        raise ValueError("Pass one of `class_labels` and `class_embeds`, not both.")
+    shape = tuple(class_embeds.shape) if isinstance(class_embeds, torch.Tensor) else type(class_embeds).__name__
+    if not isinstance(shape, tuple) or len(shape) != 2 or shape[1] != config.hidden_size:
+        raise ValueError(f"`class_embeds` must have the shape (batch, {config.hidden_size}), got {shape}.")
+    return Condition(
+        {"class_embeds": class_embeds},
+        lambda: {"class_embeds": transformer.get_class_embeds(unconditional)},  # pyright: ignore
+        unconditional.expand(len(class_embeds)),
+    )
+
+
+def label_ids(labels: Labels, id2label: Mapping[Any, str] | None) -> list[int]:
+    """Ids of labels as users write them, see [`~VARPipeline.get_label_ids`]; `num_labels` stands for unconditional."""
+    names: dict[str, list[int]] = {}
+    for label, text in (id2label or {}).items():
+        # The whole text first, then its synonyms, as in "tench, Tinca tinca".
+        for name in dict.fromkeys([text, *(synonym.strip() for synonym in text.split(","))]):
+            names.setdefault(name, []).append(int(label))
+    ids = [_label_id(label, len(id2label or {}), names) for label in _flatten(labels)]
+    if not ids:
+        raise ValueError("`class_labels` must hold at least one label, got an empty list.")
+    return ids
+
+
+def _flatten(labels: Labels) -> list:
+    if isinstance(labels, torch.Tensor):
+        if labels.is_floating_point() or labels.is_complex() or labels.dtype == torch.bool:
+            raise ValueError(f"`class_labels` must be integers, got a tensor of {labels.dtype}.")
+        return labels.flatten().tolist()
+    if isinstance(labels, Sequence) and not isinstance(labels, (str, bytes)):
+        return [single for label in labels for single in _flatten(label)]
+    if isinstance(labels, (np.ndarray, np.generic)):
+        return _flatten(labels.tolist())
+    return [labels]
+
+
+def _label_id(label: int | str | None, num_labels: int, names: Mapping[str, list[int]]) -> int:
+    if label is None:
+        return num_labels
+    if isinstance(label, str):
+        return _id_of_text(label, num_labels, names)
+    if isinstance(label, bool) or not isinstance(label, int):
+        raise ValueError(f"`class_labels` must be ids, names or `None`, got {label!r} of type {type(label).__name__}.")
+    if not -1 <= label <= num_labels:
+        raise ValueError(
+            f"`class_labels` must be in [0, {num_labels}), or -1, {num_labels} or `None` for unconditional, got {label}."
+        )
+    return num_labels if label == -1 else label
+
+
+def _id_of_text(text: str, num_labels: int, names: Mapping[str, list[int]]) -> int:
+    """The label that `text` names, or whose id it spells. On a command line everything is a text, so both must work."""
+    found = names.get(text, [])
+    spelled = int(text) if text.removeprefix("-").isdecimal() else None
+    if len(found) > 1:
+        raise ValueError(
+            f"`class_labels` has the name {text!r}, which the labels {found} share: pass one of these ids."
+        )
+    if found and spelled is not None and spelled != found[0] and -1 <= spelled <= num_labels:
+        raise ValueError(
+            f"`class_labels` has {text!r}, which is both the name of label {found[0]} and the id of another: write "
+            f"'name:{text}' or 'id:{text}'."
+        )
+    if found:
+        return found[0]
+    if spelled is not None:
+        return _label_id(spelled, num_labels, names)
+    kind, _, rest = text.partition(":")
+    if kind == "name" and len(names.get(rest, [])) == 1:
+        return names[rest][0]
+    if kind == "id" and rest.removeprefix("-").isdecimal():
+        return _label_id(int(rest), num_labels, names)
+    lowered = {name.lower(): name for name in names}
+    near = [lowered[name] for name in difflib.get_close_matches(text.lower(), lowered, n=3)]
+    hint = (
+        f"did you mean {' or '.join(map(repr, near))}?" if near else "the names are in `transformer.config.id2label`."
+    )
+    raise ValueError(f"`class_labels` has the unknown name {text!r}; {hint}")

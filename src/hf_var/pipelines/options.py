@@ -1,0 +1,201 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The arguments that all pipelines share: their names and defaults, and what becomes of them in a call."""
+
+import inspect
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, fields
+from difflib import get_close_matches
+from functools import partial
+from numbers import Integral
+from typing import Any, TypedDict, TypeVar, get_type_hints
+
+import torch
+from diffusers.callbacks import MultiPipelineCallbacks, PipelineCallback
+from transformers import LogitsProcessor, LogitsProcessorList
+
+from ..priors import VARTransformer
+from .checks import check_count, check_guidance, check_temperature, check_top_k, check_top_p, is_number
+from .sampling import Generators, Guidance, SamplingSettings
+
+
+AnyCall = TypeVar("AnyCall", bound=Callable)
+Scores = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
+Callback = Callable[[Any, int, int, dict], dict | None] | PipelineCallback | MultiPipelineCallbacks
+
+# What a checkpoint may choose for itself, in its model_index.json, and the values for one that does not.
+CHECKPOINT_DEFAULTS = {"guidance_scale": 2.5, "top_p": 0.96, "temperature": 1.0}
+# The official default, unless the codebook is smaller.
+DEFAULT_TOP_K = 900
+CALLBACK_TENSORS = ["latents", "images"]
+
+
+class SamplingOptions(TypedDict, total=False):
+    """How codes are drawn, see [`VARPipeline.__call__`]."""
+
+    guidance_scale: Guidance | None
+    top_k: int | Sequence[int] | None
+    top_p: float | Sequence[float] | None
+    temperature: float | Sequence[float] | None
+    smooth: bool
+    logits_processor: LogitsProcessor | LogitsProcessorList | None
+    refiner: VARTransformer | None
+    refiner_start: int | None
+
+
+class CallOptions(SamplingOptions, total=False):
+    """All arguments that the calls of the pipelines share, see [`VARPipeline.__call__`]."""
+
+    class_embeds: torch.Tensor | None
+    num_images_per_label: int
+    generator: Generators
+    output_type: str
+    return_dict: bool
+    callback_on_step_end: Callback | None
+    callback_on_step_end_tensor_inputs: Sequence[str]
+    num_candidates: int
+    score_fn: Scores | None
+
+
+# Options with a plain value, which a command line can give and a report or a model card can state: type and meaning.
+PLAIN_OPTIONS: Mapping[str, tuple[type, str]] = {
+    "guidance_scale": (float, "1 is off (default: the checkpoint's, or 2.5)"),
+    "top_k": (int, "0 is off (default: 900, or all of a smaller codebook)"),
+    "top_p": (float, "0 and 1 are off (default: the checkpoint's, or 0.96)"),
+    "temperature": (float, "above 1 for more variety (default: the checkpoint's, or 1)"),
+    "smooth": (bool, "mix code vectors: smoother, less detailed images"),
+}
+# `None` is the checkpoint's own value, or the pipeline's.
+SAMPLING_DEFAULTS: Mapping[str, Any] = {
+    "guidance_scale": None,
+    "top_k": None,
+    "top_p": None,
+    "temperature": None,
+    "smooth": False,
+    "logits_processor": None,
+    "refiner": None,
+    "refiner_start": None,
+}
+
+
+@dataclass
+class CallSettings:
+    """The shared arguments of a call, checked: see [`VARPipeline.__call__`] for the meaning of each."""
+
+    sampling: SamplingSettings
+    class_embeds: torch.Tensor | None = None
+    num_images_per_label: int = 1
+    generator: Generators = None
+    output_type: str = "pil"
+    return_dict: bool = True
+    callback_on_step_end: Callback | None = None
+    callback_on_step_end_tensor_inputs: Sequence[str] = ("latents",)
+    num_candidates: int = 1
+    score_fn: Scores | None = None
+
+    def __post_init__(self):
+        check_count("num_images_per_label", self.num_images_per_label)
+        check_count("num_candidates", self.num_candidates)
+        if (self.num_candidates > 1) != (self.score_fn is not None):
+            raise ValueError(
+                f"`num_candidates` above 1 and `score_fn` go together, got {self.num_candidates} and {self.score_fn!r}."
+            )
+        if isinstance(self.callback_on_step_end, (PipelineCallback, MultiPipelineCallbacks)):
+            self.callback_on_step_end_tensor_inputs = self.callback_on_step_end.tensor_inputs
+        unknown = [name for name in self.callback_on_step_end_tensor_inputs if name not in CALLBACK_TENSORS]
+        if unknown:
+            raise ValueError(f"`callback_on_step_end_tensor_inputs` must be among {CALLBACK_TENSORS}, got {unknown}.")
+
+
+def show_options(call: AnyCall) -> AnyCall:
+    """Let `help` and `inspect` show the arguments behind the `**options` of a pipeline's call."""
+    signature = inspect.signature(call)
+    own = [entry for entry in signature.parameters.values() if entry.kind is not inspect.Parameter.VAR_KEYWORD]
+    defaults = {**SAMPLING_DEFAULTS, **{entry.name: entry.default for entry in fields(CallSettings)}}
+    shared = [
+        inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=defaults[name], annotation=annotation)
+        for name, annotation in get_type_hints(CallOptions).items()
+    ]
+    call.__signature__ = signature.replace(parameters=[*own, *shared])  # pyright: ignore[reportFunctionMemberAccess]
+    return call
+
+
+def resolve_call(transformer: VARTransformer, defaults: Mapping[str, Any], options: CallOptions) -> CallSettings:
+    """Check the shared arguments of a call; `defaults` are the checkpoint's, for those that are `None`."""
+    known = CallOptions.__optional_keys__
+    for name in options.keys() - known:
+        near = get_close_matches(name, known, n=1)
+        hint = f"did you mean `{near[0]}`?" if near else f"it takes {', '.join(sorted(known))}."
+        raise TypeError(f"`__call__` got an unexpected keyword argument {name!r}; {hint}")
+    sampling: Any = {name: options[name] for name in SAMPLING_DEFAULTS.keys() & options.keys()}
+    others: Any = {name: options[name] for name in options.keys() - SAMPLING_DEFAULTS.keys()}
+    return CallSettings(resolve_sampling(transformer, defaults, sampling), **others)
+
+
+def resolve_sampling(
+    transformer: VARTransformer, defaults: Mapping[str, Any], options: SamplingOptions
+) -> SamplingSettings:
+    """Check the arguments of sampling, with `defaults` in place of `None`, and resolve them to one value per scale."""
+    config = transformer.config
+    num_scales = len(config.patch_nums)
+    values: dict[str, Any] = {**SAMPLING_DEFAULTS, **options}
+    for name in CHECKPOINT_DEFAULTS:
+        values[name] = float(defaults[name]) if values[name] is None else values[name]
+    if values["top_k"] is None:
+        values["top_k"] = min(DEFAULT_TOP_K, config.codebook_size)
+    check_guidance(values["guidance_scale"])
+    checks = {
+        "top_k": partial(check_top_k, config.codebook_size),
+        "top_p": check_top_p,
+        "temperature": check_temperature,
+    }
+    for name, check in checks.items():
+        values[name] = _per_scale(name, values[name], num_scales, check)
+    processor = values["logits_processor"]
+    if processor is not None and not isinstance(processor, LogitsProcessorList):
+        # transformers reads the signature of the class's `__call__`, which plain functions do not have.
+        if not isinstance(processor, LogitsProcessor):
+            raise ValueError(f"`logits_processor` must be a `LogitsProcessor`, got {processor!r}.")
+        values["logits_processor"] = LogitsProcessorList([processor])
+    values["refiner_start"] = _check_refiner(transformer, values["refiner"], values["refiner_start"], num_scales)
+    return SamplingSettings(**values)
+
+
+def last_guided_scale(guidance_scale: Guidance, num_scales: int) -> int:
+    """The last scale whose weight is not 1, -1 if there is none: until then, the unconditional half is computed."""
+    if not callable(guidance_scale):
+        # A callback may change it.
+        return num_scales - 1 if guidance_scale != 1 else -1
+    weights = [guidance_scale(k, num_scales) for k in range(num_scales)]
+    for k, weight in enumerate(weights):
+        if not is_number(weight):
+            raise ValueError(f"`guidance_scale` must return a finite number, got {weight!r} for ({k}, {num_scales}).")
+    return max((k for k, weight in enumerate(weights) if weight != 1), default=-1)
+
+
+def _per_scale(name: str, value: Any, num_scales: int, check: Callable[[Any], None]) -> list:
+    is_list = isinstance(value, Sequence) and not isinstance(value, (str, bytes))
+    values = list(value) if is_list else [value] * num_scales
+    for entry in values:
+        check(entry)
+    if len(values) != num_scales:
+        raise ValueError(f"`{name}` must be one value or {num_scales}, one per scale, got {len(values)}.")
+    return values
+
+
+def _check_refiner(
+    transformer: VARTransformer, refiner: VARTransformer | None, start: int | None, num_scales: int
+) -> int:
+    if refiner is None:
+        if start is not None:
+            raise ValueError(f"`refiner_start` = {start!r} needs a `refiner`.")
+        return num_scales
+    if start is None or not is_number(start, Integral) or not 0 <= start < num_scales:
+        raise ValueError(f"`refiner_start` must be a scale from 0 to {num_scales - 1}, got {start!r}.")
+    for name in ("codebook_size", "latent_channels", "patch_nums", "num_labels", "block_sizes"):
+        ours = getattr(transformer.config, name)
+        theirs = getattr(getattr(refiner, "config", None), name, None)
+        if ours != theirs:
+            raise ValueError(
+                f"`refiner` must be a transformer like the pipeline's: {name} is {ours} there, got {theirs}."
+            )
+    return int(start)
