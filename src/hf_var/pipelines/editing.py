@@ -17,7 +17,7 @@ def interpolated_latents(
         if not is_number(weight):
             raise ValueError(f"`weights` must be finite numbers, got {weight!r} in {weights!r}.")
     _check_pair(vqvae, codes, other_codes)
-    ends = (sum_scales(vqvae, codes), sum_scales(vqvae, other_codes))
+    ends = (vqvae.latents(codes), vqvae.latents(other_codes))
     return [torch.lerp(*ends, float(weight)) for weight in weights]
 
 
@@ -27,15 +27,7 @@ def mixed_latents(vqvae: VQVAEModel, codes: torch.Tensor, other_codes: torch.Ten
     check_num_scales("num_scales", num_scales, len(lengths))
     _check_pair(vqvae, codes, other_codes)
     end = sum(lengths[:num_scales])
-    return sum_scales(vqvae, torch.cat([codes[:, :end], other_codes[:, end:]], dim=1))
-
-
-def sum_scales(vqvae: VQVAEModel, codes: torch.Tensor) -> torch.Tensor:
-    """The latents of whole images' codes."""
-    latents = None
-    for k, scale_codes in enumerate(codes.split(vqvae.config.scale_lengths, dim=1)):
-        latents, _ = vqvae.next_scale(latents, scale_codes, k)
-    return latents  # pyright: ignore[reportReturnType]
+    return vqvae.latents(torch.cat([codes[:, :end], other_codes[:, end:]], dim=1))
 
 
 def match_inputs(num_images: int, **sizes: int) -> dict[str, list[int]]:
