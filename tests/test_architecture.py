@@ -35,7 +35,9 @@ READ |= {"fsspec", "pyarrow", "tqdm"}  # datasets always brings these, and yaml
 MAY_IMPORT: dict[str, tuple[set[str], set[str]]] = {
     "scales": (set(), set()),
     "ranges": (set(), set()),
+    "modes": (set(), {"torch"}),
     "precision": (set(), {"torch"}),
+    "downloads": (set(), {"torch"}),
     "autoencoders": ({"scales"}, {"torch", "transformers", OFFLOAD_DECORATOR}),
     "priors": ({"scales"}, {"torch", "transformers"}),
     "pipelines": (STAGES | {"precision"}, CORE | {"diffusers"}),
@@ -45,7 +47,7 @@ MAY_IMPORT: dict[str, tuple[set[str], set[str]]] = {
     "scoring": (STAGES | {"pipelines"}, CORE | {"diffusers"}),
     # Images and codes in, measures, and what is published: none knows a training, its arguments or an evaluation.
     "metrics": (
-        STAGES | {"precision", "weight_files"},
+        STAGES | {"modes", "precision", "downloads", "weight_files"},
         CORE | {"accelerate", "lpips", "matplotlib", "torch_fidelity", "torchmetrics", "torchvision"},
     ),
     "hub": (STAGES | {"metrics"}, CORE | {"yaml"}),
@@ -56,7 +58,7 @@ MAY_IMPORT: dict[str, tuple[set[str], set[str]]] = {
         CORE | {"accelerate", "matplotlib", "peft", "sklearn", "tqdm", "yaml", AVERAGE},
     ),
     "evaluation": (
-        STAGES | FLOOR | {"__init__", "pipelines"},
+        STAGES | FLOOR | {"__init__", "downloads", "pipelines"},
         CORE | {"accelerate", "datasets", "matplotlib", "tqdm"},
     ),
     "__init__": (LIBRARY, {"transformers", "diffusers"}),

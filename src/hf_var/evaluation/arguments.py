@@ -7,7 +7,7 @@ from typing import Any
 
 from ..data.images import INTERPOLATIONS
 from ..hub.names import is_hub_name
-from .comparison import NUM_NEIGHBORS
+from ..metrics.generation import NUM_NEIGHBORS
 
 
 REFERENCES = "https://openaipublic.blob.core.windows.net/diffusion/jul-2021/ref_batches/imagenet"

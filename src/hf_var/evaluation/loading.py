@@ -12,9 +12,9 @@ from transformers.utils import logging
 
 from ..autoencoders import VQVAEModel
 from ..metrics.feature_extractors import extract_features, full_precision, load_feature_extractor
+from ..metrics.generation import DISTANCES, NUM_NEIGHBORS
 from ..pipelines import VARPipeline
 from .arguments import EvaluationArguments
-from .comparison import DISTANCES, NUM_NEIGHBORS
 from .download import find_reference
 from .image_sets import ImageSet, open_image_set
 from .report import weights_fingerprint

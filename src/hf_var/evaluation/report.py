@@ -18,13 +18,10 @@ from torch import nn
 
 from .. import __version__
 from ..hub.names import without_folders
-from ..metrics.labels import METRIC_LABELS
+from ..metrics.labels import METRIC_LABELS, metric_label, metric_name
 
 
 PACKAGES = ("torch", "transformers", "diffusers", "accelerate", "datasets", "torch-fidelity", "torchmetrics", "numpy")
-# What goes to the Hub, in this order. Figures of single scales stay in the report.
-PUBLISHED_FIGURES = ("fid", "sfid", "inception_score", "precision", "recall", "kid")
-PUBLISHED_FIGURES += ("rfid", "psnr", "ssim", "lpips", "usage")
 # The settings by which two evaluations differ. All others decide on speed alone.
 DECIDING_SETTINGS = ("num_images", "image_size", "seed", "guidance_scale", "top_k", "top_p", "temperature", "smooth")
 DECIDING_SETTINGS += ("classifier", "num_candidates", "dtype", "feature_extractor", "samples_fingerprint")
@@ -45,7 +42,7 @@ def write_report(output_dir: str | Path, report: Mapping[str, Any]) -> None:
     output_dir = Path(output_dir)
     text = json.dumps(_json_value(report), indent=2, allow_nan=False, ensure_ascii=False)
     (output_dir / "evaluation.json").write_text(text + "\n", encoding="utf-8")
-    figures = [(METRIC_LABELS.get(name, name), _number(value)) for name, value in report["figures"].items()]
+    figures = [(metric_label(name), _number(value)) for name, value in report["figures"].items()]
     settings = {name: value for name, value in report.items() if name not in ("figures", "departures")}
     lines = [
         "# Evaluation",
@@ -110,9 +107,7 @@ def push_figures(repo_id: str, figures: Mapping[str, float], report: Mapping[str
     """
     results = _results(figures, report)
     if not results:
-        raise ValueError(
-            f"`figures` must have finite numbers for some of {list(PUBLISHED_FIGURES)}, got {dict(figures)}."
-        )
+        raise ValueError(f"`figures` must have finite numbers for some of {list(METRIC_LABELS)}, got {dict(figures)}.")
     name = repo_id.split("/")[-1]
     try:
         card = ModelCard.load(repo_id)
@@ -148,12 +143,12 @@ def _results(figures: Mapping[str, float], report: Mapping[str, Any]) -> list[Ev
             dataset_name=name,
             dataset_split=reference.get("split"),
             metric_type=key,
-            metric_name=METRIC_LABELS[key].split(",")[0],
+            metric_name=metric_name(key),
             metric_value=round(float(figures[key]), 6),
             metric_config=preset,
             metric_args=deciding,
         )
-        for key in PUBLISHED_FIGURES
+        for key in METRIC_LABELS
         if key in figures and math.isfinite(figures[key])
     ]
 

@@ -16,12 +16,13 @@ from ..autoencoders import VQVAEModel
 from ..data.resumable_settings import check_settings, read_settings, write_settings
 from ..hub.push import create_repository
 from ..metrics.feature_extractors import full_precision
+from ..metrics.generation import kid_subset_size
 from ..metrics.perceptual import PerceptualLoss
 from ..metrics.reconstruction import measure_reconstruction
 from ..pipelines import VARPipeline
 from ..pipelines.settings import resolve_settings
 from .arguments import DRAWING, PRESET_MODELS, EvaluationArguments
-from .comparison import compute_figures, kid_subset_size
+from .comparison import compute_figures
 from .feature_extraction import DrawnImages, ImageSource, Outputs, Stopwatch, missing_batches, write_features
 from .feature_files import FeatureFiles
 from .generate import ClassifierScore, ImageDrawer
@@ -120,7 +121,7 @@ def _evaluate_images(
         "settings": {
             **_settings(args, subject.image_size, subject.num_images),
             **subject.settings,
-            "kid_subset_size": kid_subset_size(files, known),
+            "kid_subset_size": kid_subset_size(files.num_images, (known or files).num_images),
             "num_processes": accelerator.num_processes,
         },
         **subject.report,

@@ -10,7 +10,7 @@ from urllib.parse import quote
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
 from ..autoencoders import VQVAEConfig, VQVAEModel
-from ..metrics.labels import METRIC_LABELS
+from ..metrics.labels import metric_label, metric_name
 from ..priors import VARConfig, VARTransformer
 from .names import is_hub_name, public_recipe, without_folders
 
@@ -190,7 +190,7 @@ def _write_card(
         name=name,
         repo_id=repo_id,
         dataset=_dataset_name(recipe),
-        figures=[(METRIC_LABELS.get(key, key), value) for key, value in metrics.items()],
+        figures=[(metric_label(key), value) for key, value in metrics.items()],
         pictures=[(quote(picture), caption) for picture, caption in pictures.items()],
         recipe=public_recipe(recipe),
         **contents,
@@ -207,7 +207,7 @@ def _results(task: str, recipe: Mapping[str, Any], metrics: Mapping[str, float])
             dataset_name=_dataset_name(recipe),
             dataset_split=recipe.get("validation_split"),
             metric_type=key,
-            metric_name=METRIC_LABELS.get(key, key).split(",")[0],
+            metric_name=metric_name(key),
             metric_value=value,
         )
         for key, value in metrics.items()
