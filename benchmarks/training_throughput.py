@@ -52,7 +52,7 @@ def load_script(name: str):
 def tokenizer_loop(script, args) -> Callable[[], Iterator[None]]:
     config = VQVAEConfig(**given_config_fields(args, VQVAEConfig))
     source = data.load_source("train_data", args.train_data, args.train_split, ["train"], args.streaming)
-    batches = data.TrainingBatches(source, script.make_row_reader(args, config, source, augment=True), args)
+    batches = data.TrainingBatches(source, script.make_row_reader(args, config, source, augment=True), args, args.seed)
     memory_format = torch.channels_last if args.channels_last else torch.contiguous_format
     images = [
         batch["pixel_values"].contiguous(memory_format=memory_format)
@@ -87,7 +87,7 @@ def transformer_loop(script, args) -> Callable[[], Iterator[None]]:
     label_column, id2label = data.training_labels(source, args.label_column, args.num_labels)
     config = script.make_config(args, vqvae.config, id2label)
     rows = script.make_row_reader(args, vqvae.config, source, label_column, config.num_labels, augment=True)
-    batches = data.TrainingBatches(source, rows, args)
+    batches = data.TrainingBatches(source, rows, args, args.seed)
     teacher_forcing = TeacherForcing(vqvae)
     inputs = [teacher_forcing(batch) for _, batch in zip(range(NUM_BATCHES), batches, strict=False)]
     args.learning_rate = args.learning_rate or args.base_learning_rate

@@ -177,7 +177,7 @@ def make_row_reader(
     args: VARTrainingArguments,
     tokenizer: VQVAEConfig,
     dataset: data.AnyDataset,
-    label_column: str | None,
+    label_column: data.LabelCondition | None,
     num_labels: int,
     augment: bool,
 ):
@@ -185,7 +185,8 @@ def make_row_reader(
     if data.is_codes_dataset(dataset):
         return data.codes_rows(label_column, num_labels)
     labels = {"label_column": label_column, "num_labels": num_labels}
-    return data.image_rows(args, dataset, tokenizer.image_size, tokenizer.in_channels, augment, **labels)
+    changes = args if augment else None
+    return data.image_rows(args, changes, dataset, tokenizer.image_size, tokenizer.in_channels, **labels)
 
 
 # --------------------------------------------------------------------------------------------------------------------
@@ -355,14 +356,13 @@ def main(argv: Sequence[str] | None = None) -> None:
     shares = {"process_index": accelerator.process_index, "num_processes": accelerator.num_processes}
     if args.augmented_copies > 0 and not data.is_codes_dataset(train_data):
         show_progress = accelerator.is_local_main_process
-        train_data = data.tokenized_copies(train_data, train_rows, args, vqvae, args.augmented_copies, show_progress)
+        copies = args.augmented_copies
+        train_data = data.tokenized_copies(train_data, train_rows, args, args.seed, vqvae, copies, show_progress)
         train_rows = data.codes_rows(None if label_column is None else "class_labels", config.num_labels)
-    batches = data.TrainingBatches(train_data, train_rows, args, **shares)
+    batches = data.TrainingBatches(train_data, train_rows, args, args.seed, **shares)
     validation = None
     if args.validation_data is not None:
-        validation = data.ValidationBatches(
-            validation_data, validation_rows, args, max_images=args.validation_images, **shares
-        )
+        validation = data.ValidationBatches(validation_data, validation_rows, args, **shares)
     teacher_forcing = TeacherForcing(vqvae, args.input_noise, args.seed)
     optimizer = make_optimizer(transformer, args)
     scheduler = make_scheduler(optimizer, args)

@@ -174,7 +174,7 @@ def make_config(args: VQVAETrainingArguments) -> VQVAEConfig:
 def make_row_reader(args: VQVAETrainingArguments, config: VQVAEConfig, dataset, augment: bool):
     if data.is_codes_dataset(dataset):
         raise ValueError("A tokenizer is trained on images, but the data set has a column of codes.")
-    return data.image_rows(args, dataset, config.image_size, config.in_channels, augment)
+    return data.image_rows(args, args if augment else None, dataset, config.image_size, config.in_channels)
 
 
 def make_model(args: VQVAETrainingArguments, config: VQVAEConfig) -> VQVAEModel:
@@ -278,12 +278,10 @@ def main(argv: Sequence[str] | None = None) -> None:
     # Before anything is prepared, which may draw random numbers where there are several processes.
     vqvae = make_model(args, config)
     shares = {"process_index": accelerator.process_index, "num_processes": accelerator.num_processes}
-    batches = data.TrainingBatches(train_data, train_rows, args, **shares)
+    batches = data.TrainingBatches(train_data, train_rows, args, args.seed, **shares)
     validation = None
     if args.validation_data is not None:
-        validation = data.ValidationBatches(
-            validation_data, validation_rows, args, max_images=args.validation_images, **shares
-        )
+        validation = data.ValidationBatches(validation_data, validation_rows, args, **shares)
     perceptual_loss, feature_extractor, adversary = None, None, None
     if args.lpips_weight > 0 or args.lpips_weights is not None:
         perceptual_loss = PerceptualLoss(config.num_output_channels, config.image_size, args.lpips_weights)

@@ -22,7 +22,7 @@ OFFLOAD_DECORATOR = "diffusers.utils.accelerate_utils.apply_forward_hook"
 AVERAGE = "diffusers.training_utils.EMAModel"
 TRAINING_ARGUMENTS = "hf_var.training.arguments.TrainingArguments"
 IMPORT_DECORATOR = "from diffusers.utils.accelerate_utils import apply_forward_hook"
-STAGES = {"scales", "ranges", "autoencoders", "priors"}
+STAGES = {"scales", "ranges", "fingerprints", "image_decoding", "autoencoders", "priors"}
 LIBRARY = STAGES | {"pipelines", "registration", "conversion", "scoring"}
 CORE = {"torch", "transformers", "huggingface_hub", "safetensors", "numpy", "PIL"}
 FLOOR = {"data", "metrics", "hub"}
@@ -38,6 +38,8 @@ MAY_IMPORT: dict[str, tuple[set[str], set[str]]] = {
     "modes": (set(), {"torch"}),
     "precision": (set(), {"torch"}),
     "downloads": (set(), {"torch"}),
+    "fingerprints": (set(), {"torch"}),
+    "image_decoding": (set(), {"torch", "numpy", "PIL"}),
     "autoencoders": ({"scales"}, {"torch", "transformers", OFFLOAD_DECORATOR}),
     "priors": ({"scales"}, {"torch", "transformers"}),
     "pipelines": (STAGES | {"precision"}, CORE | {"diffusers"}),
@@ -51,14 +53,14 @@ MAY_IMPORT: dict[str, tuple[set[str], set[str]]] = {
         CORE | {"accelerate", "lpips", "matplotlib", "torch_fidelity", "torchmetrics", "torchvision"},
     ),
     "hub": (STAGES | {"metrics"}, CORE | {"yaml"}),
-    "data": ({"scales", "ranges", "autoencoders", "hub"}, CORE | READ),
+    "data": ({"scales", "ranges", "fingerprints", "image_decoding", "autoencoders", "hub"}, CORE | READ),
     # Neither imports the other.
     "training": (
         STAGES | FLOOR | {"precision"},
         CORE | {"accelerate", "matplotlib", "peft", "sklearn", "tqdm", "yaml", AVERAGE},
     ),
     "evaluation": (
-        STAGES | FLOOR | {"__init__", "downloads", "pipelines"},
+        STAGES | FLOOR | {"__init__", "downloads", "fingerprints", "pipelines"},
         CORE | {"accelerate", "datasets", "matplotlib", "tqdm"},
     ),
     "__init__": (LIBRARY, {"transformers", "diffusers"}),

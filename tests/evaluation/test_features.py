@@ -10,7 +10,7 @@ import torch
 from accelerate import Accelerator
 from torch import nn
 
-from hf_var.evaluation.features import FeatureFiles, weights_fingerprint, write_features
+from hf_var.evaluation.features import FeatureFiles, write_features
 from hf_var.evaluation.image_files import png_path, read_or_sample, read_png, write_png
 
 
@@ -119,33 +119,3 @@ def test_existing_images_need_no_folder(tmp_path: Path) -> None:
         write_features(files, source, Means(), Accelerator(cpu=True))
         assert torch.equal(features(files)[:, 0], torch.arange(8.0))
         assert read == [3, 3, 2]
-
-
-def make_module() -> nn.Module:
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
-        module = nn.Sequential(nn.Linear(3, 2), nn.BatchNorm1d(2))
-    return module
-
-
-def test_fingerprint_changes_with_every_tensor() -> None:
-    first = weights_fingerprint(make_module())
-    assert weights_fingerprint(make_module().eval().requires_grad_(False)) == first
-    assert len(first) == 16
-    found = {first, weights_fingerprint(make_module().half()), weights_fingerprint(make_module().bfloat16())}
-    for name in make_module().state_dict():
-        module = make_module()
-        # One unit in the last place, or one more batch.
-        tensor = module.state_dict()[name].view(-1)
-        tensor[-1:] = tensor[-1:].nextafter(torch.tensor(9.0)) if tensor.is_floating_point() else tensor[-1:] + 1
-        found.add(weights_fingerprint(module))
-    other = nn.Sequential(make_module()[0])
-    renamed = nn.ModuleDict({"a": make_module()[0]})
-    found |= {weights_fingerprint(other), weights_fingerprint(renamed)}
-    assert len(found) == 3 + len(make_module().state_dict()) + 2
-
-
-def test_fingerprint_does_not_depend_on_the_layout_in_memory() -> None:
-    module = nn.Conv2d(2, 3, 3)
-    before = weights_fingerprint(module)
-    assert weights_fingerprint(module.to(memory_format=torch.channels_last)) == before

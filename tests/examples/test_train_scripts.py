@@ -178,7 +178,7 @@ def write_codes(path: Path, vqvae: VQVAEModel, images_parquet: str, fingerprint:
 
     images = Dataset.from_parquet(images_parquet)
     args = train_var.VARTrainingArguments(train_data="", output_dir="", vqvae="", resize_ratio=1.0)
-    transform = train_var.data.image_transform(args, (8, 8), 1, augment=False)
+    transform = train_var.data.ImageTransform(args, None, (8, 8), 1)
     with torch.no_grad():
         # In batches of the training's size: rounding, which decides between codes as good as equal, depends on it.
         batches = torch.stack([transform(image) for image in images["image"]]).split(4)

@@ -129,8 +129,8 @@ def test_validation_is_the_likelihood_of_the_saved_model(
     train_var.main([*source, "--output_dir", str(tmp_path), *steps, "--resize_ratio", "1"])
     pipeline = VARPipeline.from_pretrained(tmp_path)
     images = data.load_source("train_data", images_parquet, None, ["train"])
-    args = train_var.VARTrainingArguments("", "", vqvae="", resize_ratio=1.0, train_batch_size=4)
-    rows = data.image_rows(args, images, (8, 8), 1, augment=False, label_column="label", num_labels=3)
+    args = train_var.VARTrainingArguments(train_data="", output_dir="", vqvae="", resize_ratio=1.0, train_batch_size=4)
+    rows = data.image_rows(args, None, images, (8, 8), 1, label_column="label", num_labels=3)
     with torch.no_grad():
         # In the script's batches: rounding, which decides between codes as good as equal, depends on their size.
         batches = [

@@ -29,7 +29,7 @@ def test_command_line_overrides_recipe_overrides_default(tmp_path: Path) -> None
     )
     args = parse_arguments(Arguments, [recipe, "--seed", "7", "--mlp_ratio", "3", "--shared_adaln"])
     assert (args.learning_rate, args.seed, args.push_to_hub, args.validation_data) == (1e-3, 7, True, None)
-    assert args.max_train_steps == TrainingArguments("", "").max_train_steps
+    assert args.max_train_steps == TrainingArguments(train_data="", output_dir="").max_train_steps
     assert given_config_fields(args, VARConfig) == {
         "patch_nums": [1, [2, 3], 4],
         "mlp_ratio": 3.0,

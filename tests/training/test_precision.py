@@ -34,7 +34,7 @@ def test_settings_are_put_back_after_an_error(precision: str, expected: tuple[st
 
 def test_a_run_sets_them_until_it_ends(tmp_path) -> None:
     before = settings()
-    args = TrainingArguments("", str(tmp_path), matmul_precision="bf16", report_to="none")
+    args = TrainingArguments(train_data="", output_dir=str(tmp_path), matmul_precision="bf16", report_to="none")
     run = TrainingRun(Accelerator(cpu=True), args, "test")
     assert settings() == ("bf16", "tf32")
     run.end()
@@ -52,4 +52,4 @@ def test_products_stay_close() -> None:
 
 def test_other_precisions_are_refused() -> None:
     with pytest.raises(ValueError, match="`matmul_precision` must be ieee, tf32 or bf16, got 'fp8'"):
-        TrainingArguments("", "", matmul_precision="fp8")
+        TrainingArguments(train_data="", output_dir="", matmul_precision="fp8")

@@ -30,15 +30,15 @@ def tokenize(argv: Sequence[str]) -> None:
     Turn the images of a data set into codes.
 
     Args:
-        argv (`Sequence[str]`): `[RECIPE.yaml] --key value ...`, fields of [`TokenizationArguments`].
+        argv (`Sequence[str]`): `[RECIPE.yaml] --key value ...`, fields of [`TokenizationConfig`].
     """
     # What it needs comes with an extra.
     from accelerate import Accelerator
 
-    from ..data.tokenization import TokenizationArguments, tokenize_dataset
+    from ..data.tokenization import TokenizationConfig, tokenize_dataset
 
     config = _parse(
-        TokenizationArguments,
+        TokenizationConfig,
         argv,
         repository="hub_dataset_id",
         prog="hf-var tokenize",

@@ -18,6 +18,7 @@ from torch import nn
 from tqdm.auto import tqdm
 
 from ..data.resumable_settings import UNFINISHED
+from ..fingerprints import fingerprint
 from ..metrics.feature_extractors import extract_features, full_precision, load_feature_extractor
 from .image_files import missing_images, png_path, write_png
 
@@ -146,19 +147,9 @@ def load_extractor(
         digest.update(values.cpu().numpy().tobytes())
     origin = {
         "name": name,
-        "weights": weights_fingerprint(extractor),
+        "weights": fingerprint({}, extractor.state_dict()),
         "features_of_noise": digest.hexdigest()[:16],
         "widths": {feature: values.shape[1] for feature, values in found.items()},
     }
     # The main process's, in case others differ in the last bit.
     return extractor, broadcast_object_list([origin])[0]
-
-
-def weights_fingerprint(module: nn.Module) -> str:
-    """A short text that changes with every weight and every buffer of a module, with their names, types and shapes."""
-    digest = hashlib.sha256()
-    for name, tensor in sorted(module.state_dict().items()):
-        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
-        # As bytes, because numpy has no bfloat16.
-        digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
-    return digest.hexdigest()[:16]

@@ -11,10 +11,10 @@ from transformers import AutoImageProcessor, AutoModelForImageClassification
 from transformers.utils import logging
 
 from ..data.resumable_settings import check_settings, read_settings, write_settings
+from ..fingerprints import fingerprint
 from ..metrics.feature_extractors import rgb_bytes
 from ..pipelines import VARPipeline
 from ..pipelines.settings import resolve_settings
-from .features import weights_fingerprint
 from .image_files import read_or_sample
 from .image_sets import ImageSet
 from .protocol import EvaluationConfig
@@ -125,17 +125,17 @@ class SampledImages(ImageSet):
         if num_labels and self.num_images % num_labels:
             logger.warning(f"{self.num_images} images of {num_labels} classes cannot be equally many of each.")
         sampling = _sampling_arguments(config, pipeline)
-        weights = {name: weights_fingerprint(getattr(pipeline, name)) for name in ("transformer", "vqvae")}
+        models: dict[str, Any] = {"transformer": pipeline.transformer, "vqvae": pipeline.vqvae}
         pipeline.to(device)
         score_fn = None
         if config.classifier is not None:
             score_fn = ClassifierScore(config.classifier, num_labels, device)
-            weights["classifier"] = weights_fingerprint(score_fn.model)
+            models["classifier"] = score_fn.model
         self._sampler = ImageSampler(pipeline, config.seed, sampling, score_fn)
         self.settings = {"seed": config.seed, "dtype": config.dtype, "classifier": config.classifier, **sampling}
         # Everything that the images depend on, but for their number.
         self.description = {
-            **{f"{model}_weights": digest for model, digest in weights.items()},
+            **{f"{name}_weights": fingerprint({}, model.state_dict()) for name, model in models.items()},
             "device": device.type,
             **self.settings,
         }

@@ -20,8 +20,6 @@ import torch
 from datasets.packaged_modules.imagefolder.imagefolder import ImageFolder
 
 from .. import data
-from ..data.images import decode_array, decode_image
-from ..data.rows import BrokenImageError
 from ..data.sources import features_of
 from ..hub.names import is_hub_name, without_folders
 
@@ -237,23 +235,11 @@ class DatasetImages(ImageSet):
         self.num_images = len(dataset)
         if self.num_images < 2:
             raise ValueError(f"{self.name} must have at least 2 images, has {self.num_images}.")
-        self._column = data.find_image_column(dataset, image_column)
-        feature = features_of(dataset)[self._column]
-        self._decode, self._num_channels = decode_image, 3
-        if isinstance(feature, datasets.Array3D):
-            self._decode, self._num_channels = decode_array, feature.shape[0]
-            if feature.dtype != "uint8" or self._num_channels not in (1, 3):
-                raise ValueError(
-                    f"Column {self._column!r} of {self.name} must hold images, or bytes (uint8) of shape (3, height, width), "
-                    f"got {feature.dtype} of shape {feature.shape}."
-                )
-        settings = data.ImageArguments(image_column=self._column, interpolation=interpolation, resize_ratio=1.0)
-        rows = data.image_rows(settings, dataset, image_size or (1, 1), self._num_channels, augment=False)
-        self._dataset = cast(Any, rows.prepare(dataset))
-        self._transform = None if image_size is None else rows.transform
-        self.image_size = image_size
-        height, width = self.read(range(1)).shape[2:]
-        self.image_size = (height, width)
+        config = data.ReadingConfig(image_column=image_column, interpolation=interpolation, resize_ratio=1.0)
+        self._images = data.OrderedImages(
+            self.name, dataset, image_size, self._num_channels(dataset, image_column), config
+        )
+        self.image_size = self._images.image_size
         self.description = {
             "kind": "hub" if is_hub_name(source) else "files",
             "name": without_folders(source),
@@ -269,27 +255,23 @@ class DatasetImages(ImageSet):
         pass
 
     def read(self, numbers: range) -> torch.Tensor:
-        values = self._dataset[numbers.start : numbers.stop][self._column]
+        size = -(-len(numbers) // DECODING_THREADS)
+        parts = [numbers[start : start + size] for start in range(0, len(numbers), size)]
         with ThreadPoolExecutor(DECODING_THREADS) as pool:
-            images = torch.from_numpy(np.stack(list(pool.map(self._pixels, numbers, values))))
+            images = torch.cat(list(pool.map(self._images.__getitem__, parts)))
         return images.expand(-1, 3, -1, -1).contiguous()
 
-    def _pixels(self, number: int, value: Any) -> np.ndarray:
-        """An image `(channels, height, width)`."""
-        try:
-            image = self._decode(value, self._num_channels)
-            if self._transform is not None:
-                return self._transform.pixels(image)
-            # Pillow's images have their channels last.
-            pixels = image.numpy() if isinstance(image, torch.Tensor) else np.moveaxis(np.asarray(image), -1, 0)
-            if self.image_size not in (None, pixels.shape[1:]):
-                raise BrokenImageError(
-                    f"it has {_text(pixels.shape[1:])} pixels, the first image {_text(self.image_size)}. Images of several "
-                    "sizes have to be brought to one `image_size`."
-                )
-            return pixels
-        except BrokenImageError as error:
-            raise ValueError(f"Row {number} of {self.name} cannot be used: {error}") from error
+    def _num_channels(self, dataset: datasets.Dataset, image_column: str | None) -> int:
+        column = data.find_image_column(dataset, image_column)
+        feature = features_of(dataset)[column]
+        if not isinstance(feature, datasets.Array3D):
+            return 3
+        if feature.dtype != "uint8" or feature.shape[0] not in (1, 3):
+            raise ValueError(
+                f"Column {column!r} of {self.name} must hold images, or bytes (uint8) of shape (3, height, width), got "
+                f"{feature.dtype} of shape {feature.shape}."
+            )
+        return feature.shape[0]
 
     def _check_completeness(self, source: str, num_rows: int) -> None:
         """From words such as `test` in files' names `datasets` infers splits, and leaves all other files out."""

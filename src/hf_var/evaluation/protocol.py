@@ -5,7 +5,7 @@ from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field, fields
 from typing import Annotated, Any
 
-from ..data.images import INTERPOLATIONS
+from ..data.config import INTERPOLATION_NAMES
 from ..hub.names import is_hub_name
 from ..metrics.generation import NUM_NEIGHBORS
 from ..ranges import CheckedFields, Interval, NonNegativeInt, OneOf, PositiveInt
@@ -90,7 +90,7 @@ class EvaluationConfig(SamplingConfig):
     )
     reference_split: str | None = field(default=None, metadata={"help": "default: train, or the only split"})
     image_column: str | None = field(default=None, metadata={"help": "default: the only column with images"})
-    interpolation: Annotated[str, OneOf(*INTERPOLATIONS)] = field(
+    interpolation: Annotated[str, OneOf(*INTERPOLATION_NAMES)] = field(
         default="lanczos", metadata={"help": "lanczos, bicubic, bilinear, hamming or box; of a data set as reference"}
     )
 

@@ -17,13 +17,14 @@ from transformers.utils import logging
 
 from ..autoencoders import VQVAEModel
 from ..downloads import download_once
+from ..fingerprints import fingerprint
 from ..hub.push import create_repository
 from ..metrics.feature_extractors import full_precision
 from ..metrics.generation import DISTANCES, NUM_NEIGHBORS, generation_metrics, kid_subset_size
 from ..metrics.perceptual import PerceptualLoss
 from ..metrics.reconstruction import measure_reconstruction
 from ..pipelines import VARPipeline
-from .features import FeatureFiles, load_extractor, weights_fingerprint, write_features
+from .features import FeatureFiles, load_extractor, write_features
 from .generate import SampledImages
 from .image_files import write_npz
 from .image_sets import ImageSet, open_image_set
@@ -236,7 +237,7 @@ def _evaluate_tokenizer(config: EvaluationConfig, vqvae: VQVAEModel, accelerator
     return {
         "metrics": metrics,
         "settings": {**_settings(config, image_size, number, accelerator), "dtype": config.dtype},
-        "images": {"vqvae_weights": weights_fingerprint(vqvae)},
+        "images": {"vqvae_weights": fingerprint({}, vqvae.state_dict())},
         "reference": images.description,
         "feature_extractor": extractor_origin,
         "seconds": time.perf_counter() - begin,

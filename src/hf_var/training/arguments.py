@@ -12,7 +12,7 @@ from typing import Any, TypeVar, Union, cast, get_args, get_origin
 import yaml
 from transformers import HfArgumentParser, PreTrainedConfig
 
-from ..data.config import BatchArguments
+from ..data.config import AugmentConfig, DataConfig
 
 
 # Those of transformers' get_scheduler that need no further arguments.
@@ -22,21 +22,10 @@ DECAYS = ("linear", "cosine")
 
 
 @dataclass
-class TrainingArguments(BatchArguments):
+class TrainingArguments(DataConfig, AugmentConfig):
     """Arguments that every training script has."""
 
-    train_data: str = field(
-        metadata={"help": "Hub data set, folder of images in class folders, or glob of parquet or tar files"}
-    )
     output_dir: str = field(metadata={"help": "folder for the trained model, its log and its checkpoints"})
-
-    # Data
-    train_split: str | None = field(default=None, metadata={"help": "default: train, or the only split"})
-    validation_data: str | None = field(default=None, metadata={"help": "as train_data; default: no validation"})
-    validation_split: str | None = field(
-        default=None, metadata={"help": "default: validation, test or the only split"}
-    )
-    validation_images: int | None = field(default=None, metadata={"help": "only the first ones; default: all"})
 
     # Optimisation
     max_train_steps: int = field(default=10_000, metadata={"help": "optimizer steps"})
@@ -95,7 +84,7 @@ class TrainingArguments(BatchArguments):
         for name in ("max_train_steps", "gradient_accumulation_steps", "logging_steps"):
             if getattr(self, name) < 1:
                 raise ValueError(f"`{name}` must be at least 1, got {getattr(self, name)}.")
-        counts = ("checkpointing_steps", "validation_steps", "lr_warmup_steps", "lr_stable_steps")
+        counts = ("seed", "checkpointing_steps", "validation_steps", "lr_warmup_steps", "lr_stable_steps")
         for name in (*counts, "weight_decay", "weight_decay_end"):
             if getattr(self, name) is not None and getattr(self, name) < 0:
                 raise ValueError(f"`{name}` must be at least 0, got {getattr(self, name)}.")
@@ -116,8 +105,6 @@ class TrainingArguments(BatchArguments):
                 )
         if self.validation_data is None and self.validation_steps > 0:
             raise ValueError(f"`validation_steps` = {self.validation_steps} needs `validation_data`.")
-        if self.validation_images is not None and self.validation_images < 1:
-            raise ValueError(f"`validation_images` must be at least 1, got {self.validation_images}.")
         if self.mixed_precision not in ("no", "fp16", "bf16"):
             raise ValueError(f"`mixed_precision` must be no, fp16 or bf16, got {self.mixed_precision!r}.")
         if self.matmul_precision not in ("ieee", "tf32", "bf16"):
