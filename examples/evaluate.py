@@ -1,11 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
 """
-Evaluate a pipeline by the protocol of published figures: FID, sFID, Inception Score, precision, recall and KID; or a
-tokenizer: rFID, PSNR, SSIM, LPIPS and the usage of its codes.
+Evaluate a pipeline by the protocol of published metrics: FID, sFID, Inception Score, precision, recall and KID; or a
+tokenizer: rFID, PSNR, SSIM, LPIPS and the usage of its codes. `hf-var evaluate` is the same in one process.
 
-The first argument may be a recipe, a YAML file of arguments; the command line counts more. The result is a folder with the
-images as PNG files and as one `.npz` for OpenAI's evaluator, `evaluation.json` and `evaluation.md`. A run that was killed
-goes on when the same command is given again.
+The first argument may be a recipe, a YAML file of arguments, which the command line overrides. The result is a folder with
+the images as PNG files and as one `.npz` for OpenAI's evaluator, `evaluation.json` and `evaluation.md`. If interrupted,
+rerun the same command to resume.
 
 The paper's protocol, on one or many GPUs:
 
@@ -20,25 +20,12 @@ In another domain, against a data set and with features of one's own (see docs/e
 
 import sys
 from collections.abc import Sequence
-from datetime import timedelta
-from pathlib import Path
 
-from accelerate import Accelerator
-from accelerate.utils import InitProcessGroupKwargs
-
-from hf_var.evaluation.arguments import EvaluationArguments
-from hf_var.evaluation.run import evaluate
-from hf_var.training.arguments import parse_arguments
+from hf_var.cli.jobs import evaluate
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    args = parse_arguments(EvaluationArguments, sys.argv[1:] if argv is None else argv)
-    # Processes wait for each other, as long as it takes: shares differ, and the reference may have to be downloaded.
-    accelerator = Accelerator(kwargs_handlers=[InitProcessGroupKwargs(timeout=timedelta(days=7))])
-    evaluate(args, accelerator)
-    if accelerator.is_main_process:
-        print((Path(args.output_dir) / "evaluation.md").read_text(encoding="utf-8"))
-    accelerator.end_training()
+    evaluate(sys.argv[1:] if argv is None else argv)
 
 
 if __name__ == "__main__":

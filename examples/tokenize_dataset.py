@@ -2,9 +2,9 @@
 """
 Turn the images of a data set into the codes of a tokenizer, once, so that train_var.py need not encode them in every epoch.
 
-The first argument may be a recipe, a YAML file of arguments; the command line counts more. The result is a folder of
-parquet files for `--train_data` of train_var.py, which refuses any other tokenizer than this one. A run that was killed
-goes on when the same command is given again. `hf-var tokenize` does the same in one process.
+The first argument may be a recipe, a YAML file of arguments, which the command line overrides. The result is a folder of
+parquet files for `--train_data` of train_var.py, which refuses any other tokenizer than this one. If interrupted, rerun the
+same command to resume. `hf-var tokenize` is the same in one process.
 
 On one or many GPUs:
 
@@ -21,20 +21,11 @@ On a laptop's CPU, in seconds, with the tokenizer that ships with the package:
 import sys
 from collections.abc import Sequence
 
-from accelerate import Accelerator
-
-from hf_var.cli.arguments import parse_arguments
-from hf_var.data.tokenization import TokenizationConfig, tokenize_dataset
+from hf_var.cli.jobs import tokenize
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    (config,) = parse_arguments((TokenizationConfig,), sys.argv[1:] if argv is None else argv)
-    accelerator = Accelerator(mixed_precision=config.mixed_precision)
-    count = tokenize_dataset(config, accelerator)
-    accelerator.print(
-        f"{config.output_dir}: {count.rows} rows of codes from {count.images - count.broken_images} images"
-    )
-    accelerator.end_training()
+    tokenize(sys.argv[1:] if argv is None else argv)
 
 
 if __name__ == "__main__":

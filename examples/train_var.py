@@ -407,7 +407,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             average.step(transformer.parameters())
         run.finish_step(scheduler.get_last_lr()[0], gradient_norm, broken_images=batches.broken_images)
         if run.is_logged(run.step):
-            run.write({f"train_{name}": value for name, value in predictions.figures(accelerator).items()})
+            run.write({f"train_{name}": value for name, value in predictions.compute(accelerator).items()})
             predictions.reset()
         is_sampled = args.num_samples > 0 and run.is_due(args.sample_steps)
         is_validated = validation is not None and run.is_due(args.validation_steps)

@@ -234,7 +234,7 @@ def codes_figures(
     vqvae: VQVAEModel, statistics: CodeStatistics, output: VQVAEOutput, accelerator: Accelerator, window: int
 ) -> dict[str, float]:
     """How the codes were used since the last window, for the log, and for the buffer that travels with the weights."""
-    figures = statistics.figures()
+    figures = statistics.compute()
     energy = accelerator.reduce(residual_energy(vqvae, output.features, output.codes), reduction="sum")
     for scale, left in enumerate((energy[1:] / energy[0]).tolist()):
         figures[f"residual_energy_{scale}"] = left

@@ -157,7 +157,7 @@ def test_without_the_extra_the_rest_works(digits, tmp_path):
     arguments = ["--data", str(digits), "--vqvae", "none", "--output", str(tmp_path / "codes")]
     for command, status, message in (
         (["--version"], 0, ""),
-        (["tokenize", *arguments], 2, "datasets.*hf_var\\[train\\]"),
+        (["tokenize", *arguments], 2, "datasets.*hf_var\\[train,eval\\]"),
     ):
         process = subprocess.run(
             [sys.executable, "-c", program, *command], capture_output=True, text=True, check=False
@@ -186,7 +186,7 @@ def test_the_embedded_checkpoint_is_the_default(tmp_path):
 
 
 def test_help_reads_well(capsys):
-    for command in ("generate", "convert", "tokenize"):
+    for command in ("generate", "convert", "tokenize", "evaluate"):
         with pytest.raises(SystemExit) as exit_status:
             main([command, "--help"])
         assert exit_status.value.code == 0

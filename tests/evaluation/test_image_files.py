@@ -29,10 +29,9 @@ def test_names_are_in_the_order_of_numbers(tmp_path: Path) -> None:
     assert names[:2] == ["000000.png", "000009.png"]
 
 
-@pytest.mark.parametrize("compress_level", [0, 1, 9])
-def test_pixels_are_kept(compress_level: int, tmp_path: Path) -> None:
+def test_pixels_are_kept(tmp_path: Path) -> None:
     (image,) = make_images(1)
-    write_png(tmp_path / "a.png", image, compress_level)
+    write_png(tmp_path / "a.png", image)
     assert np.array_equal(read_png(tmp_path / "a.png", (6, 4)), image)
     # Seen by another reader, too: the first channel is red.
     assert Image.open(tmp_path / "a.png").getpixel((3, 1)) == tuple(image[:, 1, 3])
@@ -56,13 +55,6 @@ def test_a_write_that_fails_leaves_the_file_before(tmp_path: Path, monkeypatch) 
     assert [path.name for path in tmp_path.glob("*.png")] == ["a.png"]
     write_png(tmp_path / "a.png", second)
     assert np.array_equal(read_png(tmp_path / "a.png", (6, 4)), second)
-
-
-@pytest.mark.parametrize("image", [np.zeros((6, 4, 3), np.uint8), np.zeros((3, 6), np.uint8), np.zeros((3, 6, 4))])
-def test_other_arrays_are_no_images(image: np.ndarray, tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match=r"`image` must be bytes of shape \(3, height, width\), got"):
-        write_png(tmp_path / "a.png", image)
-    assert not list(tmp_path.iterdir())
 
 
 def damage(path: Path, kind: str) -> None:

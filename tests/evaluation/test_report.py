@@ -9,10 +9,9 @@ from typing import Any
 
 import pytest
 import torch
-from torch import nn
 
 import hf_var
-from hf_var.evaluation.report import environment, weights_fingerprint, write_report
+from hf_var.evaluation.report import environment, write_report
 
 
 def make_report(folder: Path, **entries: Any) -> dict[str, Any]:
@@ -31,7 +30,7 @@ def make_report(folder: Path, **entries: Any) -> dict[str, Any]:
         "text": "a | b\nc",
     }
     report = {
-        "figures": {"fid": 3.30412345, "kid": 1.25e-5, "inception_score": math.inf, "usage_0": 0.5},
+        "metrics": {"fid": 3.30412345, "kid": 1.25e-5, "inception_score": math.inf, "usage_0": 0.5},
         "settings": settings,
         "departures": [],
         "samples": None,
@@ -55,12 +54,12 @@ def test_json_is_the_report(tmp_path: Path) -> None:
     report = make_report(tmp_path)
     read, _ = written(tmp_path, report)
     assert list(read) == list(report)
-    assert read["figures"] == {"fid": 3.30412345, "kid": 1.25e-5, "inception_score": None, "usage_0": 0.5}
+    assert read["metrics"] == {"fid": 3.30412345, "kid": 1.25e-5, "inception_score": None, "usage_0": 0.5}
     assert read["settings"] == report["settings"] | {"image_size": [256, 256], "path": str(tmp_path / "weights.pth")}
     assert read["seconds"] == {"wall": 12.5, "stages": {"draw": None}}
 
 
-def test_tables_have_every_figure_and_setting(tmp_path: Path) -> None:
+def test_tables_have_every_metric_and_setting(tmp_path: Path) -> None:
     _, lines = written(tmp_path, make_report(tmp_path))
     for line in (
         "| FID, lower is better | 3.30412 |",
@@ -122,33 +121,3 @@ def test_environment_has_versions_and_no_name_of_the_machine() -> None:
 @pytest.mark.gpu
 def test_environment_names_the_accelerator() -> None:
     assert environment(torch.device("cuda", 0))["device"] == torch.cuda.get_device_name(0)
-
-
-def make_module() -> nn.Module:
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
-        module = nn.Sequential(nn.Linear(3, 2), nn.BatchNorm1d(2))
-    return module
-
-
-def test_fingerprint_changes_with_every_tensor() -> None:
-    first = weights_fingerprint(make_module())
-    assert weights_fingerprint(make_module().eval().requires_grad_(False)) == first
-    assert len(first) == 16
-    found = {first, weights_fingerprint(make_module().half()), weights_fingerprint(make_module().bfloat16())}
-    for name in make_module().state_dict():
-        module = make_module()
-        # One unit in the last place, or one more batch.
-        tensor = module.state_dict()[name].view(-1)
-        tensor[-1:] = tensor[-1:].nextafter(torch.tensor(9.0)) if tensor.is_floating_point() else tensor[-1:] + 1
-        found.add(weights_fingerprint(module))
-    other = nn.Sequential(make_module()[0])
-    renamed = nn.ModuleDict({"a": make_module()[0]})
-    found |= {weights_fingerprint(other), weights_fingerprint(renamed)}
-    assert len(found) == 3 + len(make_module().state_dict()) + 2
-
-
-def test_fingerprint_does_not_depend_on_the_layout_in_memory() -> None:
-    module = nn.Conv2d(2, 3, 3)
-    before = weights_fingerprint(module)
-    assert weights_fingerprint(module.to(memory_format=torch.channels_last)) == before

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What an evaluation adds to a model card on the Hub: its figures, once each, and nothing else."""
+"""What an evaluation adds to a model card on the Hub: its metrics, once each, and nothing else."""
 
 import json
 import os
@@ -33,7 +33,7 @@ def results_of(card: ModelCard, metric_type: str) -> list[EvalResult]:
     return [result for result in card.data.eval_results if result.metric_type == metric_type]
 
 
-def test_figures_are_added_and_the_card_stays(hub, pushed):
+def test_metrics_are_added_and_the_card_stays(hub, pushed):
     _, printed = pushed
     assert printed[0].startswith(f"{hub.url}/user/model/")
     card = load_card(hub, "user/model")
@@ -44,7 +44,7 @@ def test_figures_are_added_and_the_card_stays(hub, pushed):
     assert hub.files("user/model").keys() == {".gitattributes", "README.md"}
 
 
-def test_a_second_evaluation_replaces_its_own_figures_alone(hub, pushed):
+def test_a_second_evaluation_replaces_its_own_metrics_alone(hub, pushed):
     card = load_card(hub, "user/model")
     assert [(result.metric_type, result.metric_value) for result in card.data.eval_results] == [
         ("loss", 4.25),
@@ -82,7 +82,7 @@ def test_a_repository_without_a_card_gets_one(hub, pushed):
     }
     kinds = {(result.task_type, result.dataset_type, result.dataset_split) for result in card.data.eval_results}
     assert kinds == {("image-reconstruction", "user/owls", "test")}
-    assert printed[1].startswith("`figures` must have finite numbers for some of ['fid', 'sfid'")
+    assert printed[1].startswith("`metrics` must have finite numbers for some of ['fid', 'sfid'")
 
 
 def test_no_folder_reaches_the_hub(hub, pushed):
@@ -101,10 +101,10 @@ def test_the_script_pushes_what_it_measured(hub, run_in_hub_process, tmp_path, m
     arguments += ["--feature_extractor", "extractor:RandomFeatures", "--output_dir", tmp_path / "out"]
     # The namespace is that of the token.
     run_in_hub_process(SCRIPT, *arguments, "--push_to_hub", "--hub_model_id", "digits")
-    figures = json.loads((tmp_path / "out" / "evaluation.json").read_text())["figures"]
+    metrics = json.loads((tmp_path / "out" / "evaluation.json").read_text())["metrics"]
     pushed = {result.metric_type: result for result in load_card(hub, "user/digits").data.eval_results}
     assert pushed.keys() == {"fid", "sfid", "inception_score", "precision", "recall", "kid"}
-    assert pushed["fid"].metric_value == pytest.approx(figures["fid"], abs=1e-6)
+    assert pushed["fid"].metric_value == pytest.approx(metrics["fid"], abs=1e-6)
     assert pushed["fid"].metric_args["guidance_scale"] == 2.0
     assert str(tmp_path) not in hub.files("user/digits")["README.md"].decode()
     with pytest.raises(RuntimeError, match="`push_to_hub` needs the repository's name in `hub_model_id`"):

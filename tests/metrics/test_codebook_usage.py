@@ -26,7 +26,7 @@ def test_figures_by_hand() -> None:
     statistics = CodeStatistics(CONFIG)
     statistics.count(torch.tensor([[3, 0, 0, 1, 1]]))
     statistics.count(torch.tensor([[3, 0, 0, 1, 1], [5, 0, 0, 1, 1]]))
-    figures = statistics.figures()
+    figures = statistics.compute()
     assert statistics.hits.tolist() == [[0, 0, 0, 2, 0, 1, 0, 0], [6, 6, 0, 0, 0, 0, 0, 0]]
     assert figures["usage"] == 4 / 8
     assert figures["dead_codes"] == 4
@@ -45,7 +45,7 @@ def test_a_coarse_scale_with_random_codes_reaches_what_it_can() -> None:
     generator = torch.Generator().manual_seed(0)
     for _ in range(50):
         statistics.count(torch.randint(1024, (8, 257), generator=generator))
-    figures = statistics.figures()
+    figures = statistics.compute()
     assert figures["usage_0"] < 0.4
     assert figures["reached_0"] == pytest.approx(1, abs=0.05)
     assert figures["usage_1"] == 1.0
@@ -64,10 +64,10 @@ def test_a_new_window_forgets_and_a_saved_one_goes_on() -> None:
     resumed.load_state_dict(statistics.state_dict())
     for each in (statistics, resumed):
         each.count(torch.tensor([[4, 0, 0, 1, 7]]))
-    assert resumed.figures() == statistics.figures()
-    assert resumed.figures()["usage_1"] == 3 / 8
+    assert resumed.compute() == statistics.compute()
+    assert resumed.compute()["usage_1"] == 3 / 8
     statistics.reset()
-    assert statistics.figures()["usage"] == 0
+    assert statistics.compute()["usage"] == 0
 
 
 @torch.no_grad()

@@ -187,7 +187,7 @@ def test_weights_that_cannot_be_downloaded(error: Exception, tmp_path, monkeypat
 
     monkeypatch.setenv("TORCH_HOME", str(tmp_path))
     monkeypatch.setattr("torch.hub.download_url_to_file", download)
-    with pytest.raises(ValueError, match=r"could not be downloaded.*name the file with `weights`"):
+    with pytest.raises(ValueError, match=r"cannot be downloaded.*give its path as `feature_extractor_weights`"):
         load_feature_extractor("inception")
 
 

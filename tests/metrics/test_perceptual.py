@@ -176,5 +176,5 @@ def test_a_failed_download_names_the_argument(tmp_path: Path, monkeypatch: pytes
 
     monkeypatch.setenv("TORCH_HOME", str(tmp_path))
     monkeypatch.setattr(torch.hub, "download_url_to_file", fail)
-    with pytest.raises(ValueError, match=r"`lpips_weights` is not given.*vgg16-397923af.pth.*no network"):
+    with pytest.raises(ValueError, match=r"vgg16-397923af.pth cannot be downloaded.*no network.*`lpips_weights`"):
         PerceptualLoss(3, SIZE)

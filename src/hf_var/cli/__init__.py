@@ -3,24 +3,32 @@
 
 import argparse
 import sys
+from collections.abc import Sequence
 
 from .. import __version__
 from .drawing import add_generate, add_inpaint, add_vary
+from .jobs import JOBS
 from .measuring import add_reconstruct, add_score
 from .models import add_convert
-from .tokenizing import add_tokenize
 
 
-def main(arguments: list[str] | None = None) -> int:
+def main(arguments: Sequence[str] | None = None) -> int:
     """Run `hf-var` with `arguments`, by default those of the process; returns the exit status."""
-    options = _parser().parse_args(arguments)
+    arguments = sys.argv[1:] if arguments is None else arguments
+    command = arguments[0] if arguments else ""
     try:
-        options.run(options)
+        if command in JOBS:
+            JOBS[command].run(arguments[1:])
+        else:
+            options = _parser().parse_args(arguments)
+            command = options.command
+            options.run(options)
     except (ValueError, OSError) as error:
-        print(f"hf-var {options.command}: {error}", file=sys.stderr)
+        # Those of the libraries may have several lines.
+        print(f"hf-var {command}: {' '.join(str(error).splitlines())}", file=sys.stderr)
         return 2
     except ModuleNotFoundError as error:
-        print(f'hf-var {options.command}: {error}. Try: pip install "hf_var[train]"', file=sys.stderr)
+        print(f'hf-var {command}: {error}. Try: pip install "hf_var[train,eval]"', file=sys.stderr)
         return 2
     return 0
 
@@ -29,14 +37,9 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="hf-var", description="Visual autoregressive models (VAR).")
     parser.add_argument("--version", action="version", version=f"hf-var {__version__}")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    for add in (
-        add_generate,
-        add_inpaint,
-        add_vary,
-        add_score,
-        add_reconstruct,
-        add_convert,
-        add_tokenize,
-    ):
+    for add in (add_generate, add_inpaint, add_vary, add_score, add_reconstruct, add_convert):
         add(commands)
+    # Their own parsers, made when they are called, need what comes with an extra.
+    for name, job in JOBS.items():
+        commands.add_parser(name, help=job.help)
     return parser

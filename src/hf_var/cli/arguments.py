@@ -12,13 +12,14 @@ from typing import Any, Union, cast, get_args, get_origin
 from transformers import HfArgumentParser, PreTrainedConfig
 
 
-def parse_arguments(configurations: Sequence[type], argv: Sequence[str]) -> tuple[Any, ...]:
+def parse_arguments(configurations: Sequence[type], argv: Sequence[str], **texts: str) -> tuple[Any, ...]:
     """
     Read `[RECIPE.yaml] --key value ...` into one object of each dataclass. The command line overrides the recipe.
 
     Args:
         configurations (`Sequence[type]`): Dataclasses whose fields are the arguments; no two share a name.
         argv (`Sequence[str]`): The command line, without the script's name.
+        texts (`str`): What `--help` says besides: `prog`, `description` and `epilog` of an argument parser.
 
     Returns:
         `tuple`: The objects, in the order of their classes.
@@ -26,9 +27,8 @@ def parse_arguments(configurations: Sequence[type], argv: Sequence[str]) -> tupl
     Raises:
         `ValueError`: If a key of the recipe or of the command line is no argument, or a value cannot be read.
     """
-    parser = _Parser(
-        cast(Any, list(configurations)), allow_abbrev=False, usage="%(prog)s [RECIPE.yaml] [--key value ...]"
-    )
+    usage = "%(prog)s [RECIPE.yaml] [--key value ...]"
+    parser = _Parser(cast(Any, list(configurations)), allow_abbrev=False, usage=usage, **texts)
     known = {entry.name for configuration in configurations for entry in fields(configuration) if entry.init}
     arguments = list(argv)
     recipe_arguments: list[str] = []

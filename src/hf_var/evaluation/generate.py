@@ -1,39 +1,47 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Drawing images so that each one depends on the seed and its number alone."""
+"""Images sampled so that each one depends on the seed and its number alone."""
 
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from transformers import AutoImageProcessor, AutoModelForImageClassification
+from transformers.utils import logging
 
+from ..data.resumable_settings import check_settings, read_settings, write_settings
+from ..fingerprints import fingerprint
 from ..metrics.feature_extractors import rgb_bytes
 from ..pipelines import VARPipeline
+from ..pipelines.options import PLAIN_OPTIONS, resolve_sampling
+from .image_files import read_or_sample
+from .image_sets import ImageSet
+from .protocol import EvaluationConfig
+
+
+logger = logging.get_logger(__name__)
+
+SETTINGS_FILE = ".evaluation.json"
+NUM_IMAGES = 50_000
 
 
 def image_seed(seed: int, number: int) -> int:
-    """
-    Seed of an image. Neighbouring seeds of a set share no images, as `seed + number` would.
-
-    Args:
-        seed (`int`): Seed of the set, from 0.
-        number (`int`): Number of the image, from 0.
-    """
+    """Seed of an image. Neighbouring seeds of a set share no images, as `seed + number` would."""
     return int(np.random.SeedSequence([seed, number]).generate_state(1, np.uint64)[0])
 
 
 def image_label(number: int, num_labels: int) -> int | None:
     """
-    Class of an image; `None` where the model has none. The classes take turns: the Inception Score is a mean over runs of
+    Class of an image; `None` if the model has none. The classes take turns: the Inception Score is a mean over parts of
     5,000 images, which must hold all classes, and the first images of a set are a balanced set as well.
     """
     return number % num_labels if num_labels > 0 else None
 
 
-class ImageDrawer:
+class ImageSampler:
     """
-    Draws images by number.
+    Samples images by number.
 
     Args:
         pipeline ([`VARPipeline`]): On its device.
@@ -53,25 +61,15 @@ class ImageDrawer:
         self.seed = seed
         self.sampling = {**sampling, "score_fn": score_fn}
 
-    def latents(self, numbers: Sequence[int]) -> torch.Tensor:
-        """
-        The latents of images.
-
-        Args:
-            numbers (`Sequence[int]`): Which images.
-
-        Returns:
-            `torch.Tensor` of shape `(len(numbers), channels, height, width)`.
-        """
+    @torch.no_grad()
+    def __call__(self, numbers: Sequence[int]) -> torch.Tensor:
+        """The images, a `torch.ByteTensor` of shape `(len(numbers), 3, height, width)`."""
         config, device = self.pipeline.transformer.config, self.pipeline.device
-        # Generators of the device: probabilities are not to be copied to the CPU for every draw.
+        # Generators of the device, so that probabilities need not be copied to the CPU for every scale.
         generators = [torch.Generator(device).manual_seed(image_seed(self.seed, number)) for number in numbers]
         labels = [image_label(number, config.num_labels or 0) for number in numbers]
-        return self.pipeline(labels, generator=generators, output_type="latent", **self.sampling).images
-
-    @torch.no_grad()
-    def decode(self, latents: torch.Tensor) -> torch.Tensor:
-        """The images of latents: a `torch.ByteTensor` of shape `(batch, 3, height, width)`."""
+        latents = self.pipeline(labels, generator=generators, output_type="latent", **self.sampling).images
+        # Decoded here, since the pipeline's output in half precision would be rounded twice.
         return rgb_bytes(self.pipeline.vqvae.decode(latents=latents).sample)  # pyright: ignore[reportArgumentType]
 
 
@@ -83,10 +81,7 @@ class ClassifierScore:
     Args:
         classifier (`str`): Folder or repository of an image classifier of transformers.
         num_labels (`int`): Classes of the pipeline. The classifier's must be the same, in the same order.
-        device (`torch.device`): Where it works.
-
-    Raises:
-        `ValueError`: If it cannot be loaded or has another number of classes.
+        device (`torch.device`): Where it runs.
     """
 
     def __init__(self, classifier: str, num_labels: int, device: torch.device):
@@ -103,17 +98,70 @@ class ClassifierScore:
 
     @torch.no_grad()
     def __call__(self, images: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-        """
-        Logarithms of the probabilities of `labels`.
-
-        Args:
-            images (`torch.FloatTensor` of shape `(batch, channels, height, width)`): Images in `[0, 1]`.
-            labels (`torch.LongTensor` of shape `(batch,)`): Their classes.
-
-        Returns:
-            `torch.FloatTensor` of shape `(batch,)`.
-        """
+        """Log-probabilities `(batch,)` of `labels` `(batch,)` for images `(batch, channels, height, width)` in `[0, 1]`."""
         colour = images.float().expand(-1, 3, -1, -1) if images.shape[1] == 1 else images.float()
         inputs = self.processor(list(colour), return_tensors="pt", do_rescale=False)
         logits = self.model(**inputs.to(self.model.device)).logits
         return logits.float().log_softmax(dim=1).gather(1, labels[:, None])[:, 0]
+
+
+class SampledImages(ImageSet):
+    """The images of a pipeline, each of which becomes a PNG file. Those that are files already are read."""
+
+    def __init__(self, config: EvaluationConfig, pipeline: VARPipeline, device: torch.device):
+        vqvae_config, num_labels = pipeline.vqvae.config, pipeline.transformer.config.num_labels
+        self.image_size = vqvae_config.image_size
+        self.statistics = {}
+        self.folder = Path(config.output_dir) / "images"
+        config.check_preset(self.image_size, num_labels)
+        config.refuse({"lpips_weights"}, "`model` is a pipeline, and LPIPS compares images with their reconstructions")
+        if vqvae_config.num_output_channels not in (1, 3):
+            raise ValueError(
+                f"`model` must generate images of 1 or 3 channels, got {vqvae_config.num_output_channels}."
+            )
+        if config.classifier is not None and not num_labels:
+            raise ValueError(f"`classifier` = {config.classifier!r} needs a model with classes.")
+        self.num_images = config.num_images or NUM_IMAGES
+        if num_labels and self.num_images % num_labels:
+            logger.warning(f"{self.num_images} images of {num_labels} classes cannot be equally many of each.")
+        sampling = _sampling_arguments(config, pipeline)
+        models: dict[str, Any] = {"transformer": pipeline.transformer, "vqvae": pipeline.vqvae}
+        pipeline.to(device)
+        score_fn = None
+        if config.classifier is not None:
+            score_fn = ClassifierScore(config.classifier, num_labels, device)
+            models["classifier"] = score_fn.model
+        self._sampler = ImageSampler(pipeline, config.seed, sampling, score_fn)
+        self.settings = {"seed": config.seed, "dtype": config.dtype, "classifier": config.classifier, **sampling}
+        # Everything that the images depend on, but for their number.
+        self.description = {
+            **{f"{name}_weights": fingerprint({}, model.state_dict()) for name, model in models.items()},
+            "device": device.type,
+            **self.settings,
+        }
+
+    def check_folder(self) -> None:
+        """Raise a `ValueError` if the folder holds images that were sampled otherwise."""
+        check_settings(self.folder.parent, read_settings(self.folder.parent / SETTINGS_FILE), self.description)
+
+    def prepare(self, folder: Path) -> None:
+        """Begin the folder of the images."""
+        if not self.folder.exists():
+            write_settings(self.folder.parent / SETTINGS_FILE, self.description)
+            self.folder.mkdir()
+
+    def read(self, numbers: range) -> torch.Tensor:
+        return read_or_sample(self.folder, self.image_size, self._sampler, numbers)
+
+
+def _sampling_arguments(config: EvaluationConfig, pipeline: VARPipeline) -> dict[str, Any]:
+    """The arguments of the pipeline's call, with the values of those that nobody set."""
+    sampling: Any = {name: getattr(config, name) for name in PLAIN_OPTIONS}
+    if not pipeline.transformer.config.num_labels:
+        # Without classes, guidance has nothing to contrast with.
+        sampling["guidance_scale"] = 1.0
+    resolved = resolve_sampling(pipeline.transformer, pipeline.config, sampling)
+    found = {name: getattr(resolved, name) for name in PLAIN_OPTIONS}
+    # What may differ from scale to scale is the same at all of them here.
+    found = {name: value[0] if isinstance(value, list) else value for name, value in found.items()}
+    return {**found, "num_candidates": config.num_candidates}

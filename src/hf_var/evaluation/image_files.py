@@ -1,13 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Drawn images as PNG files, and as the one file of arrays that other evaluators read."""
+"""Sampled images as PNG files, and as the one file of arrays that other evaluators read."""
 
 import os
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
+import torch
 from PIL import Image
 
 from ..data.resumable_settings import UNFINISHED
@@ -23,25 +24,12 @@ def png_path(folder: str | Path, index: int) -> Path:
     return Path(folder) / f"{index:06d}.png"
 
 
-def write_png(path: str | Path, image: np.ndarray, compress_level: int = 1) -> None:
-    """
-    Write an image. The file has its name only when it is whole, so that a run may be killed at any time.
-
-    Args:
-        path (`str`): The file, in a folder that exists.
-        image (`np.ndarray`): Bytes of shape `(3, height, width)`.
-        compress_level (`int`, *optional*, defaults to 1): From 0 (none) to 9. More takes much longer and saves little.
-
-    Raises:
-        `ValueError`: If `image` is something else.
-    """
-    if image.dtype != np.uint8 or image.ndim != 3 or image.shape[0] != 3:
-        raise ValueError(
-            f"`image` must be bytes of shape (3, height, width), got {image.dtype} of shape {image.shape}."
-        )
+def write_png(path: str | Path, image: np.ndarray) -> None:
+    """Write bytes `(3, height, width)`. The file has its name only when it is whole, so a run may be killed at any time."""
     unfinished = _unfinished(Path(path))
     pixels = np.ascontiguousarray(image.transpose(1, 2, 0))  # (height, width, 3)
-    Image.fromarray(pixels).save(unfinished, "PNG", compress_level=compress_level)
+    # More compression takes much longer and saves little.
+    Image.fromarray(pixels).save(unfinished, "PNG", compress_level=1)
     os.replace(unfinished, path)
 
 
@@ -49,32 +37,46 @@ def read_png(path: str | Path, image_size: tuple[int, int]) -> np.ndarray:
     """
     Read an image that [`write_png`] wrote.
 
-    Args:
-        path (`str`): The file.
-        image_size (`tuple[int, int]`): Height and width that it must have.
-
-    Returns:
-        `np.ndarray`: Bytes of shape `(3, height, width)`.
-
     Raises:
-        `ValueError`: If the file is missing, damaged or another image.
+        `ValueError`: If the file is missing, damaged or of another size.
     """
     try:
         with Image.open(path, formats=["PNG"]) as image:
             pixels = np.array(image)
     except FileNotFoundError:
-        raise ValueError(f"{str(path)!r} is missing. Run the command again to draw it.") from None
+        raise ValueError(f"{str(path)!r} is missing. Run the command again to sample it.") from None
     # Damaged files make Pillow raise almost anything: OSError, SyntaxError, struct.error, zlib.error, its own errors.
     except Exception as error:
         raise ValueError(
-            f"{str(path)!r} is damaged ({type(error).__name__}: {error}). Delete it and run the command again to draw it anew."
+            f"{str(path)!r} is damaged ({type(error).__name__}: {error}). Delete it and run the command again to sample it."
         ) from error
     if pixels.shape != (*image_size, 3) or pixels.dtype != np.uint8:
         raise ValueError(
             f"{str(path)!r} must be a colour image of {image_size[0]}x{image_size[1]} pixels, is an array of shape "
-            f"{pixels.shape}. Delete it and run the command again to draw it anew."
+            f"{pixels.shape}. Delete it and run the command again to sample it."
         )
     return pixels.transpose(2, 0, 1)
+
+
+def missing_images(folder: str | Path, numbers: Sequence[int]) -> list[int]:
+    """Those of the images that have no file."""
+    return [number for number in numbers if not png_path(folder, number).exists()]
+
+
+def read_or_sample(
+    folder: str | Path, image_size: tuple[int, int], sample: Callable[[range], torch.Tensor], numbers: range
+) -> torch.Tensor:
+    """A batch of images `(batch, 3, height, width)`: from their files, and otherwise sampled."""
+    missing = set(missing_images(folder, numbers))
+    if not missing:
+        return torch.from_numpy(np.stack([read_png(png_path(folder, number), image_size) for number in numbers]))
+    # The whole batch, since rounding depends on its size.
+    images = sample(numbers)
+    # Files take precedence, even if another batch size or device would round otherwise.
+    for place, number in enumerate(numbers):
+        if number not in missing:
+            images[place] = torch.from_numpy(read_png(png_path(folder, number), image_size)).to(images.device)
+    return images
 
 
 def write_npz(path: str | Path, folder: str | Path, num_images: int, image_size: tuple[int, int]) -> None:
@@ -83,19 +85,13 @@ def write_npz(path: str | Path, folder: str | Path, num_images: int, image_size:
     of shape `(num_images, height, width, 3)`, in the order of the images' numbers. Only a few of them are in memory at a
     time, and the file has its name only when it is whole. The same images make the same bytes.
 
-    Args:
-        path (`str`): The file.
-        folder (`str`): Folder of the images, see [`png_path`].
-        num_images (`int`): Number of images.
-        image_size (`tuple[int, int]`): Height and width of the images.
-
     Raises:
-        `ValueError`: If an image is missing, damaged or of another size. There is no file then, or the one before.
+        `ValueError`: If an image is missing, damaged or of another size. An older file stays as it is.
     """
     header = {"descr": "|u1", "fortran_order": False, "shape": (num_images, *image_size, 3)}
     unfinished = _unfinished(Path(path))
     try:
-        # A ZipInfo has no time of writing, whatever zipfile may give to a name.
+        # A ZipInfo holds no time of writing.
         with (
             zipfile.ZipFile(unfinished, "w") as archive,
             archive.open(zipfile.ZipInfo("arr_0.npy"), "w", force_zip64=True) as member,
@@ -106,17 +102,6 @@ def write_npz(path: str | Path, folder: str | Path, num_images: int, image_size:
         os.replace(unfinished, path)
     finally:
         unfinished.unlink(missing_ok=True)
-
-
-def check_pngs(folder: str | Path, num_images: int, image_size: tuple[int, int]) -> None:
-    """
-    Read the images that [`write_npz`] would gather.
-
-    Raises:
-        `ValueError`: If an image is missing, damaged or of another size.
-    """
-    for _ in _read_in_order(folder, num_images, image_size):
-        pass
 
 
 def _read_in_order(folder: str | Path, num_images: int, image_size: tuple[int, int]) -> Iterator[np.ndarray]:

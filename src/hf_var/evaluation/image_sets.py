@@ -1,15 +1,18 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Sets of images that others are compared with, read piece by piece and never in part without a word."""
+"""Sets of existing images, read batch by batch. A missing or damaged image is an error that names it."""
 
 import hashlib
+import os
 import struct
+import tempfile
 import zipfile
 import zlib
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
-from typing import IO, Any, cast
+from typing import Any, cast
 
 import datasets
 import numpy as np
@@ -23,8 +26,8 @@ from ..hub.names import is_hub_name, without_folders
 
 IMAGES_KEY = "arr_0"
 # Mean and covariance of the pool features, and of the spatial ones.
-STATISTICS_KEYS = ("mu", "sigma", "mu_s", "sigma_s")
-CHUNK_SIZE = 2**20
+STATISTICS_KEYS = (("mu", "sigma"), ("mu_s", "sigma_s"))
+DECODING_THREADS = 4
 # What zipfile, zlib and numpy raise when a file is damaged, cut off, or something else altogether.
 DAMAGES = (
     zipfile.BadZipFile,
@@ -48,7 +51,7 @@ class ImageSet(ABC):
         statistics (`dict[str, np.ndarray]`):
             What the file stores besides, in double precision: `mu` `(features,)` and `sigma` `(features, features)` of the
             pool features, `mu_s` and `sigma_s` of the spatial ones.
-        description (`dict[str, Any]`): What it is, for a report. Holds no folder's name.
+        description (`dict[str, Any]`): What it is, for a report. It names no folder.
     """
 
     num_images: int
@@ -56,37 +59,13 @@ class ImageSet(ABC):
     statistics: dict[str, np.ndarray]
     description: dict[str, Any]
 
-    def read(self, ranges: Iterable[tuple[int, int]]) -> Iterator[torch.ByteTensor]:
-        """
-        Images in pieces, of which two are in memory at a time.
-
-        The file's checksum is known to be right, and every image to be readable, when the iterator has ended.
-
-        Args:
-            ranges (`Iterable[tuple[int, int]]`): First image and the one after the last, of each piece, increasing.
-
-        Yields:
-            `torch.ByteTensor`: The images of a range, `(stop - start, 3, height, width)`.
-
-        Raises:
-            `ValueError`: If an image cannot be read, or if the ranges overlap or reach beyond the last image.
-        """
-        checked = self._checked(ranges)
-        # Nothing is to be opened where there are no images, but ranges are wrong there, too.
-        return self._read(checked) if self.num_images > 0 else iter(cast(Any, checked))
+    @abstractmethod
+    def prepare(self, folder: Path) -> None:
+        """Make the images readable, with temporary files in `folder`, which all processes share, if need be."""
 
     @abstractmethod
-    def _read(self, ranges: Iterator[tuple[int, int]]) -> Iterator[torch.ByteTensor]: ...
-
-    def _checked(self, ranges: Iterable[tuple[int, int]]) -> Iterator[tuple[int, int]]:
-        position = 0
-        for start, stop in ranges:
-            if not position <= start < stop <= self.num_images:
-                raise ValueError(
-                    f"`ranges` must increase and end at {self.num_images} at most, got ({start}, {stop}) after {position}."
-                )
-            yield start, stop
-            position = stop
+    def read(self, numbers: range) -> torch.Tensor:
+        """Consecutive images, a `torch.ByteTensor` of shape `(len(numbers), 3, height, width)`."""
 
 
 def open_image_set(
@@ -114,9 +93,6 @@ def open_image_set(
             `None`: they stay as they are. An `.npz` file must have this size already.
         interpolation (`str`, *optional*, defaults to `"lanczos"`): How they are resized.
 
-    Returns:
-        [`ImageSet`]: The images.
-
     Raises:
         `ValueError`:
             If there is no such thing, if it is damaged, has fewer than two images or images of several sizes, or if not all
@@ -141,15 +117,12 @@ class ArchiveImages(ImageSet):
         self.path = Path(source).expanduser()
         if not self.path.is_file():
             raise ValueError(f"{self.name} is no file.")
-        self.num_images, self.image_size, self._channels = 0, None, 3
         with self._sound(), zipfile.ZipFile(self.path) as archive:
             members = archive.infolist()
         keys = [member.filename.removesuffix(".npy") for member in members]
-        self.statistics = {key: self._read_statistics(key) for key in STATISTICS_KEYS if key in keys}
-        self._check_statistics()
-        if IMAGES_KEY in keys:
-            self._open_images()
-        elif not self.statistics:
+        self.statistics = self._read_statistics(keys)
+        self.num_images, self.image_size = self._check_images() if IMAGES_KEY in keys else (0, None)
+        if not self.num_images and not self.statistics:
             raise ValueError(f"{self.name} must hold images as {IMAGES_KEY!r} or 'mu' and 'sigma', has {keys}.")
         if image_size is not None and self.image_size not in (None, tuple(image_size)):
             raise ValueError(
@@ -167,60 +140,66 @@ class ArchiveImages(ImageSet):
             "fingerprint": hashlib.sha256(repr(directory).encode()).hexdigest()[:16],
         }
 
-    def _read(self, ranges: Iterator[tuple[int, int]]) -> Iterator[torch.ByteTensor]:
-        height, width = self.image_size or (0, 0)
-        bytes_per_image = height * width * self._channels
-        position = 0
-        with zipfile.ZipFile(self.path) as archive, archive.open(f"{IMAGES_KEY}.npy") as member:
-            with self._sound():
-                _read_header(member)
-            for start, stop in ranges:
-                pixels = np.empty((stop - start, height, width, self._channels), dtype=np.uint8)
-                with self._sound():
-                    _skip(member, (start - position) * bytes_per_image)
-                    _fill(member, memoryview(cast(Any, pixels)).cast("B"))
-                position = stop
-                images = torch.from_numpy(pixels).movedim(-1, 1)  # (stop - start, channels, height, width)
-                yield cast(torch.ByteTensor, images.expand(-1, 3, -1, -1).contiguous())
-            # The checksum is looked at behind the last byte only.
-            with self._sound():
-                _skip(member, (self.num_images - position) * bytes_per_image)
+    def prepare(self, folder: Path) -> None:
+        """Extract the images, which checks them, since an array within an archive cannot be mapped into memory."""
+        if self.num_images == 0:
+            return
+        path = folder / f"{self.description['fingerprint']}.npy"
+        if not path.exists():
+            folder.mkdir(parents=True, exist_ok=True)
+            with (
+                tempfile.TemporaryDirectory(dir=folder) as unfinished,
+                self._sound(),
+                zipfile.ZipFile(self.path) as archive,
+            ):
+                os.replace(archive.extract(f"{IMAGES_KEY}.npy", unfinished), path)
+        with self._sound():
+            self._array = np.load(path, mmap_mode="r")  # (images, height, width, channels)
 
-    def _open_images(self) -> None:
-        with self._sound(), zipfile.ZipFile(self.path) as archive:
-            size = archive.getinfo(f"{IMAGES_KEY}.npy").file_size
-            with archive.open(f"{IMAGES_KEY}.npy") as member:
-                shape, is_fortran, dtype = _read_header(member)
-                size -= member.tell()
+    def read(self, numbers: range) -> torch.Tensor:
+        images = torch.from_numpy(np.array(self._array[numbers.start : numbers.stop])).movedim(-1, 1)
+        return images.expand(-1, 3, -1, -1).contiguous()
+
+    def _check_images(self) -> tuple[int, tuple[int, int]]:
+        """Number and size of the images, from the array's header."""
+        with self._sound(), zipfile.ZipFile(self.path) as archive, archive.open(f"{IMAGES_KEY}.npy") as member:
+            is_short = np.lib.format.read_magic(member) == (1, 0)
+            formats = np.lib.format
+            read_header = formats.read_array_header_1_0 if is_short else formats.read_array_header_2_0
+            shape, is_fortran, dtype = read_header(member)
         wanted = f"{IMAGES_KEY!r} of {self.name} must be bytes (uint8) of shape (images, height, width, 3)"
         if dtype != np.uint8:
-            hint = " Images of floats are to be brought to 0...255 and rounded first." if dtype.kind == "f" else ""
+            hint = " Scale images of floats to 0...255 and round them first." if dtype.kind == "f" else ""
             raise ValueError(f"{wanted}, got {dtype}.{hint}")
         if len(shape) != 4 or shape[3] not in (1, 3) or 0 in shape[1:] or is_fortran:
             raise ValueError(f"{wanted}, got {shape}{' in Fortran order' if is_fortran else ''}.")
         if shape[0] < 2:
             raise ValueError(f"{self.name} must have at least 2 images, has {shape[0]}.")
-        if size != np.prod(shape, dtype=np.int64):
-            raise ValueError(f"{wanted}, but {size} bytes are no array of shape {shape}.")
-        self.num_images, height, width, self._channels = shape
-        self.image_size = (height, width)
+        return shape[0], (shape[1], shape[2])
 
-    def _read_statistics(self, key: str) -> np.ndarray:
-        with self._sound(), zipfile.ZipFile(self.path) as archive, archive.open(f"{key}.npy") as member:
-            array = np.lib.format.read_array(member, allow_pickle=False)
-        if array.dtype.kind != "f" or not np.isfinite(array).all():
-            raise ValueError(f"{key!r} of {self.name} must hold finite floating point numbers, got {array.dtype}.")
-        return array.astype(np.float64)
-
-    def _check_statistics(self) -> None:
-        for mean, covariance in (("mu", "sigma"), ("mu_s", "sigma_s")):
-            shapes = [self.statistics[key].shape if key in self.statistics else None for key in (mean, covariance)]
-            is_pair = shapes[0] is not None and len(shapes[0]) == 1 and shapes[1] == 2 * shapes[0]
-            if shapes != [None, None] and not is_pair:
+    def _read_statistics(self, keys: list[str]) -> dict[str, np.ndarray]:
+        statistics = {}
+        for mean, covariance in STATISTICS_KEYS:
+            for key in (key for key in (mean, covariance) if key in keys):
+                with self._sound(), np.load(self.path) as archive:
+                    array = archive[key]
+                if array.dtype.kind != "f" or not np.isfinite(array).all():
+                    raise ValueError(
+                        f"{key!r} of {self.name} must hold finite floating point numbers, got {array.dtype}."
+                    )
+                statistics[key] = array.astype(np.float64)
+            shapes = [statistics[key].shape if key in statistics else None for key in (mean, covariance)]
+            if shapes == [None, None]:
+                continue
+            if shapes[0] is None or len(shapes[0]) != 1 or shapes[1] != 2 * shapes[0]:
                 raise ValueError(
                     f"{self.name} must hold {mean!r} of shape (features,) and {covariance!r} of shape (features, features), "
                     f"has {shapes[0]} and {shapes[1]}."
                 )
+            difference = np.abs(statistics[covariance] - statistics[covariance].T).max()
+            if difference > 1e-5 * np.abs(statistics[covariance]).max():
+                raise ValueError(f"{covariance!r} of {self.name} must be symmetric, differs by up to {difference:g}.")
+        return statistics
 
     @contextmanager
     def _sound(self) -> Iterator[None]:
@@ -230,31 +209,6 @@ class ArchiveImages(ImageSet):
             raise ValueError(
                 f"{self.name} is damaged or no npz file: {type(error).__name__}: {error}. Copy or download it again."
             ) from error
-
-
-def _read_header(member: IO[bytes]) -> tuple[tuple[int, ...], bool, np.dtype]:
-    version = np.lib.format.read_magic(member)
-    if version == (1, 0):
-        return np.lib.format.read_array_header_1_0(member)
-    # Version 3 differs in the names of records' fields alone, which images have not.
-    return np.lib.format.read_array_header_2_0(member)
-
-
-def _skip(member: IO[bytes], size: int) -> None:
-    buffer = memoryview(bytearray(min(size, CHUNK_SIZE)))
-    for start in range(0, size, CHUNK_SIZE):
-        _fill(member, buffer[: size - start])
-
-
-def _fill(member: IO[bytes], buffer: memoryview) -> None:
-    filled = 0
-    while filled < len(buffer):
-        # Whole batches at once would be in memory twice.
-        part = member.read(min(len(buffer) - filled, CHUNK_SIZE))
-        if not part:
-            raise EOFError("the file ends within an image")
-        buffer[filled : filled + len(part)] = part
-        filled += len(part)
 
 
 # --------------------------------------------------------------------------------------------------------------------
@@ -282,8 +236,9 @@ class DatasetImages(ImageSet):
         if self.num_images < 2:
             raise ValueError(f"{self.name} must have at least 2 images, has {self.num_images}.")
         config = data.ReadingConfig(image_column=image_column, interpolation=interpolation, resize_ratio=1.0)
-        num_channels = self._num_channels(dataset, image_column)
-        self._images = data.OrderedImages(self.name, dataset, image_size, num_channels, config)
+        self._images = data.OrderedImages(
+            self.name, dataset, image_size, self._num_channels(dataset, image_column), config
+        )
         self.image_size = self._images.image_size
         self.description = {
             "kind": "hub" if is_hub_name(source) else "files",
@@ -292,13 +247,19 @@ class DatasetImages(ImageSet):
             "num_images": self.num_images,
             "image_size": list(self.image_size),
             "resize": None if image_size is None else f"{interpolation}, centre cut",
-            # Of where the data came from, not of its contents: a copy elsewhere has another one.
+            # Of the data's origin, not of its contents: a copy elsewhere has another one.
             "fingerprint": dataset._fingerprint,
         }
 
-    def _read(self, ranges: Iterator[tuple[int, int]]) -> Iterator[torch.ByteTensor]:
-        for images in self._images.read(range(*ends) for ends in ranges):
-            yield cast(torch.ByteTensor, images.expand(-1, 3, -1, -1).contiguous())  # (batch, 3, height, width)
+    def prepare(self, folder: Path) -> None:
+        pass
+
+    def read(self, numbers: range) -> torch.Tensor:
+        size = -(-len(numbers) // DECODING_THREADS)
+        parts = [numbers[start : start + size] for start in range(0, len(numbers), size)]
+        with ThreadPoolExecutor(DECODING_THREADS) as pool:
+            images = torch.cat(list(pool.map(self._images.__getitem__, parts)))
+        return images.expand(-1, 3, -1, -1).contiguous()
 
     def _num_channels(self, dataset: datasets.Dataset, image_column: str | None) -> int:
         column = data.find_image_column(dataset, image_column)
@@ -315,7 +276,7 @@ class DatasetImages(ImageSet):
     def _check_completeness(self, source: str, num_rows: int) -> None:
         """From words such as `test` in files' names `datasets` infers splits, and leaves all other files out."""
         folder = Path(source).expanduser()
-        # What Hub data sets are called may be a folder here, too: then datasets takes the folder.
+        # A data set's name on the Hub may be a folder here, too: then datasets takes the folder.
         paths = folder.rglob("*") if folder.is_dir() else ()
         visible = [path for path in paths if not _is_hidden(path.relative_to(folder))]
         found = sum(path.suffix.lower() in ImageFolder.EXTENSIONS for path in visible)
@@ -330,5 +291,5 @@ def _is_hidden(path: Path) -> bool:
     return any(part.startswith((".", "__")) for part in path.parts)
 
 
-def _text(image_size: tuple[int, int] | None) -> str:
+def _text(image_size: tuple[int, ...] | None) -> str:
     return "no" if image_size is None else f"{image_size[0]}x{image_size[1]}"

@@ -1,284 +1,247 @@
 # SPDX-License-Identifier: Apache-2.0
 """An evaluation from its arguments to its report."""
 
+import hashlib
 import time
-from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import torch
 from accelerate import Accelerator
+from huggingface_hub.constants import HF_HOME
 from matplotlib.figure import Figure
 from transformers.utils import logging
 
 from ..autoencoders import VQVAEModel
-from ..data.resumable_settings import check_settings, read_settings, write_settings
+from ..downloads import download_once
+from ..fingerprints import fingerprint
 from ..hub.push import create_repository
 from ..metrics.feature_extractors import full_precision
+from ..metrics.generation import DISTANCES, NUM_NEIGHBORS, generation_metrics, kid_subset_size
 from ..metrics.perceptual import PerceptualLoss
 from ..metrics.reconstruction import measure_reconstruction
 from ..pipelines import VARPipeline
-from ..pipelines.options import PLAIN_OPTIONS, resolve_sampling
-from .arguments import DRAWING, PRESET_MODELS, EvaluationArguments
-from .comparison import compute_figures, kid_subset_size
-from .feature_extraction import DrawnImages, ImageSource, Outputs, Stopwatch, missing_batches, write_features
-from .feature_files import FeatureFiles
-from .generate import ClassifierScore, ImageDrawer
-from .image_files import check_pngs, write_npz
-from .image_sets import ImageSet
-from .loading import check_number, check_reference, load_extractor, load_model, open_images, open_reference
-from .report import environment, push_figures, weights_fingerprint, write_report
+from .features import FeatureFiles, load_extractor, write_features
+from .generate import SampledImages
+from .image_files import write_npz
+from .image_sets import ImageSet, open_image_set
+from .protocol import SAMPLING, EvaluationConfig
+from .report import environment, push_metrics, write_report
 
 
 logger = logging.get_logger(__name__)
 
-SETTINGS_FILE = ".evaluation.json"
 
-
-def evaluate(args: EvaluationArguments, accelerator: Accelerator) -> dict[str, Any]:
+def evaluate(config: EvaluationConfig, accelerator: Accelerator) -> dict[str, Any]:
     """
-    Evaluate a pipeline, a tokenizer or images that were drawn before, and write the images, their features,
-    `evaluation.json` and `evaluation.md` into the output folder. All processes call it together. It may be killed at any
-    time: called again with the same arguments, it goes on with what is missing.
+    Evaluate a pipeline, a tokenizer or existing images, and write the images, their features, `evaluation.json` and
+    `evaluation.md` into the output folder. All processes call it together. It may be killed at any time: called again with
+    the same arguments, it adds what is missing.
 
     Args:
-        args ([`EvaluationArguments`]): The arguments.
+        config ([`EvaluationConfig`]): The arguments.
         accelerator (`Accelerator`): The device and the processes.
 
     Returns:
-        `dict[str, Any]`: What `evaluation.json` holds, on the main process; an empty dictionary on the others.
+        `dict[str, Any]`: The content of `evaluation.json`, on the main process; an empty dictionary on the others.
 
     Raises:
         `ValueError`:
             If the model, the reference, the extractor and the preset do not fit together, if images are broken, or if the
             folder was begun with other arguments.
     """
-    if args.push_to_hub and accelerator.is_main_process:
-        # A missing token is not to be found out at the end.
-        args.hub_model_id = create_repository(args.output_dir, args.hub_model_id or args.model)
-    model = None if args.model is None else load_model(args.model, args.dtype)
+    repo_id = config.hub_model_id or config.model
+    if config.push_to_hub and accelerator.is_main_process:
+        # Fail on a missing token now, not after hours of sampling.
+        repo_id = create_repository(config.output_dir, repo_id)
+    model = None if config.model is None else load_model(config.model, config.dtype)
     if isinstance(model, VQVAEModel):
-        return _evaluate_tokenizer(args, model, accelerator)
-    return _evaluate_images(args, model, accelerator)
+        report = _evaluate_tokenizer(config, model, accelerator)
+    else:
+        report = _evaluate_images(config, model, accelerator)
+    if accelerator.is_main_process:
+        report["environment"] = environment(accelerator.device)
+        write_report(config.output_dir, report)
+        if config.push_to_hub:
+            push_metrics(str(repo_id), report)
+    return report
+
+
+def load_model(name: str, dtype: str) -> VARPipeline | VQVAEModel:
+    """A pipeline or a tokenizer, in evaluation mode."""
+    options: dict[str, Any] = {"dtype": getattr(torch, dtype)}
+    try:
+        is_pipeline = VARPipeline.load_config(name).get("_class_name") is not None  # pyright: ignore[reportAttributeAccessIssue]
+    except OSError:
+        is_pipeline = False
+    try:
+        if is_pipeline:
+            pipeline = VARPipeline.from_pretrained(name, **options)
+            pipeline.set_progress_bar_config(disable=True)
+            return pipeline
+        return VQVAEModel.from_pretrained(name, **options).eval().requires_grad_(False)
+    except OSError as error:
+        raise ValueError(f"`model` = {name!r} is neither a pipeline nor a tokenizer: {error}") from error
 
 
 # --------------------------------------------------------------------------------------------------------------------
 # Images
 
 
-@dataclass
-class Subject:
-    """The images to judge: how many, what they depend on, where they come from and where their PNG files go."""
-
-    num_images: int
-    image_size: tuple[int, int]
-    origin: dict[str, Any]
-    source: ImageSource
-    settings: dict[str, Any]
-    report: dict[str, Any]
-    image_folder: Path | None = None
-
-
 def _evaluate_images(
-    args: EvaluationArguments, pipeline: VARPipeline | None, accelerator: Accelerator
+    config: EvaluationConfig, pipeline: VARPipeline | None, accelerator: Accelerator
 ) -> dict[str, Any]:
-    # Everything that can be wrong with the input is found before any work.
-    stopwatch = Stopwatch()
-    subject = _given(args) if pipeline is None else _drawn(args, pipeline, accelerator.device, stopwatch)
-    extractor, extractor_origin = load_extractor(args, subject.image_size, accelerator.device)
-    reference = open_reference(args, subject.image_size, accelerator)
+    folder, device = Path(config.output_dir), accelerator.device
+    # All input is checked before any work.
+    samples = _existing_samples(config) if pipeline is None else SampledImages(config, pipeline, device)
+    image_size = samples.image_size
+    extractor, extractor_origin = load_extractor(
+        config.feature_extractor, config.feature_extractor_weights, image_size, device
+    )
+    reference = _open_reference(config, image_size, accelerator)
     if reference is not None:
-        check_reference(reference, extractor_origin["name"], extractor_origin["widths"])
-    _begin_folder(args, subject, accelerator)
+        _check_statistics(reference, extractor_origin)
+    if isinstance(samples, SampledImages):
+        samples.check_folder()
+    accelerator.wait_for_everyone()
+    with accelerator.main_process_first():
+        samples.prepare(folder / "features")
+        if reference is not None:
+            reference.prepare(folder / "features")
 
     begin = time.perf_counter()
-    files = _feature_files(args, "samples", subject.num_images, {**subject.origin, **extractor_origin})
-    outputs = Outputs(files, extractor, accelerator.device, stopwatch, subject.image_folder)
-    _write_missing(args, subject.source, outputs, accelerator)
-    seconds = {"wall": time.perf_counter() - begin, **stopwatch.seconds}
+    origin = {"samples": samples.description, **extractor_origin}
+    files = FeatureFiles(folder / "features", "samples", samples.num_images, config.batch_size, origin)
+    image_folder = samples.folder if isinstance(samples, SampledImages) else None
+    write_features(files, samples.read, extractor, accelerator, image_folder)
     known = None
     if reference is not None and reference.num_images > 0:
         origin = {"reference": reference.description, **extractor_origin}
-        known = _feature_files(args, "reference", reference.num_images, origin)
-        outputs = Outputs(known, extractor, accelerator.device, Stopwatch())
-        _write_missing(args, _reader(reference), outputs, accelerator)
+        known = FeatureFiles(folder / "features", "reference", reference.num_images, config.batch_size, origin)
+        write_features(known, reference.read, extractor, accelerator)
     accelerator.wait_for_everyone()
     if not accelerator.is_main_process:
         return {}
 
-    figures = compute_figures(files, known, {} if reference is None else reference.statistics, accelerator.device)
-    if subject.image_folder is not None:
-        images = subject.image_folder, subject.num_images, subject.image_size
-        if args.save_npz:
-            write_npz(Path(args.output_dir) / "samples.npz", *images)
-        else:
-            check_pngs(*images)
-    report = {
-        "figures": figures,
-        "departures": args.departures(subject.num_images, None if reference is None else reference.description),
-        "settings": {
-            **_settings(args, subject.image_size, subject.num_images),
-            **subject.settings,
-            "kid_subset_size": kid_subset_size(files, known),
-            "num_processes": accelerator.num_processes,
-        },
-        **subject.report,
-        "reference": None if reference is None else reference.description,
+    statistics = {} if reference is None else reference.statistics
+    metrics = generation_metrics(files.load(), {} if known is None else known.load(), statistics, device)
+    if image_folder is not None:
+        write_npz(folder / "samples.npz", image_folder, samples.num_images, image_size)
+    description = None if reference is None else reference.description
+    settings = {"kid_subset_size": kid_subset_size(files.num_images, (known or files).num_images)}
+    if isinstance(samples, SampledImages):
+        settings |= samples.settings
+    else:
+        settings["samples_fingerprint"] = samples.description["fingerprint"]
+    return {
+        "metrics": metrics,
+        "departures": config.departures(samples.num_images, description),
+        "settings": {**_settings(config, image_size, samples.num_images, accelerator), **settings},
+        "images": samples.description,
+        "reference": description,
         "feature_extractor": extractor_origin,
-        "seconds": seconds,
+        "seconds": time.perf_counter() - begin,
     }
-    return _finish(args, report, accelerator.device)
 
 
-def _given(args: EvaluationArguments) -> Subject:
-    """Images that were drawn before."""
-    samples = open_images(args, "samples", str(args.samples))
+def _existing_samples(config: EvaluationConfig) -> ImageSet:
+    samples = _open_images(config, "samples", str(config.samples))
     if samples.image_size is None:
-        raise ValueError(f"`samples` = {args.samples!r} must hold images, got moments alone.")
-    check_number("samples", samples.num_images)
-    _check_preset(args, samples.image_size, None)
-    return Subject(
-        num_images=samples.num_images,
-        image_size=samples.image_size,
-        origin={"samples": samples.description},
-        source=_reader(samples),
-        settings={"samples_fingerprint": samples.description["fingerprint"]},
-        report={"samples": samples.description},
-    )
+        raise ValueError(f"`samples` = {config.samples!r} must hold images, got moments alone.")
+    config.check_preset(samples.image_size, None)
+    return samples
 
 
-def _drawn(args: EvaluationArguments, pipeline: VARPipeline, device: torch.device, stopwatch: Stopwatch) -> Subject:
-    """Images that are drawn as far as they are no files yet."""
-    image_size, num_labels = pipeline.vqvae.config.image_size, pipeline.transformer.config.num_labels
-    _check_preset(args, image_size, num_labels)
-    args.refuse(["lpips_weights"], "`model` is a pipeline, and LPIPS compares images with their reconstructions")
-    if pipeline.vqvae.config.num_output_channels not in (1, 3):
+def _open_reference(
+    config: EvaluationConfig, image_size: tuple[int, int], accelerator: Accelerator
+) -> ImageSet | None:
+    """The real images, of this height and width; `None` if there are none to compare with."""
+    source = config.reference
+    if source is None:
+        logger.warning("Without a `reference` the only metric is the Inception Score, if the extractor has logits.")
+        return None
+    if urlsplit(source).scheme in ("http", "https", "file"):
+        # Several addresses may have files of one name.
+        key = hashlib.sha256(source.encode()).hexdigest()[:12]
+        with accelerator.main_process_first():
+            source = str(download_once(source, Path(HF_HOME, "hf_var", "references", key), "reference"))
+    return _open_images(config, "reference", source, split=config.reference_split, image_size=image_size)
+
+
+def _open_images(config: EvaluationConfig, argument: str, source: str, **options: Any) -> ImageSet:
+    if not source.endswith(".npz"):
+        options |= {"image_column": config.image_column, "interpolation": config.interpolation}
+    images = open_image_set(argument, source, **options)
+    if 0 < images.num_images <= NUM_NEIGHBORS:
         raise ValueError(
-            f"`model` must draw images of 1 or 3 channels, got {pipeline.vqvae.config.num_output_channels}."
+            f"`{argument}` must have more than the {NUM_NEIGHBORS} images that precision and recall look at around each "
+            f"one, has {images.num_images}."
         )
-    number = args.resolved("num_images")
-    if num_labels and number % num_labels:
-        logger.warning(f"{number} images of {num_labels} classes cannot be equally many of each.")
-    sampling = _sampling(args, pipeline)
-    weights = {name: weights_fingerprint(getattr(pipeline, name)) for name in ("transformer", "vqvae")}
-    pipeline.to(device)
-    score_fn = None
-    if args.classifier is not None:
-        score_fn = ClassifierScore(args.classifier, num_labels, device)
-        weights["classifier"] = weights_fingerprint(score_fn.model)
-    drawer = ImageDrawer(pipeline, args.seed, sampling, score_fn)
-    image_folder = Path(args.output_dir) / "images"
-    run = {"dtype": args.dtype, "seed": args.seed, "classifier": args.classifier, "device": device.type}
-    return Subject(
-        num_images=number,
-        image_size=image_size,
-        origin={**{f"{model}_weights": digest for model, digest in weights.items()}, **run, **sampling},
-        source=DrawnImages(drawer, image_folder, image_size, stopwatch),
-        image_folder=image_folder,
-        settings={"seed": args.seed, "dtype": args.dtype, "classifier": args.classifier, **sampling},
-        report={"weights": weights},
-    )
+    return images
 
 
-def _begin_folder(args: EvaluationArguments, subject: Subject, accelerator: Accelerator) -> None:
-    """Make the folder, or see that what it holds was drawn alike."""
-    path = Path(args.output_dir) / SETTINGS_FILE
-    if subject.image_folder is not None:
-        # Fewer images of a set are the first ones of more.
-        check_settings(args.output_dir, read_settings(path), subject.origin)
-    accelerator.wait_for_everyone()
-    if accelerator.is_main_process:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        if subject.image_folder is not None:
-            write_settings(path, subject.origin)
-    accelerator.wait_for_everyone()
-    if subject.image_folder is not None:
-        subject.image_folder.mkdir(parents=True, exist_ok=True)
-
-
-def _write_missing(args: EvaluationArguments, source: ImageSource, outputs: Outputs, accelerator: Accelerator) -> None:
-    missing = missing_batches(outputs.files, source, args.batch_size)
-    # Nobody writes before all have looked.
-    accelerator.wait_for_everyone()
-    own = missing[accelerator.process_index :: accelerator.num_processes]
-    # Around all threads at once: the switch is the process's.
-    with full_precision(accelerator.device.type):
-        write_features([batch for batches in own for batch in batches], source, outputs, accelerator.is_main_process)
-
-
-def _sampling(args: EvaluationArguments, pipeline: VARPipeline) -> dict[str, Any]:
-    """The arguments of the pipeline's call, all of them by their values."""
-    config = pipeline.transformer.config
-    sampling: Any = {name: args.resolved(name) for name in PLAIN_OPTIONS}
-    if not config.num_labels:
-        # What it would be guided away from is what it draws.
-        sampling["guidance_scale"] = 1.0
-    resolved = resolve_sampling(pipeline.transformer, pipeline.config, sampling)
-    if args.classifier is not None and not config.num_labels:
-        raise ValueError(f"`classifier` = {args.classifier!r} needs a model with classes.")
-    found = {name: getattr(resolved, name) for name in PLAIN_OPTIONS}
-    # Of what has a value per scale, all are the same here.
-    found = {name: value[0] if isinstance(value, list) else value for name, value in found.items()}
-    return {**found, "num_candidates": args.resolved("num_candidates")}
-
-
-def _check_preset(args: EvaluationArguments, image_size: tuple[int, int], num_labels: int | None) -> None:
-    if args.preset is None:
-        return
-    wanted_size, wanted_labels = PRESET_MODELS[args.preset]
-    if image_size != wanted_size:
-        raise ValueError(f"`preset` = {args.preset!r} is for images of {wanted_size} pixels, got {image_size}.")
-    if num_labels not in (None, wanted_labels):
-        raise ValueError(f"`preset` = {args.preset!r} is for models of {wanted_labels} classes, got {num_labels}.")
-
-
-def _reader(images: ImageSet) -> ImageSource:
-    return lambda batches: images.read((batch.start, batch.stop) for batch in batches)
-
-
-def _feature_files(args: EvaluationArguments, kind: str, number: int, origin: dict[str, Any]) -> FeatureFiles:
-    return FeatureFiles(Path(args.output_dir) / "features", kind, number, args.images_per_file, origin)
+def _check_statistics(reference: ImageSet, extractor: Mapping[str, Any]) -> None:
+    """Raise a `ValueError` if stored moments are not of as many features as the extractor's."""
+    if reference.statistics and extractor["name"] != "inception":
+        logger.warning(
+            f"The moments in the reference are taken to be of the feature extractor {extractor['name']!r}. Those of "
+            "published files are of Inception."
+        )
+    for _, feature, mean, _ in DISTANCES:
+        stored, width = reference.statistics.get(mean), extractor["widths"].get(feature)
+        if stored is not None and width is not None and stored.shape != (width,):
+            raise ValueError(
+                f"`reference` has the moments {mean!r} of {stored.shape[-1]} features, but the feature extractor gives "
+                f"{width} of the kind {feature!r}. Stored moments belong to one extractor."
+            )
 
 
 # --------------------------------------------------------------------------------------------------------------------
 # Tokenizers
 
 
-def _evaluate_tokenizer(args: EvaluationArguments, vqvae: VQVAEModel, accelerator: Accelerator) -> dict[str, Any]:
-    config, device = vqvae.config, accelerator.device
-    if args.preset is not None:
-        raise ValueError(f"`preset` = {args.preset!r} is for pipelines, but `model` = {args.model!r} is a tokenizer.")
-    args.refuse([name for name in DRAWING if name != "dtype"], "`model` is a tokenizer, which draws nothing")
-    if config.in_channels not in (1, 3):
-        raise ValueError(f"`model` must be a tokenizer of images of 1 or 3 channels, got {config.in_channels}.")
-    extractor, extractor_origin = load_extractor(args, config.image_size, device)
+def _evaluate_tokenizer(config: EvaluationConfig, vqvae: VQVAEModel, accelerator: Accelerator) -> dict[str, Any]:
+    image_size, in_channels, device = vqvae.config.image_size, vqvae.config.in_channels, accelerator.device
+    if config.preset is not None:
+        raise ValueError(
+            f"`preset` = {config.preset!r} is for pipelines, but `model` = {config.model!r} is a tokenizer."
+        )
+    config.refuse(SAMPLING - {"dtype"}, "`model` is a tokenizer, which samples nothing")
+    if in_channels not in (1, 3):
+        raise ValueError(f"`model` must be a tokenizer of images of 1 or 3 channels, got {in_channels}.")
+    extractor, extractor_origin = load_extractor(
+        config.feature_extractor, config.feature_extractor_weights, image_size, device
+    )
     perceptual_loss = None
-    if args.lpips_weights is not None:
-        perceptual_loss = PerceptualLoss(config.num_output_channels, config.image_size, args.lpips_weights).to(device)
-    images = open_reference(args, config.image_size, accelerator)
+    if config.lpips_weights is not None:
+        perceptual_loss = PerceptualLoss(vqvae.config.num_output_channels, image_size, config.lpips_weights).to(device)
+    images = _open_reference(config, image_size, accelerator)
     if images is None or images.num_images == 0:
-        raise ValueError(f"A tokenizer needs images to reconstruct as `reference`, got {args.reference!r}.")
-    number = min(images.num_images, args.num_images or images.num_images)
+        raise ValueError(f"A tokenizer needs images to reconstruct as `reference`, got {config.reference!r}.")
+    with accelerator.main_process_first():
+        images.prepare(Path(config.output_dir) / "features")
+    number = min(images.num_images, config.num_images or images.num_images)
     begin = time.perf_counter()
-    batches = _tokenizer_batches(images, number, config.in_channels, args.batch_size, accelerator)
+    batches = _tokenizer_batches(images, number, in_channels, config.batch_size, accelerator)
     with full_precision(device.type):
-        figures, pictures = measure_reconstruction(vqvae.to(device), batches, accelerator, perceptual_loss, extractor)  # pyright: ignore[reportArgumentType]
+        metrics, plots = measure_reconstruction(vqvae.to(device), batches, accelerator, perceptual_loss, extractor)  # pyright: ignore[reportArgumentType]
     if not accelerator.is_main_process:
         return {}
-    Path(args.output_dir).mkdir(parents=True, exist_ok=True)
-    for name, picture in pictures.items():
-        save = picture.savefig if isinstance(picture, Figure) else picture.save
-        save(Path(args.output_dir) / f"{name}.png")
-    report = {
-        "figures": figures,
-        "settings": {**_settings(args, config.image_size, number), "dtype": args.dtype},
-        "weights": {"vqvae": weights_fingerprint(vqvae)},
+    Path(config.output_dir).mkdir(parents=True, exist_ok=True)
+    for name, plot in plots.items():
+        save = plot.savefig if isinstance(plot, Figure) else plot.save
+        save(Path(config.output_dir) / f"{name}.png")
+    return {
+        "metrics": metrics,
+        "settings": {**_settings(config, image_size, number, accelerator), "dtype": config.dtype},
+        "images": {"vqvae_weights": fingerprint({}, vqvae.state_dict())},
         "reference": images.description,
         "feature_extractor": extractor_origin,
-        "seconds": {"wall": time.perf_counter() - begin},
+        "seconds": time.perf_counter() - begin,
     }
-    return _finish(args, report, device)
 
 
 def _tokenizer_batches(
@@ -286,31 +249,20 @@ def _tokenizer_batches(
 ) -> Iterator[dict[str, torch.Tensor]]:
     """This process's batches of the first images, in `[-1, 1]`."""
     starts = range(accelerator.process_index * batch_size, number, accelerator.num_processes * batch_size)
-    for pixels in images.read((start, min(start + batch_size, number)) for start in starts):
-        values = pixels.to(accelerator.device).float()
+    for start in starts:
+        values = images.read(range(start, min(start + batch_size, number))).to(accelerator.device).float()
         if in_channels == 1:
             # As Pillow weighs colours. What is gray stays as it is.
-            values = (
-                (values * values.new_tensor([0.299, 0.587, 0.114])[:, None, None]).sum(dim=1, keepdim=True).round()
-            )
+            weights = values.new_tensor([0.299, 0.587, 0.114])[:, None, None]
+            values = (values * weights).sum(dim=1, keepdim=True).round()
         yield {"pixel_values": values / 127.5 - 1}
 
 
-# --------------------------------------------------------------------------------------------------------------------
-# Report
-
-
-def _settings(args: EvaluationArguments, image_size: tuple[int, int], num_images: int) -> dict[str, Any]:
-    settings = asdict(args) | {name: args.resolved(name) for name in ("feature_extractor", "reference")}
-    # What a drawing was done with is told by what was drawn.
-    for name in ("output_dir", "push_to_hub", "hub_model_id", "save_npz", *DRAWING):
-        del settings[name]
-    return {**settings, "image_size": list(image_size), "num_images": num_images}
-
-
-def _finish(args: EvaluationArguments, report: dict[str, Any], device: torch.device) -> dict[str, Any]:
-    report = {**report, "environment": environment(device)}
-    write_report(args.output_dir, report)
-    if args.push_to_hub:
-        push_figures(str(args.hub_model_id or args.model), report["figures"], report)
-    return report
+def _settings(
+    config: EvaluationConfig, image_size: tuple[int, int], num_images: int, accelerator: Accelerator
+) -> dict[str, Any]:
+    """The arguments, but for those of sampling, which do not concern all subjects, and those that decide on no metric."""
+    others = SAMPLING | {"output_dir", "push_to_hub", "hub_model_id"}
+    settings = {name: value for name, value in asdict(config).items() if name not in others}
+    counted = {"image_size": list(image_size), "num_images": num_images}
+    return {**settings, **counted, "num_processes": accelerator.num_processes}

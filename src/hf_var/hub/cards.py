@@ -7,12 +7,13 @@ from pathlib import Path
 from typing import Any, Protocol
 from urllib.parse import quote
 
-from huggingface_hub import EvalResult, ModelCard, ModelCardData
+from huggingface_hub import ModelCard, ModelCardData
 
 from ..autoencoders import VQVAEConfig, VQVAEModel
-from ..metrics.labels import METRIC_LABELS
+from ..metrics.labels import metric_label
 from ..priors import VARConfig, VARTransformer
 from .names import is_hub_name, public_recipe, without_folders
+from .results import metric_results
 
 
 class Pipeline(Protocol):
@@ -183,38 +184,27 @@ def _write_card(
             library_name="hf_var",
             datasets=_hub_name(recipe, "train_data"),
             model_name=name,
-            eval_results=_results(task, recipe, metrics),
+            eval_results=metric_results(
+                metrics,
+                task=task,
+                dataset=_hub_name(recipe, "validation_data"),
+                dataset_name=_dataset_name(recipe),
+                split=recipe.get("validation_split"),
+            )
+            or None,
             **metadata,
         ),
         template_str="".join(templates),
         name=name,
         repo_id=repo_id,
         dataset=_dataset_name(recipe),
-        figures=[(METRIC_LABELS.get(key, key), value) for key, value in metrics.items()],
+        metrics=[(metric_label(key), value) for key, value in metrics.items()],
         pictures=[(quote(picture), caption) for picture, caption in pictures.items()],
         recipe=public_recipe(recipe),
         **contents,
     )
     card.save(output_dir / "README.md")
     return card
-
-
-def _results(task: str, recipe: Mapping[str, Any], metrics: Mapping[str, float]) -> list[EvalResult] | None:
-    results = [
-        EvalResult(
-            task_type=task,
-            dataset_type=_hub_name(recipe, "validation_data") or "images",
-            dataset_name=_dataset_name(recipe),
-            dataset_split=recipe.get("validation_split"),
-            metric_type=key,
-            metric_name=METRIC_LABELS.get(key, key).split(",")[0],
-            metric_value=value,
-        )
-        for key, value in metrics.items()
-        # The Hub's metadata are read as JSON, too, which has no infinity.
-        if math.isfinite(value)
-    ]
-    return results or None
 
 
 def _sizes(tokenizer: VQVAEConfig) -> dict[str, Any]:

@@ -10,13 +10,7 @@ from ..autoencoders import VQVAEConfig, VQVAEModel
 
 
 class CodeStatistics:
-    """
-    Counts codes per scale, over many batches: a map of one token sees few codes in a batch, however well it works.
-
-    Args:
-        config ([`VQVAEConfig`]): Configuration of the tokenizer.
-        device (`torch.device`, *optional*, defaults to the CPU): Where the codes are.
-    """
+    """Counts codes per scale, over many batches: a map of one token sees few codes in a batch, however well it works."""
 
     def __init__(self, config: VQVAEConfig, device: torch.device | str = "cpu"):
         self.codebook_size = config.codebook_size
@@ -34,12 +28,7 @@ class CodeStatistics:
         self._pending.view(-1).index_add_(0, chosen, torch.ones_like(chosen))
 
     def synchronize(self) -> torch.Tensor:
-        """
-        Add up what all processes counted; all must call it.
-
-        Returns:
-            `torch.LongTensor` of shape `(scales, codebook_size)`: How often each scale chose each code.
-        """
+        """How often each scale chose each code, `(scales, codebook_size)`, in all processes, which must all call it."""
         self.hits = self.hits + cast(torch.Tensor, reduce(self._pending, reduction="sum"))
         self._pending.zero_()
         return self.hits
@@ -49,32 +38,32 @@ class CodeStatistics:
         self.hits = torch.zeros_like(self.hits)
         self._pending.zero_()
 
-    def figures(self) -> dict[str, float]:
+    def compute(self) -> dict[str, float]:
         """
-        What the codes counted so far say; all processes must call it.
+        The metrics of the codes counted so far; all processes must call it.
 
         Returns:
             `dict[str, float]`: `usage` (share of the codes that any scale chose) and `dead_codes` (number of those chosen
             less than 3 % as often as the average one); and for every scale k `usage_k` (share of the codes that it
             chose), `perplexity_k` (exponential of the entropy: as many equally frequent codes would be as diverse),
-            `dead_codes_k` (number of codes it never chose) and `reached_k` (codes it chose over those that uniform
-            draws of as many tokens would be expected to reach, which is what a coarse scale can be judged by).
+            `dead_codes_k` (number of codes it never chose) and `reached_k` (codes it chose over those that as many
+            uniformly random tokens reach on average, by which a coarse scale can be judged).
         """
         hits = self.synchronize().cpu()
         total = hits.sum(dim=0)
-        figures = {"usage": (total > 0).float().mean().item(), "dead_codes": float(is_dead(total).sum())}
+        metrics = {"usage": (total > 0).float().mean().item(), "dead_codes": float(is_dead(total).sum())}
         for scale, counts in enumerate(hits):
             tokens = int(counts.sum())
             used = int((counts > 0).sum())
             shares = counts[counts > 0].double() / max(tokens, 1)
-            figures[f"usage_{scale}"] = used / self.codebook_size
-            figures[f"perplexity_{scale}"] = float(torch.exp(-(shares * shares.log()).sum())) if used > 0 else 0.0
-            figures[f"dead_codes_{scale}"] = float(self.codebook_size - used)
-            figures[f"reached_{scale}"] = used / max(expected_codes(tokens, self.codebook_size), 1.0)
-        return figures
+            metrics[f"usage_{scale}"] = used / self.codebook_size
+            metrics[f"perplexity_{scale}"] = float(torch.exp(-(shares * shares.log()).sum())) if used > 0 else 0.0
+            metrics[f"dead_codes_{scale}"] = float(self.codebook_size - used)
+            metrics[f"reached_{scale}"] = used / max(expected_codes(tokens, self.codebook_size), 1.0)
+        return metrics
 
     def reachable(self) -> list[float]:
-        """The share of the codes that each scale could be expected to reach with as many tokens; after `figures`."""
+        """The share of the codes that as many uniformly random tokens reach on average, by scale; after `compute`."""
         return [expected_codes(int(counts.sum()), self.codebook_size) / self.codebook_size for counts in self.hits]
 
     def state_dict(self) -> dict[str, torch.Tensor]:
@@ -87,22 +76,15 @@ class CodeStatistics:
 
 
 def expected_codes(tokens: int, codebook_size: int) -> float:
-    """How many different ones of `codebook_size` codes to expect among `tokens` uniform draws."""
+    """Expected number of different codes among `tokens` uniformly random ones."""
     return codebook_size * (1 - (1 - 1 / codebook_size) ** tokens)
 
 
 @torch.no_grad()
 def residual_energy(vqvae: VQVAEModel, features: torch.Tensor, codes: torch.Tensor) -> torch.Tensor:
     """
-    Energy (sum of squares) of the features, and of what is left of them after each scale.
-
-    Args:
-        vqvae ([`VQVAEModel`]): The tokenizer.
-        features (`torch.FloatTensor` of shape `(batch, latent_channels, height, width)`): The encoder's output.
-        codes (`torch.LongTensor` of shape `(batch, length)`): Their codes.
-
-    Returns:
-        `torch.FloatTensor` of shape `(1 + scales,)`.
+    Energy (sum of squares) of the features `(batch, latent_channels, height, width)`, and of the residual that their codes
+    `(batch, length)` leave after each scale: `(1 + scales,)`.
     """
     features = features.float()
     errors = [features, *(features - latents for latents in vqvae.running_latents(codes))]

@@ -11,6 +11,7 @@ from threading import get_ident
 import torch
 from torch import nn
 
+from ..downloads import download_weights
 from ..precision import EXACT_ON_CUDA, fp32_precision
 from ..weight_files import read_state_dict
 
@@ -22,9 +23,9 @@ OUTPUTS = ("features", "spatial_features", "logits")
 
 class InceptionFeatures(nn.Module):
     """
-    The Inception network of 2015 that published values of FID come from, ported by torch-fidelity with its enlarging or
-    shrinking to 299 x 299 pixels, which is TensorFlow 1's: bilinear, not smoothed, and unlike that of other libraries.
-    It stays in evaluation mode.
+    The Inception network of 2015, the source of published values of FID, ported by torch-fidelity together with
+    TensorFlow 1's resizing to 299 x 299 pixels: bilinear without antialiasing, unlike that of other libraries. It stays
+    in evaluation mode.
 
     Args:
         weights (`str`, *optional*):
@@ -32,7 +33,7 @@ class InceptionFeatures(nn.Module):
             cache of `torch.hub`.
 
     Raises:
-        `ValueError`: If torch-fidelity is not installed, or if its weights cannot be had or are others.
+        `ValueError`: If torch-fidelity is not installed, or its weights can neither be read nor downloaded.
     """
 
     num_features = 2048
@@ -43,17 +44,17 @@ class InceptionFeatures(nn.Module):
             from torch_fidelity.feature_extractor_inceptionv3 import URL_INCEPTION_V3, FeatureExtractorInceptionV3
         except ModuleNotFoundError as error:
             raise ValueError("The feature extractor 'inception' needs `pip install torch-fidelity`.") from error
-        path = _download(URL_INCEPTION_V3) if weights is None else weights
+        path = download_weights(URL_INCEPTION_V3, "feature_extractor_weights") if weights is None else weights
         try:
             state_dict = read_state_dict(path, section="inception")
         except ValueError as error:
             raise ValueError(f"The weights of the feature extractor 'inception' cannot be used: {error}") from error
-        # The constructor would run whatever code its file holds, so it gets a copy of what was read safely.
+        # The constructor would run any code in the file, so it gets a copy of what was read safely.
         copy = io.BytesIO()
         torch.save(state_dict, copy)
         copy.seek(0)
         try:
-            # It draws weights first, which must not change what a training draws later.
+            # It initializes weights at random first, which must not change the random numbers of a training.
             with torch.random.fork_rng(devices=[]):
                 self.network = FeatureExtractorInceptionV3("inception", ["2048", "logits_unbiased"], copy)
         except RuntimeError as error:
@@ -66,7 +67,7 @@ class InceptionFeatures(nn.Module):
 
     def outputs(self, images: torch.Tensor) -> dict[str, torch.Tensor]:
         """
-        What the evaluator of Dhariwal & Nichol 2021 (`guided-diffusion`) compares.
+        The features that the evaluator of Dhariwal & Nichol 2021 (`guided-diffusion`) compares.
 
         Args:
             images (`torch.ByteTensor` of shape `(batch, 3, height, width)`): Images of any size.
@@ -104,14 +105,10 @@ def load_feature_extractor(name: str, weights: str | None = None) -> nn.Module:
 
     Args:
         name (`str`):
-            `inception`, for [`InceptionFeatures`], or `package.module:callable`, something to import and to call for a
-            module that maps `torch.ByteTensor` images `(batch, 3, height, width)` to features `(batch, features)`. It
-            may have more to give, see [`extract_features`].
-        weights (`str`, *optional*):
-            File of weights. `inception` downloads its own where there is none; a callable gets it as its argument.
-
-    Raises:
-        `ValueError`: If `name` cannot be imported or gives no module, or if torch-fidelity or its weights are missing.
+            `inception`, for [`InceptionFeatures`], or `package.module:callable`, a callable that returns a module which
+            maps `torch.ByteTensor` images `(batch, 3, height, width)` to features `(batch, features)` or to several
+            kinds of them, see [`extract_features`].
+        weights (`str`, *optional*): File of weights, the argument of the callable. `inception` downloads its own.
     """
     if weights is not None and not Path(weights).is_file():
         raise ValueError(f"`weights` of the feature extractor must be a file, got {weights!r}.")
@@ -131,15 +128,8 @@ def load_feature_extractor(name: str, weights: str | None = None) -> nn.Module:
 
 def rgb_bytes(images: torch.Tensor) -> torch.Tensor:
     """
-    Images as eyes and feature extractors take them. Of more than three channels the first three are shown, of two the
-    first one, and one channel is gray.
-
-    Args:
-        images (`torch.FloatTensor` of shape `(batch, channels, height, width)`):
-            Images in `[-1, 1]`; values outside are cut off.
-
-    Returns:
-        `torch.ByteTensor` of shape `(batch, 3, height, width)`.
+    Images `(batch, channels, height, width)` in `[-1, 1]` as `torch.ByteTensor` `(batch, 3, height, width)`. Of more than
+    three channels the first three are taken, of two the first one, and one channel is gray.
     """
     images = images[:, :3] if images.shape[1] >= 3 else images[:, :1].expand(-1, 3, -1, -1)
     return ((images.float() + 1) * 127.5).round().clamp(0, 255).to(torch.uint8)
@@ -148,21 +138,17 @@ def rgb_bytes(images: torch.Tensor) -> torch.Tensor:
 @torch.no_grad()
 def extract_features(extractor: nn.Module, images: torch.Tensor) -> dict[str, torch.Tensor]:
     """
-    Features in fp32, whatever autocast is around. Whether a card rounds the products inside to fewer bits is a setting
-    of the whole process and other threads may be computing, so that is left to the caller, see [`full_precision`].
+    Features in fp32, without autocast. Use it inside of [`full_precision`].
 
     Args:
         extractor (`nn.Module`):
-            Maps the images to features `(batch, features)`. If it has a method `outputs`, that one is called instead
-            and gives a dictionary with `features` and, if it likes, with `spatial_features` and `logits`, each a tensor
-            `(batch, ...)` of two dimensions. See [`InceptionFeatures`].
+            Maps the images to features `(batch, features)`. If it has a method `outputs`, that one is called instead and
+            returns a dictionary of `features` and, optionally, `spatial_features` (for sFID) and `logits` (for the
+            Inception Score), each of two dimensions. See [`InceptionFeatures`].
         images (`torch.ByteTensor` of shape `(batch, 3, height, width)`): On the extractor's device.
 
     Returns:
-        `dict[str, torch.FloatTensor]`: `features` and those of the others that the extractor gives, on its device.
-
-    Raises:
-        `ValueError`: If the images are none, or if the extractor gives something else or values that are not finite.
+        `dict[str, torch.FloatTensor]`: `features` and the others that the extractor returns, on its device.
     """
     if images.dtype != torch.uint8 or images.ndim != 4 or images.shape[1] != 3 or len(images) == 0:
         raise ValueError(
@@ -187,26 +173,8 @@ def extract_features(extractor: nn.Module, images: torch.Tensor) -> dict[str, to
 @contextmanager
 def full_precision(device_type: str) -> Iterator[None]:
     """
-    Computes in fp32 as it is written. NVIDIA's cards round the factors of convolutions to 10 bits by default, those of
-    matrices if they are told to; that is too few for differences of squares. The setting is the whole process's.
-
-    Args:
-        device_type (`str`): Where autocast is switched off.
+    Compute in true fp32, without autocast on `device_type`. NVIDIA's cards round the factors of convolutions to 10 bits
+    by default, and those of matrices on demand: too few for differences of squares. The setting is the process's.
     """
     with fp32_precision(EXACT_ON_CUDA), torch.autocast(device_type, enabled=False):
         yield
-
-
-def _download(url: str) -> str:
-    path = Path(torch.hub.get_dir(), "checkpoints", url.rpartition("/")[2])
-    if not path.exists():
-        try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            # Such a file's name ends with the beginning of its hash.
-            torch.hub.download_url_to_file(url, str(path), hash_prefix=path.stem.rpartition("-")[2], progress=False)
-        except (OSError, RuntimeError) as error:
-            raise ValueError(
-                f"The weights of the feature extractor 'inception' could not be downloaded ({error}). Download them from "
-                f"{url} elsewhere and name the file with `weights`."
-            ) from error
-    return str(path)

@@ -1,162 +1,223 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Inception Score, KID, precision and recall of features that are there as a whole."""
+"""How close generated images are to real ones, by their features: FID, sFID, Inception Score, KID, precision, recall."""
 
-from collections.abc import Iterator
+from collections.abc import Mapping
 
 import numpy as np
 import torch
-from torchmetrics.image.kid import poly_mmd
+from torch_fidelity.metric_fid import fid_features_to_statistics
+from torch_fidelity.metric_isc import KEY_METRIC_ISC_MEAN, isc_features_to_metric
+from torch_fidelity.metric_kid import KEY_METRIC_KID_MEAN, KEY_METRIC_KID_STD, kid_features_to_metric
+from torch_fidelity.metric_prc import KEY_METRIC_PRECISION, KEY_METRIC_RECALL, prc_features_to_metric
 
 from .feature_extractors import full_precision
-from .moments import check_features, in_double
 
 
-@torch.no_grad()
+# `mu` (features,) and `sigma` (features, features), in double precision.
+Moments = Mapping[str, np.ndarray]
+
+# Name of the distance, the features that it compares, and the names of their moments in OpenAI's reference files.
+DISTANCES = (("fid", "features", "mu", "sigma"), ("sfid", "spatial_features", "mu_s", "sigma_s"))
+NUM_NEIGHBORS = 3
+KID_SUBSET_SIZE = 1000
+# Images whose distances to a whole set are in memory at once.
+BLOCK_SIZE = 1000
+
+
+def generation_metrics(
+    samples: Mapping[str, torch.Tensor],
+    reference: Mapping[str, torch.Tensor],
+    stored: Mapping[str, np.ndarray],
+    device: torch.device,
+) -> dict[str, float]:
+    """
+    All metrics that the features of two sets of images allow.
+
+    Args:
+        samples (`dict[str, torch.FloatTensor]`): Features of the images to judge, by name, see [`extract_features`].
+        reference (`dict[str, torch.FloatTensor]`): Features of real images; may be empty.
+        stored (`dict[str, np.ndarray]`):
+            Moments `mu`, `sigma`, `mu_s` and `sigma_s` of a reference file, as far as it has them. They take precedence
+            over the images beside them, which may be a small part of those that the moments are of.
+        device (`torch.device`): Where distances between images are computed.
+
+    Returns:
+        `dict[str, float]`: Those of `fid`, `sfid`, `inception_score`, `precision`, `recall`, `kid` and `kid_std`.
+    """
+    metrics: dict[str, float] = {}
+    for name, feature, mean, covariance in DISTANCES:
+        if feature not in samples:
+            continue
+        if mean in stored and covariance in stored:
+            known = {"mu": stored[mean], "sigma": stored[covariance]}
+        elif feature in reference:
+            known = moments(reference[feature])
+        else:
+            continue
+        metrics[name] = frechet_distance(moments(samples[feature]), known)
+    if "logits" in samples:
+        metrics["inception_score"] = inception_score(samples["logits"])
+    if "features" in samples and "features" in reference:
+        features, known = samples["features"], reference["features"]
+        metrics["precision"], metrics["recall"] = precision_recall(features.to(device), known.to(device))
+        metrics["kid"], metrics["kid_std"] = kernel_distance(
+            features, known, subset_size=kid_subset_size(len(features), len(known))
+        )
+    return metrics
+
+
+def moments(features: torch.Tensor) -> Moments:
+    """
+    Mean and unbiased covariance of features.
+
+    Args:
+        features (`torch.FloatTensor` of shape `(images, features)`): Features of at least two images.
+    """
+    check_features("features", features)
+    if len(features) < 2:
+        raise ValueError(f"A covariance needs at least 2 images, got {len(features)}.")
+    return fid_features_to_statistics(features.cpu().double())
+
+
+def frechet_distance(first: Moments, second: Moments) -> float:
+    r"""
+    Distance of two Gaussians (Heusel et al. 2017, section 2): \( \|\mu_1 - \mu_2\|^2 + \mathrm{tr}(\Sigma_1 + \Sigma_2 -
+    2 (\Sigma_1 \Sigma_2)^{1/2}) \). It is FID on Inception's pool features and sFID on its spatial ones.
+
+    Args:
+        first (`dict[str, np.ndarray]`): [`moments`] of one set of images.
+        second (`dict[str, np.ndarray]`): Those of another set, by the same extractor.
+
+    Example:
+
+    ```python
+    >>> import torch
+    >>> from hf_var.metrics.generation import frechet_distance, moments
+
+    >>> features = torch.randn(200, 8)
+    >>> round(frechet_distance(moments(features), moments(features + 1)), 4)
+    8.0
+    ```
+    """
+    (mean, covariance), (other_mean, other_covariance) = (
+        (each["mu"], np.atleast_2d(each["sigma"])) for each in (first, second)
+    )
+    if len(mean) != len(other_mean):
+        raise ValueError(
+            f"`first` and `second` must have as many features as each other, got {len(mean)} and {len(other_mean)}: they "
+            "come from different extractors."
+        )
+    # The trace of the root is a sum over the eigenvalues of the symmetric root(first) second root(first). Unlike those of
+    # the product, which torch-fidelity takes, they stay real and positive for fewer images than features.
+    values, vectors = np.linalg.eigh(covariance)
+    root = (vectors * np.sqrt(values.clip(min=0))) @ vectors.T
+    roots = np.sqrt(np.linalg.eigvalsh(root @ other_covariance @ root).clip(min=0))
+    traces = np.trace(covariance) + np.trace(other_covariance)
+    return max(float(np.square(mean - other_mean).sum() + traces - 2 * roots.sum()), 0.0)
+
+
 def inception_score(logits: torch.Tensor, split_size: int = 5000) -> float:
     """
-    Inception Score (Salimans et al. 2016, section 4) as the evaluator of Dhariwal & Nichol 2021 takes it: images are cut
-    into splits in the order given, and the scores of the splits averaged. So it depends on the order of the images, on
-    their number and, where the last split is smaller, on that split, which counts like the others.
+    Inception Score (Salimans et al. 2016, section 4): the mean over equal parts of the images, in the order given, of at
+    least `split_size` images each. It depends on the order and on the number of images. For a multiple of 5,000 images
+    it is that of the evaluator of Dhariwal & Nichol 2021, which otherwise counts the smaller last part like the others.
 
     Args:
         logits (`torch.FloatTensor` of shape `(images, classes)`): Inception's, without the last layer's bias.
-        split_size (`int`, *optional*, defaults to 5000): Images of a split.
-
-    Raises:
-        `ValueError`: If the shape is another one, if values are not finite, or if `split_size` is not positive.
+        split_size (`int`, *optional*, defaults to 5000): Images of a part, at least.
     """
     check_features("logits", logits)
-    if split_size < 1:
-        raise ValueError(f"`split_size` must be positive, got {split_size}.")
-    scores = []
-    for split in logits.split(split_size):
-        log_shares = in_double(split).log_softmax(dim=1)  # (split, classes)
-        log_mean = log_shares.logsumexp(dim=0) - np.log(len(split))
-        divergences = (log_shares.exp() * (log_shares - log_mean)).sum(dim=1)
-        scores.append(divergences.mean().exp().item())
-    return float(np.mean(scores))
+    splits = max(1, len(logits) // split_size)
+    return isc_features_to_metric(logits, splits=splits, shuffle=False)[KEY_METRIC_ISC_MEAN]
 
 
-@torch.no_grad()
 def kernel_distance(
-    features: torch.Tensor,
-    reference: torch.Tensor,
-    num_subsets: int = 100,
-    subset_size: int = 1000,
-    seed: int = 2020,
+    features: torch.Tensor, reference: torch.Tensor, num_subsets: int = 100, subset_size: int = KID_SUBSET_SIZE
 ) -> tuple[float, float]:
     """
     KID (Binkowski et al. 2018, section 4): the squared maximum mean discrepancy for the kernel (x y / features + 1)^3,
-    estimated without bias on random subsets. An estimate may be negative.
-
-    Subsets are drawn as torch-fidelity draws them; with its seed, which is the default here, both agree.
+    estimated without bias on random subsets, with torch-fidelity's seed. An estimate may be negative.
 
     Args:
         features (`torch.FloatTensor` of shape `(images, features)`): Features of the images.
         reference (`torch.FloatTensor` of shape `(reference_images, features)`): Features of the reference.
         num_subsets (`int`, *optional*, defaults to 100): Number of pairs of subsets.
         subset_size (`int`, *optional*, defaults to 1000): Images of a subset.
-        seed (`int`, *optional*, defaults to 2020): Seed of the subsets.
 
     Returns:
         `tuple[float, float]`: Mean and standard deviation of the subsets' estimates.
-
-    Raises:
-        `ValueError`: If the features do not fit to each other or are not finite, if there are fewer images than a
-            subset has, or if the subsets are too small or too few.
     """
     _check_pair("features", features, reference)
-    if num_subsets < 1:
-        raise ValueError(f"`num_subsets` must be positive, got {num_subsets}.")
-    if not 2 <= subset_size <= min(len(features), len(reference)):
+    most = min(len(features), len(reference))
+    if not 2 <= subset_size <= most:
         raise ValueError(
-            f"`subset_size` must be from 2 to {min(len(features), len(reference))}, the number of images of the smaller "
-            f"set, got {subset_size}."
+            f"`subset_size` must be from 2 to {most}, the number of images of the smaller set, got {subset_size}."
         )
-    random = np.random.RandomState(seed)
-    estimates = []
-    for _ in range(num_subsets):
-        chosen, other = (
-            values[torch.from_numpy(random.choice(len(values), subset_size, replace=False))]
-            for values in (features, reference)
-        )
-        # The estimate is a small difference of large means, more of it than fp32 can hold.
-        chosen = in_double(chosen)
-        estimates.append(poly_mmd(chosen, in_double(other).to(chosen.device)).item())
-    return float(np.mean(estimates)), float(np.std(estimates))
+    # In double precision: the estimate is a small difference of large means.
+    found = kid_features_to_metric(
+        features.cpu().double(),
+        reference.cpu().double(),
+        kid_subsets=num_subsets,
+        kid_subset_size=subset_size,
+        verbose=False,
+    )
+    return found[KEY_METRIC_KID_MEAN], found[KEY_METRIC_KID_STD]
 
 
-@torch.no_grad()
+def kid_subset_size(num_samples: int, num_reference: int) -> int:
+    """Images of a subset of KID: 1,000, or all of a smaller set."""
+    return min(KID_SUBSET_SIZE, num_samples, num_reference)
+
+
 def precision_recall(
-    samples: torch.Tensor, reference: torch.Tensor, num_neighbors: int = 3, block_size: int = 4096
+    samples: torch.Tensor, reference: torch.Tensor, num_neighbors: int = NUM_NEIGHBORS
 ) -> tuple[float, float]:
     """
     Improved precision and recall (Kynkäänniemi et al. 2019, section 3). An image's ball reaches to its
     `num_neighbors`-th neighbour among the other images of its set. Precision is the share of the samples in the ball of
-    some image of the reference, recall the share of the reference in the ball of some sample.
-
-    As the evaluator of Dhariwal & Nichol 2021 has it, but for its rounding: it computes distances in fp16 where that
-    gives finite numbers, and they are fp32 here. Both figures depend on the numbers of images.
+    some image of the reference, recall the share of the reference in the ball of some sample. Both depend on the numbers
+    of images. The evaluator of Dhariwal & Nichol 2021 rounds distances to half precision, which is not done here.
 
     Args:
-        samples (`torch.FloatTensor` of shape `(images, features)`): Features of the samples; their device computes.
+        samples (`torch.FloatTensor` of shape `(images, features)`): Features of the samples.
         reference (`torch.FloatTensor` of shape `(reference_images, features)`): Features of the reference.
         num_neighbors (`int`, *optional*, defaults to 3): Which neighbour the balls reach to.
-        block_size (`int`, *optional*, defaults to 4096):
-            Images of either set whose distances are in memory at once.
 
     Returns:
         `tuple[float, float]`: Precision and recall.
-
-    Raises:
-        `ValueError`: If the features do not fit to each other or are not finite, or if a set has no more than
-            `num_neighbors` images.
     """
     _check_pair("samples", samples, reference)
-    for name, value in (("num_neighbors", num_neighbors), ("block_size", block_size)):
-        if value < 1:
-            raise ValueError(f"`{name}` must be positive, got {value}.")
     for name, values in (("samples", samples), ("reference", reference)):
         if len(values) <= num_neighbors:
             raise ValueError(
                 f"`{name}` must have more images than `num_neighbors` = {num_neighbors}, got {len(values)}."
             )
+    # Distances stay the same, and are no longer small differences of large norms.
+    samples, reference = samples.float(), reference.float()
+    center = reference.mean(dim=0)
     with full_precision(samples.device.type):
-        samples, reference = samples.float(), reference.to(samples.device).float()
-        # Distances stay the same, and are no longer small differences of large norms.
-        center = reference.mean(dim=0)
-        samples, reference = samples - center, reference - center
-        sample_radii = _squared_radii(samples, num_neighbors, block_size)
-        reference_radii = _squared_radii(reference, num_neighbors, block_size)
-        realistic = torch.zeros(len(samples), dtype=torch.bool, device=samples.device)
-        covered = torch.zeros(len(reference), dtype=torch.bool, device=samples.device)
-        for rows in _blocks(len(samples), block_size):
-            for columns in _blocks(len(reference), block_size):
-                distances = _squared_distances(samples[rows], reference[columns])  # (rows, columns)
-                realistic[rows] |= (distances <= reference_radii[columns]).any(dim=1)
-                covered[columns] |= (distances <= sample_radii[rows, None]).any(dim=0)
-    return realistic.sum().item() / len(samples), covered.sum().item() / len(reference)
+        found = prc_features_to_metric(
+            samples - center,
+            reference - center,
+            prc_neighborhood=num_neighbors,
+            prc_batch_size=BLOCK_SIZE,
+            save_cpu_ram=True,
+            verbose=False,
+        )
+    # torch-fidelity divides in single precision.
+    precision, recall = round(found[KEY_METRIC_PRECISION] * len(samples)), found[KEY_METRIC_RECALL] * len(reference)
+    return precision / len(samples), round(recall) / len(reference)
 
 
-def _squared_radii(features: torch.Tensor, num_neighbors: int, block_size: int) -> torch.Tensor:
-    radii = []
-    for rows in _blocks(len(features), block_size):
-        nearest = features.new_empty(len(features[rows]), 0)
-        for columns in _blocks(len(features), block_size):
-            nearest = torch.cat([nearest, _squared_distances(features[rows], features[columns])], dim=1)
-            # Each image is among its own neighbours, hence one more.
-            nearest = nearest.topk(min(num_neighbors + 1, nearest.shape[1]), dim=1, largest=False).values
-        radii.append(nearest.amax(dim=1))
-    return torch.cat(radii)  # (images,)
-
-
-def _squared_distances(rows: torch.Tensor, columns: torch.Tensor) -> torch.Tensor:
-    norms = rows.square().sum(dim=1, keepdim=True) + columns.square().sum(dim=1)
-    return torch.addmm(norms, rows, columns.T, alpha=-2).clamp_(min=0)  # (rows, columns)
-
-
-def _blocks(length: int, size: int) -> Iterator[slice]:
-    return (slice(start, start + size) for start in range(0, length, size))
+def check_features(name: str, features: torch.Tensor) -> None:
+    """Raise a `ValueError` if `features`, named `name`, are not finite numbers `(images, features)`."""
+    if features.ndim != 2 or 0 in features.shape or not features.is_floating_point():
+        raise ValueError(
+            f"`{name}` must be floating point numbers (images, features), got "
+            f"{tuple(features.shape)} of {str(features.dtype).removeprefix('torch.')}."
+        )
+    if not features.isfinite().all():
+        raise ValueError(f"`{name}` must be finite, got values that are not.")
 
 
 def _check_pair(name: str, features: torch.Tensor, reference: torch.Tensor) -> None:

@@ -20,24 +20,21 @@ class ReconstructionMetrics(nn.Module):
     """
     Compares images with their reconstructions, in fp32 whatever the training's precision.
 
-    `psnr` and `ssim` (Wang et al. 2004, section 3) are means over images of each image's own value; that is not the
-    PSNR of the mean error, which lies below. SSIM's Gaussian window of 11 x 11 pixels shrinks to the largest odd
-    square that fits into smaller images. `lpips` is a mean over images as well. `rfid` (Heusel et al. 2017, section
-    2) compares the features of all images with those of all reconstructions. Its bias grows as the number of images
-    falls: values from different numbers of images do not compare, and below the number of features, where the
-    covariances are singular, the value is finite but says little.
+    `psnr` and `ssim` (Wang et al. 2004, section 3) are means of each image's own value; the PSNR of the mean error would
+    be lower. SSIM's Gaussian window of 11 x 11 pixels shrinks to the largest odd square that fits into smaller images.
+    `lpips` is a mean over images as well. `rfid` (Heusel et al. 2017, section 2) compares the features of all images with
+    those of all reconstructions. Its bias grows as the number of images falls: compare values of equal numbers only.
 
-    In several processes each image is to be given to one process alone; the shares may differ in size, and one may be
-    empty. [`~ReconstructionMetrics.compute`] combines them and is to be called by all processes.
+    In several processes each image belongs to one process; the shares may differ in size, and one may be empty. All
+    processes call [`~ReconstructionMetrics.compute`], which combines them.
 
     Args:
         lpips (`nn.Module`, *optional*):
-            Called with reconstructions and images in `[-1, 1]`, gives their distance, a scalar or one value per image.
-            Without it there is no `lpips`.
+            Maps reconstructions and images in `[-1, 1]` to their distance, a scalar or one value per image, for `lpips`.
         feature_extractor (`nn.Module`, *optional*):
             Maps `torch.ByteTensor` images `(batch, 3, height, width)` to features `(batch, features)`, in evaluation
-            mode. It must take images of any size or have the attribute `num_features`. Without it there is no `rfid`.
-            See [`~hf_var.metrics.feature_extractors.load_feature_extractor`].
+            mode, for `rfid`. It must take images of any size or have the attribute `num_features`. See
+            [`~hf_var.metrics.feature_extractors.load_feature_extractor`].
 
     Example:
 
@@ -79,9 +76,6 @@ class ReconstructionMetrics(nn.Module):
         Args:
             pixel_values (`torch.FloatTensor` of shape `(batch, channels, height, width)`): Images in `[-1, 1]`.
             sample (`torch.FloatTensor`, as `pixel_values`): Reconstructions; values outside of `[-1, 1]` are cut off.
-
-        Raises:
-            `ValueError`: If the shapes differ or a side is shorter than three pixels.
         """
         if pixel_values.ndim != 4 or pixel_values.shape != sample.shape:
             raise ValueError(
@@ -104,13 +98,8 @@ class ReconstructionMetrics(nn.Module):
 
     def compute(self) -> dict[str, float]:
         """
-        The figures of all images of all processes.
-
-        Returns:
-            `dict[str, float]`: `psnr` in decibels, `ssim` and, where there is what they need, `lpips` and `rfid`.
-
-        Raises:
-            `ValueError`: If there was no image, or only one for `rfid`.
+        The metrics over all images of all processes: `psnr` in decibels, `ssim` and, if they were asked for, `lpips` and
+        `rfid`, which needs two images.
         """
         needed = 1 if self.rfid is None else 2
         # The sum over all processes, so that they raise together instead of waiting for each other.

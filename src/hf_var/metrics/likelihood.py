@@ -8,6 +8,7 @@ from typing import Any, cast
 import torch
 from accelerate import Accelerator
 
+from ..modes import evaluation_mode
 from ..priors import VARTransformer
 from ..priors.likelihood import log_probs
 
@@ -16,13 +17,7 @@ Batch = dict[str, torch.Tensor]
 
 
 class CodePredictions:
-    """
-    Adds up how likely a model finds the codes of many images, and how often its first guess is right.
-
-    Args:
-        scale_lengths (`list[int]`): Tokens of every scale.
-        device (`torch.device`): Where the logits are.
-    """
+    """Adds up the cross-entropy of the codes of many images, and how often the likeliest code is the right one."""
 
     def __init__(self, scale_lengths: Sequence[int], device: torch.device | str):
         self.scale_lengths = list(scale_lengths)
@@ -41,7 +36,7 @@ class CodePredictions:
         """Begin anew."""
         self.sums.zero_()
 
-    def figures(self, accelerator: Accelerator) -> dict[str, float]:
+    def compute(self, accelerator: Accelerator) -> dict[str, float]:
         """
         Means over the images of all processes, which have to call this together.
 
@@ -52,16 +47,16 @@ class CodePredictions:
         """
         sums = cast(torch.Tensor, accelerator.reduce(self.sums, reduction="sum")).cpu()
         losses, hits = (sums[1:] / sums[0]).chunk(2)
-        figures = {
+        metrics = {
             "loss": losses.mean().item(),
             "bits_per_token": losses.mean().item() / math.log(2),
             "accuracy": hits.mean().item(),
         }
         parts = zip(losses.split(self.scale_lengths), hits.split(self.scale_lengths), strict=True)
         for scale, (scale_losses, scale_hits) in enumerate(parts):
-            figures[f"loss_{scale}"] = scale_losses.mean().item()
-            figures[f"accuracy_{scale}"] = scale_hits.mean().item()
-        return figures
+            metrics[f"loss_{scale}"] = scale_losses.mean().item()
+            metrics[f"accuracy_{scale}"] = scale_hits.mean().item()
+        return metrics
 
 
 @torch.no_grad()
@@ -72,8 +67,7 @@ def measure_likelihood(
     accelerator: Accelerator,
 ) -> dict[str, float]:
     """
-    How well `transformer` predicts the codes of `validation`, in evaluation mode: without dropout of any kind, that of
-    classes among it.
+    How well `transformer` predicts the codes of `validation`, in evaluation mode: without dropout, also of classes.
 
     Args:
         transformer ([`VARTransformer`]): The model, not wrapped.
@@ -85,28 +79,23 @@ def measure_likelihood(
         accelerator (`Accelerator`): Its precision is used.
 
     Returns:
-        `dict[str, float]`: The figures of [`CodePredictions`].
-
-    Raises:
-        `ValueError`: If there was no image.
+        `dict[str, float]`: The metrics of [`CodePredictions`].
     """
     config = transformer.config
     predictions = CodePredictions(config.scale_lengths, accelerator.device)
     nothing = {"codes": torch.zeros(1, sum(config.scale_lengths), dtype=torch.long)}
-    was_training = transformer.training
-    transformer.eval()
-    for batch in _in_step(validation, accelerator):
-        inputs = make_inputs(nothing if batch is None else batch)
-        codes = inputs.pop("labels")
-        with accelerator.autocast():
-            logits = transformer(**inputs).logits
-        if batch is not None:
-            predictions.add(logits, codes)
-    transformer.train(was_training)
-    figures = predictions.figures(accelerator)
-    if not math.isfinite(figures["loss"]) and float(cast(torch.Tensor, accelerator.reduce(predictions.sums[0]))) == 0:
+    with evaluation_mode(transformer):
+        for batch in _in_step(validation, accelerator):
+            inputs = make_inputs(nothing if batch is None else batch)
+            codes = inputs.pop("labels")
+            with accelerator.autocast():
+                logits = transformer(**inputs).logits
+            if batch is not None:
+                predictions.add(logits, codes)
+    metrics = predictions.compute(accelerator)
+    if not math.isfinite(metrics["loss"]) and float(cast(torch.Tensor, accelerator.reduce(predictions.sums[0]))) == 0:
         raise ValueError("`validation_data` has no image that can be read.")
-    return figures
+    return metrics
 
 
 def _in_step(batches: Iterable[Batch], accelerator: Accelerator) -> Iterator[Batch | None]:

@@ -1,14 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
 """LPIPS: the distance of two images in the features of a classifier."""
 
-import os
 import warnings
 from pathlib import Path
-from urllib.error import URLError
 
 import torch
 from torch import nn
 
+from ..downloads import download_weights
 from ..weight_files import StateDict, listing, read_state_dict
 
 
@@ -27,12 +26,9 @@ class PerceptualLoss(nn.Module):
         in_channels (`int`): Channels of the images, 3 or 1; a single one is shown to the three inputs of VGG16.
         image_size (`tuple[int, int]`): Height and width of the images, at least 16 each.
         weights (`str`, *optional*):
-            File with the weights of torchvision's `vgg16`, `.pth` or `.safetensors`. Without it torchvision's own are
-            taken from torch's cache (`$TORCH_HOME/hub/checkpoints`) and downloaded to it first if need be. The word
-            `random` means weights drawn with a fixed seed, which is good for tests and for nothing else.
-
-    Raises:
-        `ValueError`: If the images do not suit, or the weights can neither be read nor downloaded.
+            File with the weights of torchvision's `vgg16`, `.pth` or `.safetensors`. Without it torchvision's own file
+            is used, downloaded once to torch's cache (`$TORCH_HOME/hub/checkpoints`). `random` is for tests: random
+            weights with a fixed seed.
     """
 
     def __init__(self, in_channels: int, image_size: tuple[int, int], weights: str | None = None):
@@ -50,8 +46,8 @@ class PerceptualLoss(nn.Module):
         import lpips
 
         with torch.device("meta"), warnings.catch_warnings():
-            # The package passes arguments that torchvision has renamed. Nothing is drawn on the meta device, neither the
-            # 138 million weights that would be overwritten nor anything from the default generator.
+            # The package passes arguments that torchvision has renamed. The meta device spares the initialization of
+            # 138 million weights, and the default generator.
             warnings.filterwarnings("ignore", category=UserWarning, module="torchvision")
             self.lpips = lpips.LPIPS(net="vgg", pretrained=False, pnet_rand=True, verbose=False)
         content = read_state_dict(Path(lpips.__file__).parent / "weights" / "v0.1" / "vgg.pth", "lpips")
@@ -70,17 +66,10 @@ class PerceptualLoss(nn.Module):
 
     def forward(self, sample: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
         """
-        Compare images.
-
-        Args:
-            sample (`torch.FloatTensor` of shape `(batch, in_channels, height, width)`): Images in [-1, 1].
-            target (`torch.FloatTensor` of shape `(batch, in_channels, height, width)`):
-                What they are compared with. It gets no gradient, which halves what is kept for the backward pass.
-
-        Returns:
-            `torch.FloatTensor` of shape `(batch,)`: Distances, 0 for equal images.
+        Distances `(batch,)` of images `(batch, in_channels, height, width)` in `[-1, 1]`, 0 for equal ones. `target` gets
+        no gradient, which halves the memory of the backward pass.
         """
-        # Differences of features that nearly agree are what this measures: half precision leaves noise of them.
+        # Half precision would leave only noise of the differences between features that nearly agree.
         with torch.autocast(sample.device.type, enabled=False):
             sample, target = (images.float().expand(-1, 3, -1, -1) for images in (sample, target.detach()))
             return self.lpips(sample, target).flatten()  # (batch,)
@@ -97,7 +86,9 @@ def _random_backbone(backbone: nn.Module) -> StateDict:
 
 
 def _read_backbone(weights: str | None, backbone: nn.Module) -> StateDict:
-    path = _downloaded_weights() if weights is None else weights
+    from torchvision.models import VGG16_Weights
+
+    path = download_weights(VGG16_Weights.IMAGENET1K_V1.url, "lpips_weights") if weights is None else weights
     try:
         content = read_state_dict(path, "vgg16")
     except ValueError as error:
@@ -117,23 +108,3 @@ def _read_backbone(weights: str | None, backbone: nn.Module) -> StateDict:
                 f"{tuple(content[theirs].shape)} instead of {tuple(expected)}."
             )
     return {ours: content[theirs] for ours, theirs in names.items()}
-
-
-def _downloaded_weights() -> str:
-    from torchvision.models import VGG16_Weights
-
-    url = VGG16_Weights.IMAGENET1K_V1.url
-    path = os.path.join(torch.hub.get_dir(), "checkpoints", url.rpartition("/")[2])
-    if not os.path.isfile(path):
-        try:
-            os.makedirs(os.path.dirname(path), exist_ok=True)
-            # The end of the file's name is the beginning of its hash.
-            digest = Path(path).stem.rpartition("-")[2]
-            # Written under another name first, so several processes may do the same at once.
-            torch.hub.download_url_to_file(url, path, hash_prefix=digest, progress=False)
-        except (URLError, OSError, RuntimeError) as error:
-            raise ValueError(
-                f"`lpips_weights` is not given, and the weights of VGG16 cannot be downloaded from {url} ({error}). Put "
-                f"that file on this machine and give its path as `lpips_weights`, or set the weight of LPIPS to 0."
-            ) from error
-    return path

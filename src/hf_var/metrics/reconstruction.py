@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A tokenizer on a whole set of images: how good its reconstructions are and how it uses its codes."""
+"""The quality of a tokenizer on a set of images: its reconstructions, and how it uses its codes."""
 
 from collections.abc import Iterable, Mapping
 from typing import cast
@@ -11,6 +11,7 @@ from PIL import Image
 from torch import nn
 
 from ..autoencoders import VQVAEModel
+from ..modes import evaluation_mode
 from .codebook_usage import CodeStatistics, residual_energy
 from .image_quality import ReconstructionMetrics
 from .reconstruction_plots import reconstruction_grid, usage_plot
@@ -23,7 +24,7 @@ def measure_reconstruction(
     accelerator: Accelerator,
     perceptual_loss: nn.Module | None = None,
     feature_extractor: nn.Module | None = None,
-    num_pictures: int = 8,
+    num_shown: int = 8,
 ) -> tuple[dict[str, float], dict[str, Image.Image | Figure]]:
     """
     Measure a tokenizer, in evaluation mode. All processes must call it, each with its own share of the images.
@@ -34,39 +35,35 @@ def measure_reconstruction(
         accelerator (`Accelerator`): Knows the device and the other processes.
         perceptual_loss (`nn.Module`, *optional*): For `lpips`, see [`ReconstructionMetrics`].
         feature_extractor (`nn.Module`, *optional*): For `rfid`, see [`ReconstructionMetrics`].
-        num_pictures (`int`, *optional*, defaults to 8): How many images of the first batch to draw at most.
+        num_shown (`int`, *optional*, defaults to 8): How many images of the first batch are plotted, at most.
 
     Returns:
-        `tuple[dict, dict]`: The figures of [`ReconstructionMetrics`] and [`CodeStatistics`] with the `residual_energy_k` of
-        every scale; and, on the main process, the pictures `reconstructions` and `codes`.
-
-    Raises:
-        `ValueError`: If there are no images.
+        `tuple[dict, dict]`: The metrics of [`ReconstructionMetrics`] and [`CodeStatistics`] with the `residual_energy_k` of
+        every scale; and, on the main process, the plots `reconstructions` and `codes`.
     """
-    config, was_training = vqvae.config, vqvae.training
-    num_scales = len(config.scale_lengths)
-    vqvae.eval()
+    config = vqvae.config
     metrics = ReconstructionMetrics(perceptual_loss, feature_extractor).to(accelerator.device)
     statistics = CodeStatistics(config, accelerator.device)
-    energy = torch.zeros(num_scales + 1, device=accelerator.device)
+    energy = torch.zeros(len(config.scale_lengths) + 1, device=accelerator.device)
     first = None
-    for batch in batches:
-        pixel_values = batch["pixel_values"].to(accelerator.device)
-        features, _, codes = vqvae.encode(cast(torch.FloatTensor, pixel_values), return_dict=False)
-        (sample,) = vqvae.decode(codes, return_dict=False)
-        metrics.update(pixel_values, sample)
-        statistics.count(codes)
-        energy += residual_energy(vqvae, features, codes)
-        first = pixel_values[:num_pictures] if first is None else first
+    with evaluation_mode(vqvae):
+        for batch in batches:
+            pixel_values = batch["pixel_values"].to(accelerator.device)
+            features, _, codes = vqvae.encode(cast(torch.FloatTensor, pixel_values), return_dict=False)
+            (sample,) = vqvae.decode(codes, return_dict=False)
+            metrics.update(pixel_values, sample)
+            statistics.count(codes)
+            energy += residual_energy(vqvae, features, codes)
+            first = pixel_values[:num_shown] if first is None else first
     energy = cast(torch.Tensor, accelerator.reduce(energy, reduction="sum"))
-    figures = {**metrics.compute(), **statistics.figures()}
+    values = {**metrics.compute(), **statistics.compute()}
     for scale, left in enumerate((energy[1:] / energy[0]).tolist()):
-        figures[f"residual_energy_{scale}"] = left
-    drawn: dict[str, Image.Image | Figure] = {}
+        values[f"residual_energy_{scale}"] = left
+    plots: dict[str, Image.Image | Figure] = {}
     if accelerator.is_main_process and first is not None:
-        usage = [figures[f"usage_{scale}"] for scale in range(num_scales)]
-        perplexity = [figures[f"perplexity_{scale}"] / config.codebook_size for scale in range(num_scales)]
-        drawn["reconstructions"] = reconstruction_grid(vqvae, first)
-        drawn["codes"] = usage_plot(config.patch_nums, usage, perplexity, statistics.reachable())
-    vqvae.train(was_training)
-    return figures, drawn
+        scales = range(len(config.scale_lengths))
+        usage = [values[f"usage_{scale}"] for scale in scales]
+        perplexity = [values[f"perplexity_{scale}"] / config.codebook_size for scale in scales]
+        plots["reconstructions"] = reconstruction_grid(vqvae, first)
+        plots["codes"] = usage_plot(config.patch_nums, usage, perplexity, statistics.reachable())
+    return values, plots

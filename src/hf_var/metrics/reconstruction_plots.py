@@ -1,29 +1,28 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Pictures of a tokenizer: reconstructions scale by scale, use of the codebook."""
+"""Plots of a tokenizer: reconstructions scale by scale, and the usage of its codebook."""
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 
 import torch
 from matplotlib.figure import Figure
 from matplotlib.ticker import PercentFormatter
 from PIL import Image
-from torch import nn
 from torchvision.utils import make_grid
 
 from ..autoencoders import VQVAEModel
+from ..modes import evaluation_mode
 from ..scales import PatchNums, scale_sizes
 from .feature_extractors import rgb_bytes
 
 
-# What `reconstruction_grid` and `usage_plot` show, for those who see the picture alone.
+# What `reconstruction_grid` and `usage_plot` show, for model cards.
 RECONSTRUCTION_CAPTION = (
     "Each row is one image: its reconstruction from the first scale alone, from the first two and so on, then from all "
     "scales, and, at the right, the original."
 )
 USAGE_CAPTION = (
     "Share of the codebook that each scale used on the validation images, its perplexity over the codebook's size, and "
-    "the share that as many tokens would use if they were drawn uniformly."
+    "the share that as many uniformly random tokens would use."
 )
 
 # Smaller images are enlarged until their shorter side has about this many pixels.
@@ -33,17 +32,14 @@ VISIBLE_SIDE = 64
 @torch.no_grad()
 def reconstruction_grid(vqvae: VQVAEModel, pixel_values: torch.Tensor) -> Image.Image:
     """
-    Draw what each scale adds. Each row is one image: the reconstruction after one scale, after two and so on to the
-    final one, and next to that the original.
+    What each scale adds. Each row is one image: its reconstruction after one scale, after two and so on, then the
+    original. Images under 64 pixels are enlarged by an integer factor.
 
     Args:
-        vqvae ([`VQVAEModel`]): The tokenizer; it draws in evaluation mode whatever mode it is in.
+        vqvae ([`VQVAEModel`]): The tokenizer, used in evaluation mode.
         pixel_values (`torch.FloatTensor` of shape `(batch, in_channels, height, width)`): Images in `[-1, 1]`.
-
-    Returns:
-        `PIL.Image.Image`: In RGB, images under 64 pixels enlarged by an integer factor.
     """
-    with _evaluation_mode(vqvae):
+    with evaluation_mode(vqvae):
         _, _, codes = vqvae.encode(pixel_values.to(vqvae.device), return_dict=False)
         stages = [
             vqvae.decode(codes, num_scales=num_scales, return_dict=False)[0]
@@ -61,21 +57,13 @@ def usage_plot(
     patch_nums: PatchNums, usage: Sequence[float], perplexity: Sequence[float], reachable: Sequence[float]
 ) -> Figure:
     """
-    Draw how much of the codebook each scale uses, beside what it can use: few tokens cannot hit many codes.
+    How much of the codebook each scale uses, beside how much it can use: few tokens cannot reach many codes.
 
     Args:
         patch_nums (`list`): Size of the token map of every scale.
         usage (`list[float]`): For every scale the share of the codes that occurred.
         perplexity (`list[float]`): For every scale the perplexity of its codes, divided by `codebook_size`.
-        reachable (`list[float]`):
-            For every scale the share to expect of as many uniform draws as it had tokens: `1 - (1 - 1 / V) ** n` for
-            `n` tokens and `V` codes.
-
-    Returns:
-        `matplotlib.figure.Figure`: Its `savefig` writes the picture.
-
-    Raises:
-        `ValueError`: If a list has not one entry per scale.
+        reachable (`list[float]`): For every scale the share to expect of as many uniformly random tokens.
     """
     labels = [f"{height}x{width}" for height, width in scale_sizes(patch_nums)]
     for name, shares in (("usage", usage), ("perplexity", perplexity), ("reachable", reachable)):
@@ -94,14 +82,3 @@ def usage_plot(
     axes.yaxis.set_major_formatter(PercentFormatter(1.0))
     figure.legend(loc="outside upper center", ncols=3, frameon=False)
     return figure
-
-
-@contextmanager
-def _evaluation_mode(model: nn.Module) -> Iterator[None]:
-    training = [module for module in model.modules() if module.training]
-    model.eval()
-    try:
-        yield
-    finally:
-        for module in training:
-            module.training = True

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Somebody who evaluates models, some of them more than once, and adds the figures to their cards."""
+"""Somebody who evaluates models, some of them more than once, and adds the metrics to their cards."""
 
 import sys
 from pathlib import Path
@@ -7,13 +7,13 @@ from typing import Any
 
 from huggingface_hub import EvalResult, HfApi, ModelCard, ModelCardData
 
-from hf_var.evaluation.report import push_figures
+from hf_var.evaluation.report import push_metrics
 
 
 BODY = "\n# The model\n\nA text of the author's, with a | and\n\n---\n\na line.\n"
 
 
-def make_report(folder: Path, **settings: Any) -> dict[str, Any]:
+def make_report(folder: Path, metrics: dict[str, float], **settings: Any) -> dict[str, Any]:
     values = {
         "model": str(folder / "model"),
         "reference": str(folder / "VIRTUAL.npz"),
@@ -30,11 +30,11 @@ def make_report(folder: Path, **settings: Any) -> dict[str, Any]:
         "feature_extractor": "inception",
     }
     reference = {"kind": "npz", "name": "VIRTUAL.npz", "num_images": 10_000}
-    return {"settings": values | settings, "reference": reference, "departures": []}
+    return {"metrics": metrics, "settings": values | settings, "reference": reference, "departures": []}
 
 
 def push_card(repo_id: str) -> None:
-    """A card as a training leaves it, with figures of its own and a field that nobody here knows."""
+    """A card as a training leaves it, with metrics of its own and a field that nobody here knows."""
     result = EvalResult("unconditional-image-generation", "user/birds", "user/birds", "loss", 4.25, metric_name="loss")
     data = ModelCardData(license="cc0-1.0", model_name="My model", eval_results=[result], further={"a": [1, 2]})
     card = ModelCard(f"---\n{data.to_yaml()}\n---\n{BODY}")
@@ -44,21 +44,21 @@ def push_card(repo_id: str) -> None:
 
 def main(folder: Path) -> None:
     push_card("user/model")
-    figures = {"fid": 3.4, "inception_score": 270.0, "usage_0": 0.5, "kid": float("nan")}
-    push_figures("user/model", figures, make_report(folder))
-    # Again, with what does not decide on the figures changed; then with less guidance.
-    address = push_figures("user/model", figures | {"fid": 3.3}, make_report(folder, batch_size=8))
-    report = make_report(folder, guidance_scale=1.0, classifier=str(folder / "classifier"))
-    push_figures("user/model", {"fid": 12.1}, report | {"departures": ["guidance_scale is 1.0"]})
+    metrics = {"fid": 3.4, "inception_score": 270.0, "usage_0": 0.5, "kid": float("nan")}
+    push_metrics("user/model", make_report(folder, metrics))
+    # Again, with what does not decide on the metrics changed; then with less guidance.
+    address = push_metrics("user/model", make_report(folder, metrics | {"fid": 3.3}, batch_size=8))
+    report = make_report(folder, {"fid": 12.1}, guidance_scale=1.0, classifier=str(folder / "classifier"))
+    push_metrics("user/model", report | {"departures": ["guidance_scale is 1.0"]})
     sys.stdout.write(address + "\n")
 
-    # A repository without a card, a tokenizer's figures, a data set on the Hub.
+    # A repository without a card, a tokenizer's metrics, a data set on the Hub.
     HfApi().create_repo("user/bare")
     reference = {"kind": "hub", "name": "user/owls", "split": "test"}
-    report = make_report(folder, preset=None) | {"reference": reference}
-    push_figures("user/bare", {"psnr": 25.0, "rfid": 0.9, "usage": 0.75}, report)
+    report = make_report(folder, {"psnr": 25.0, "rfid": 0.9, "usage": 0.75}, preset=None) | {"reference": reference}
+    push_metrics("user/bare", report)
     try:
-        push_figures("user/bare", {"usage_0": 0.5, "fid": float("inf")}, report)
+        push_metrics("user/bare", report | {"metrics": {"usage_0": 0.5, "fid": float("inf")}})
     except ValueError as error:
         sys.stdout.write(f"{error}\n")
 

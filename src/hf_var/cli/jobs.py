@@ -1,0 +1,108 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Long jobs, whose arguments are configurations: `hf-var tokenize` and `hf-var evaluate`, `[RECIPE.yaml] --key value ...`."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+from .arguments import parse_arguments
+
+
+RESUME = (
+    "The first argument may be a recipe, a YAML file of arguments. If interrupted, rerun the same command to resume."
+)
+# Words that `push_to_hub` may be followed by, as HfArgumentParser reads them.
+TRUTH_VALUES = {"true", "t", "yes", "y", "1", "false", "f", "no", "n", "0"}
+
+
+@dataclass(frozen=True)
+class Job:
+    """A command: what it does in a few words, and the function that gets its command line."""
+
+    help: str
+    run: Callable[[Sequence[str]], None]
+
+
+def tokenize(argv: Sequence[str]) -> None:
+    """
+    Turn the images of a data set into codes.
+
+    Args:
+        argv (`Sequence[str]`): `[RECIPE.yaml] --key value ...`, fields of [`TokenizationConfig`].
+    """
+    # What it needs comes with an extra.
+    from accelerate import Accelerator
+
+    from ..data.tokenization import TokenizationConfig, tokenize_dataset
+
+    config = _parse(
+        TokenizationConfig,
+        argv,
+        repository="hub_dataset_id",
+        prog="hf-var tokenize",
+        description=f"Encode the images of a data set once, into parquet files of codes for the training of a transformer. {RESUME}",
+        epilog="example: hf-var tokenize --data user/images --vqvae user/vqvae --horizontal-flip --output codes",
+    )
+    accelerator = Accelerator(mixed_precision=config.mixed_precision)
+    count = tokenize_dataset(config, accelerator)
+    accelerator.print(
+        f"{config.output_dir}: {count.rows} rows of codes from {count.images - count.broken_images} images"
+    )
+    accelerator.end_training()
+
+
+def evaluate(argv: Sequence[str]) -> None:
+    """
+    Evaluate a pipeline, a tokenizer or existing images.
+
+    Args:
+        argv (`Sequence[str]`): `[RECIPE.yaml] --key value ...`, fields of [`~hf_var.evaluation.protocol.EvaluationConfig`].
+    """
+    # What it needs comes with an extra.
+    from accelerate import Accelerator
+    from accelerate.utils import InitProcessGroupKwargs
+
+    from ..evaluation.protocol import EvaluationConfig
+    from ..evaluation.run import evaluate
+
+    config = _parse(
+        EvaluationConfig,
+        argv,
+        repository="hub_model_id",
+        prog="hf-var evaluate",
+        description="Measure FID, sFID, Inception Score, precision, recall and KID of a pipeline or of existing images, or "
+        f"the reconstructions of a tokenizer. {RESUME}",
+        epilog="example: hf-var evaluate --model user/var-d16-256 --preset imagenet256 --output outputs/evaluation",
+    )
+    # Processes wait for each other as long as it takes: shares differ, and the reference may have to be downloaded.
+    accelerator = Accelerator(kwargs_handlers=[InitProcessGroupKwargs(timeout=timedelta(days=7))])
+    evaluate(config, accelerator)
+    if accelerator.is_main_process:
+        accelerator.print((Path(config.output_dir) / "evaluation.md").read_text(encoding="utf-8"))
+    accelerator.end_training()
+
+
+JOBS: Mapping[str, Job] = {
+    "tokenize": Job("turn a data set of images into codes", tokenize),
+    "evaluate": Job("measure a pipeline, a tokenizer or existing images", evaluate),
+}
+
+
+def _parse(config_class: type, argv: Sequence[str], repository: str, **texts: str) -> Any:
+    """The configuration on a command line, on which the words of the other commands work as well."""
+    words: list[str] = []
+    for word, following in zip(argv, [*argv[1:], "--"], strict=True):
+        flag, equals, value = word.partition("=")
+        if flag == "--output":
+            flag = "--output_dir"
+        # A repository in place of a truth value.
+        given = value if equals else following
+        names_one = flag in ("--push-to-hub", "--push_to_hub") and not given.startswith("--")
+        if names_one and given.lower() not in TRUTH_VALUES:
+            words.append(flag)
+            flag = f"--{repository}"
+        words.append(flag + equals + value)
+    (config,) = parse_arguments([config_class], words, **texts)
+    return config

@@ -1,0 +1,155 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Features of numbered images, batch by batch, in files each of which is whole or missing."""
+
+import hashlib
+import json
+import os
+from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from accelerate.utils import broadcast_object_list
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import nn
+from tqdm.auto import tqdm
+
+from ..data.resumable_settings import UNFINISHED
+from ..fingerprints import fingerprint
+from ..metrics.feature_extractors import extract_features, full_precision, load_feature_extractor
+from .image_files import missing_images, png_path, write_png
+
+
+# Compressing a PNG takes a core as long as sampling an image takes an accelerator, or longer.
+PNG_THREADS = min(8, os.cpu_count() or 1)
+
+
+class FeatureFiles:
+    """
+    The features of a set of images, one file for each batch. The batches are the same for any number of processes.
+
+    Args:
+        folder (`Path`): Where the folder of these features is.
+        kind (`str`): Beginning of its name.
+        num_images (`int`): Images of the set.
+        batch_size (`int`): Images of a batch; the last one may have fewer.
+        origin (`dict[str, Any]`): Everything that the features depend on; other values mean other files.
+    """
+
+    def __init__(self, folder: Path, kind: str, num_images: int, batch_size: int, origin: Mapping[str, Any]):
+        key = json.dumps([num_images, batch_size, origin], sort_keys=True)
+        self.folder = folder / f"{kind}-{hashlib.sha256(key.encode()).hexdigest()[:12]}"
+        self.kind = kind
+        self.num_images = num_images
+        self.batch_size = batch_size
+
+    def __len__(self) -> int:
+        """Number of files."""
+        return -(-self.num_images // self.batch_size)
+
+    def range(self, index: int) -> range:
+        """The numbers of the images of a file."""
+        return range(self.num_images)[index * self.batch_size : (index + 1) * self.batch_size]
+
+    def path(self, index: int) -> Path:
+        """A file, which may not exist yet."""
+        return self.folder / f"{index:06d}-of-{len(self):06d}.safetensors"
+
+    def save(self, index: int, features: Mapping[str, torch.Tensor]) -> None:
+        """Write a file: `(images, features)` by name."""
+        path = self.path(index)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        unfinished = path.with_name(f"{UNFINISHED}{path.name}")
+        save_file({name: values.cpu().contiguous() for name, values in features.items()}, unfinished)
+        os.replace(unfinished, path)
+
+    def load(self) -> dict[str, torch.Tensor]:
+        """
+        The features of all images, by name.
+
+        Raises:
+            `ValueError`: If a file is missing or broken.
+        """
+        parts = []
+        for index in range(len(self)):
+            try:
+                parts.append(load_file(self.path(index)))
+            except (OSError, SafetensorError) as error:
+                raise ValueError(
+                    f"The features in {str(self.path(index))!r} cannot be read ({error}). Delete the file and run the "
+                    "command again; several processes need one folder."
+                ) from error
+        return {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
+
+
+def write_features(
+    files: FeatureFiles,
+    read: Callable[[range], torch.Tensor],
+    extractor: nn.Module,
+    accelerator: Accelerator,
+    image_folder: Path | None = None,
+) -> None:
+    """
+    Write the features of all batches that lack them. The processes, which all call this, share the batches.
+
+    Args:
+        files ([`FeatureFiles`]): The features.
+        read (`Callable`): Returns the images of a batch, `torch.ByteTensor` of shape `(batch, 3, height, width)`.
+        extractor (`nn.Module`): See [`extract_features`].
+        accelerator (`Accelerator`): The device and the processes.
+        image_folder (`Path`, *optional*): Folder in which each image gets a PNG file, unless it has one.
+    """
+    missing = [
+        index
+        for index in range(len(files))
+        # Features may be known although a PNG file was deleted.
+        if not files.path(index).exists()
+        or (image_folder is not None and missing_images(image_folder, files.range(index)))
+    ]
+    # All processes list what is missing before any of them writes.
+    accelerator.wait_for_everyone()
+    own = missing[accelerator.process_index :: accelerator.num_processes]
+    bar = tqdm(own, desc=files.kind, unit="batch", disable=not accelerator.is_main_process)
+    with full_precision(accelerator.device.type), ThreadPoolExecutor(PNG_THREADS) as pool:
+        for index in bar:
+            numbers = files.range(index)
+            images = read(numbers)
+            writes = []
+            if image_folder is not None:
+                pixels = images.cpu().numpy()
+                writes = [
+                    pool.submit(write_png, png_path(image_folder, number), pixels[number - numbers.start])
+                    for number in missing_images(image_folder, numbers)
+                ]
+            # In one layout, on which the last bits depend, whether they were sampled or read.
+            is_known = files.path(index).exists()
+            features = {} if is_known else extract_features(extractor, images.to(accelerator.device).contiguous())
+            for write in writes:
+                write.result()
+            if not is_known:
+                files.save(index, features)
+
+
+def load_extractor(
+    name: str, weights: str | None, image_size: tuple[int, int], device: torch.device
+) -> tuple[nn.Module, dict[str, Any]]:
+    """The feature extractor, tried on noise, and what its features depend on, in which all processes agree."""
+    extractor = load_feature_extractor(name, weights).to(device)
+    # It may change in more than its weights.
+    noise = torch.randint(256, (2, 3, *image_size), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
+    with full_precision(device.type):
+        found = extract_features(extractor, noise.to(device))
+    digest = hashlib.sha256()
+    for values in found.values():
+        digest.update(values.cpu().numpy().tobytes())
+    origin = {
+        "name": name,
+        "weights": fingerprint({}, extractor.state_dict()),
+        "features_of_noise": digest.hexdigest()[:16],
+        "widths": {feature: values.shape[1] for feature, values in found.items()},
+    }
+    # The main process's, in case others differ in the last bit.
+    return extractor, broadcast_object_list([origin])[0]

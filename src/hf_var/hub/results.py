@@ -1,0 +1,76 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Metrics in the metadata (`model-index`) of model cards."""
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any, cast
+
+from huggingface_hub import EvalResult, ModelCard
+from huggingface_hub.errors import RemoteEntryNotFoundError
+
+from ..metrics.labels import metric_name
+
+
+def metric_results(
+    metrics: Mapping[str, float],
+    *,
+    task: str,
+    dataset: str | None,
+    dataset_name: str,
+    split: str | None,
+    config: str | None = None,
+    settings: Mapping[str, Any] | None = None,
+) -> list[EvalResult]:
+    """
+    Metrics as the Hub has them, without those that are not finite.
+
+    Args:
+        metrics (`dict[str, float]`): Values by name.
+        task (`str`): Identifier of the task.
+        dataset (`str`, *optional*): Name of the data set on the Hub.
+        dataset_name (`str`): What to call it.
+        split (`str`, *optional*): Its split.
+        config (`str`, *optional*): Name of the protocol.
+        settings (`dict[str, Any]`, *optional*): Settings by which two measurements differ.
+    """
+    return [
+        EvalResult(
+            task_type=task,
+            dataset_type=dataset or "images",
+            dataset_name=dataset_name,
+            dataset_split=split,
+            metric_type=key,
+            metric_name=metric_name(key),
+            metric_value=value,
+            metric_config=config,
+            metric_args=cast(Any, settings),
+        )
+        for key, value in metrics.items()
+        # The metadata are read as JSON, too, which has no infinity.
+        if math.isfinite(value)
+    ]
+
+
+def push_results(repo_id: str, results: Sequence[EvalResult]) -> str:
+    """
+    Add results to a model card on the Hub. They replace those of the same metrics on the same data with the same settings;
+    all else of the card stays. A repository without a card gets one.
+
+    Args:
+        repo_id (`str`): A repository that exists.
+        results (`list[EvalResult]`): See [`metric_results`].
+
+    Returns:
+        `str`: Address of the commit.
+    """
+    name = repo_id.split("/")[-1]
+    try:
+        card = ModelCard.load(repo_id)
+    except RemoteEntryNotFoundError:
+        card = ModelCard(f"---\nlibrary_name: hf_var\n---\n\n# {name}\n")
+    contents = cast(Any, card.data)
+    known = contents.eval_results or []
+    others = [result for result in known if not any(result.is_equal_except_value(new) for new in results)]
+    contents.eval_results = others + list(results)
+    contents.model_name = contents.model_name or name
+    return str(card.push_to_hub(repo_id, commit_message="Add the metrics of an evaluation"))
