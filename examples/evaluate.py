@@ -26,13 +26,13 @@ from pathlib import Path
 from accelerate import Accelerator
 from accelerate.utils import InitProcessGroupKwargs
 
+from hf_var.cli.arguments import parse_arguments
 from hf_var.evaluation.arguments import EvaluationArguments
 from hf_var.evaluation.run import evaluate
-from hf_var.training.arguments import parse_arguments
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    args = parse_arguments(EvaluationArguments, sys.argv[1:] if argv is None else argv)
+    (args,) = parse_arguments([EvaluationArguments], sys.argv[1:] if argv is None else argv)
     # Processes wait for each other, as long as it takes: shares differ, and the reference may have to be downloaded.
     accelerator = Accelerator(kwargs_handlers=[InitProcessGroupKwargs(timeout=timedelta(days=7))])
     evaluate(args, accelerator)

@@ -23,12 +23,12 @@ from collections.abc import Sequence
 
 from accelerate import Accelerator
 
+from hf_var.cli.arguments import parse_arguments
 from hf_var.data.tokenization import TokenizationArguments, tokenize_dataset
-from hf_var.training.arguments import parse_arguments
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    args = parse_arguments(TokenizationArguments, sys.argv[1:] if argv is None else argv)
+    (args,) = parse_arguments([TokenizationArguments], sys.argv[1:] if argv is None else argv)
     accelerator = Accelerator(mixed_precision=args.mixed_precision)
     count = tokenize_dataset(args, accelerator)
     accelerator.print(

@@ -1,7 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """torch's switches for what fp32 products may be rounded to, for the time of a block."""
 
-import threading
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from operator import attrgetter
@@ -16,33 +15,15 @@ ONEDNN_MATMUL = {"mkldnn.matmul": "bf16"}
 EXACT_ON_CUDA = {"cudnn.conv": "ieee", "cuda.matmul": "ieee"}
 
 
-# How many blocks want a switch, and what it was before the first of them: in several threads blocks overlap.
-_held: dict[str, tuple[int, str]] = {}
-_lock = threading.Lock()
-
-
 @contextmanager
 def fp32_precision(settings: Mapping[str, str]) -> Iterator[None]:
-    """
-    Set torch's `fp32_precision` of some backends and set it back. The settings are those of the whole process: of blocks
-    that overlap the last one decides, and the last one to end sets back.
-
-    Args:
-        settings (`dict[str, str]`): `"ieee"`, `"tf32"` or `"bf16"` by backend, such as `"cuda.matmul"`.
-    """
-    with _lock:
-        for name, value in settings.items():
-            backend = attrgetter(name)(torch.backends)
-            number, before = _held.get(name, (0, backend.fp32_precision))
-            backend.fp32_precision = value
-            _held[name] = (number + 1, before)
+    """Set torch's `fp32_precision` of some backends, such as `{"cuda.matmul": "tf32"}`, for the whole process."""
+    backends = {attrgetter(name)(torch.backends): value for name, value in settings.items()}
+    before = {backend: backend.fp32_precision for backend in backends}
+    for backend, value in backends.items():
+        backend.fp32_precision = value
     try:
         yield
     finally:
-        with _lock:
-            for name in settings:
-                number, before = _held.pop(name)
-                if number > 1:
-                    _held[name] = (number - 1, before)
-                else:
-                    attrgetter(name)(torch.backends).fp32_precision = before
+        for backend, value in before.items():
+            backend.fp32_precision = value

@@ -20,8 +20,8 @@ from safetensors.torch import load_file
 from torch.nn import functional
 
 from hf_var import VARPipeline, data
-from hf_var.training.arguments import read_recipe
-from hf_var.training.teacher_forcing import TeacherForcing
+from hf_var.cli.arguments import read_recipe
+from hf_var.data.adapter import ValidationBatches, image_rows
 
 from .conftest import (
     REPOSITORY,
@@ -43,7 +43,7 @@ RECIPES = sorted((REPOSITORY / "examples/recipes").glob("var_*.yaml"))
 WEIGHTS = "transformer/model.safetensors"
 TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
 # Everything that draws random numbers or has a state.
-EVERYTHING = ["--dropout", "0.1", "--drop_path_rate", "0.2", "--class_dropout_prob", "0.3", "--input_noise", "0.2"]
+EVERYTHING = ["--dropout", "0.1", "--drop_path_rate", "0.2", "--class_dropout_prob", "0.3"]
 EVERYTHING += ["--ema_decay", "0.9", "--augment_rotation", "10", "--weight_decay_end", "0.2", "--lr_stable_steps", "3"]
 
 train_var = load_script(SCRIPT)
@@ -125,17 +125,17 @@ def test_validation_is_the_likelihood_of_the_saved_model(
     steps = [*TINY_VAR, *SHORT_RUN, "--max_train_steps", "8", "--learning_rate", "1e-2", "--ema_decay", "0.5"]
     # None of these belongs into a likelihood.
     steps += ["--class_dropout_prob", "0.9", "--label_smoothing", "0.3", "--drop_path_rate", "0.5", "--dropout", "0.5"]
-    steps += ["--input_noise", "0.5", "--initializer_adaln_gamma_factor", "1", "--initializer_head_factor", "1"]
+    steps += ["--initializer_adaln_gamma_factor", "1", "--initializer_head_factor", "1"]
     train_var.main([*source, "--output_dir", str(tmp_path), *steps, "--resize_ratio", "1"])
     pipeline = VARPipeline.from_pretrained(tmp_path)
     images = data.load_source("train_data", images_parquet, None, ["train"])
-    args = train_var.VARTrainingArguments("", "", vqvae="", resize_ratio=1.0, train_batch_size=4)
-    rows = data.image_rows(args, images, (8, 8), 1, augment=False, label_column="label", num_labels=3)
+    config, augment = data.DataConfig(train_data="", train_batch_size=4), data.AugmentConfig(resize_ratio=1.0)
+    rows = image_rows(config, augment, False, images, (8, 8), 1, label_column="label", num_labels=3)
     with torch.no_grad():
         # In the script's batches: rounding, which decides between codes as good as equal, depends on their size.
         batches = [
             (pipeline.vqvae.encode(batch["pixel_values"]).codes, batch["class_labels"])
-            for batch in data.ValidationBatches(images, rows, args)
+            for batch in ValidationBatches(images, rows, config)
         ]
         codes, class_labels = (torch.cat(parts) for parts in zip(*batches, strict=True))
         logits = pipeline.transformer(class_labels, pipeline.vqvae.teacher_forcing(codes)).logits
@@ -152,7 +152,7 @@ def test_validation_is_the_likelihood_of_the_saved_model(
 def test_two_processes_equal_one_that_accumulates(tmp_path: Path, vqvae_folder: str, images_parquet: str) -> None:
     source = ["--train_data", images_parquet, "--validation_data", images_parquet, "--vqvae", vqvae_folder]
     # What draws from a process's own random numbers differs.
-    still = ["--class_dropout_prob", "0", "--drop_path_rate", "0", "--input_noise", "0.2", "--augment_rotation", "10"]
+    still = ["--class_dropout_prob", "0", "--drop_path_rate", "0", "--augment_rotation", "10"]
     # Seven validation batches for two processes.
     arguments = [*source, *TINY_VAR, *SHORT_RUN, *still, "--max_train_steps", "6", "--checkpointing_steps", "4"]
     arguments += [
@@ -305,21 +305,6 @@ def test_sharded_training_equals_that_of_whole_models(
         assert same_weights(sharded, tmp_path / "uninterrupted")
 
 
-def test_input_noise_changes_what_is_read_alone(vqvae_folder: str) -> None:
-    vqvae = train_var.VQVAEModel.from_pretrained(vqvae_folder).eval()
-    codes = torch.randint(16, (50, 21), generator=torch.Generator().manual_seed(0))
-    plain, noisy = TeacherForcing(vqvae), TeacherForcing(vqvae, input_noise=0.3, seed=1)
-    given = plain({"codes": codes}, position=0)
-    assert torch.equal(noisy({"codes": codes})["scale_inputs"], given["scale_inputs"])
-    first, again, second = (noisy({"codes": codes}, position=position) for position in (0, 0, 1))
-    assert torch.equal(first["labels"], codes)
-    assert torch.equal(first["scale_inputs"], again["scale_inputs"])
-    assert not torch.equal(first["scale_inputs"], second["scale_inputs"])
-    # The second scale reads the first one's code alone, which is another one in 0.3 * 15 / 16 of the images.
-    changed = (first["scale_inputs"][:, :4] != given["scale_inputs"][:, :4]).any(dim=(1, 2)).float().mean()
-    assert changed.item() == pytest.approx(0.28, abs=0.15)
-
-
 def test_new_labels_keep_what_the_model_knows(tmp_path: Path, var_folder: str, images_folder: str) -> None:
     # The folder's classes in another order than those of the pretrained model, with a new one in place of "dog".
     images = tmp_path / "images"
@@ -336,8 +321,7 @@ def test_new_labels_keep_what_the_model_knows(tmp_path: Path, var_folder: str, i
     for row, expected in zip(new, (cat, newt, unconditional, unconditional), strict=True):
         torch.testing.assert_close(row, expected, rtol=0, atol=1e-6)
     # Dropout may change, and is built into the layers.
-    arguments_class = train_var.with_config_fields(train_var.VARTrainingArguments, train_var.VARConfig)
-    args = train_var.parse_arguments(arguments_class, [*arguments, "--drop_path_rate", "0.5", "--output_dir", ""])
+    args = train_var.read_arguments([*arguments, "--drop_path_rate", "0.5", "--output_dir", ""])
     config = train_var.make_config(args, before.vqvae.config, {0: "cat"}, before.transformer)
     transformer = train_var.make_transformer(args, config, before.transformer)
     assert [layer.drop_path.rate for layer in transformer.layers] == [0.0, 0.5]
@@ -414,7 +398,6 @@ def test_adapter_and_merged_pipeline_are_the_same_model(tmp_path: Path, var_fold
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--input_noise", "1"], "`input_noise` must be at least 0 and below 1, got 1.0"),
         (["--base_learning_rate", "0"], "`base_learning_rate` must be positive"),
         (["--lora_rank", "4"], "`lora_rank` = 4 adapts a trained transformer"),
         (["--lora_rank", "-1"], "`lora_rank` must be at least 0, got -1"),

@@ -7,11 +7,11 @@ import torch
 from hf_var import VQVAEConfig, VQVAEModel
 from hf_var.training.codebook import (
     MovingAverageCodebook,
-    VQVAEWarmup,
     initialize_codebook,
     quantizer_inputs,
     restart_dead_codes,
 )
+from hf_var.training.warmup import VQVAEWarmup
 
 
 def make_vqvae(**config) -> VQVAEModel:

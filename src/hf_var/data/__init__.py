@@ -14,7 +14,7 @@ from .codes import (
     tokenized_copies,
     tokenizer_fingerprint,
 )
-from .config import BatchArguments, DataArguments, ImageArguments
+from .config import AugmentConfig, BatchArguments, DataArguments, DataConfig, ImageArguments
 from .images import ImageRows, ImageTransform, image_rows, image_transform
 from .labels import has_label_names, training_labels, validation_labels
 from .rows import collate
@@ -32,9 +32,11 @@ from .validation import ValidationBatches
 __all__ = [
     "CODES_COLUMN",
     "AnyDataset",
+    "AugmentConfig",
     "BatchArguments",
     "CodesRows",
     "DataArguments",
+    "DataConfig",
     "ImageArguments",
     "ImageRows",
     "ImageTransform",
