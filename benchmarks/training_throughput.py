@@ -26,7 +26,7 @@ from pathlib import Path
 
 import torch
 
-from hf_var.data.adapter import TrainingBatches
+from hf_var.data import TrainingBatches
 from hf_var.training.codebook import MovingAverageCodebook
 from hf_var.training.losses import reconstruction_loss
 from hf_var.training.optimization import make_optimizer

@@ -24,15 +24,15 @@ from collections.abc import Sequence
 from accelerate import Accelerator
 
 from hf_var.cli.arguments import parse_arguments
-from hf_var.data.tokenization import TokenizationArguments, tokenize_dataset
+from hf_var.data.tokenization import TokenizationConfig, tokenize_dataset
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    (args,) = parse_arguments([TokenizationArguments], sys.argv[1:] if argv is None else argv)
-    accelerator = Accelerator(mixed_precision=args.mixed_precision)
-    count = tokenize_dataset(args, accelerator)
+    (config,) = parse_arguments((TokenizationConfig,), sys.argv[1:] if argv is None else argv)
+    accelerator = Accelerator(mixed_precision=config.mixed_precision)
+    count = tokenize_dataset(config, accelerator)
     accelerator.print(
-        f"{args.output_dir}: {count.rows} rows of codes from {count.images - count.broken_images} images"
+        f"{config.output_dir}: {count.rows} rows of codes from {count.images - count.broken_images} images"
     )
     accelerator.end_training()
 

@@ -35,7 +35,6 @@ from transformers.utils import logging
 from hf_var import VARConfig, VARPipeline, VARTransformer, VQVAEConfig, VQVAEModel, data
 from hf_var.cli.arguments import config_fields_class, given_fields, parse_arguments, public_arguments
 from hf_var.data import AnyDataset, AugmentConfig, DataConfig
-from hf_var.data.adapter import image_rows, tokenized_copies
 from hf_var.hub.cards import write_pipeline_card
 from hf_var.hub.config import PipelineHubConfig
 from hf_var.hub.push import BackgroundPush, create_repository, push_result
@@ -180,41 +179,37 @@ def read_data(
     train, validation = load_splits(args.data, args.run)
     check_codes(args, "train_data", train, vqvae)
     known = None if pretrained is None else pretrained.config.id2label
-    column, id2label = data.training_labels(train, args.data.label_column, args.script.num_labels, known)
-    num_labels = len(id2label or {})
-    train_rows = Rows(train, make_row_reader(args, vqvae.config, train, column, num_labels, augment=True))
+    labels, id2label = data.training_labels(train, args.data.label_column, args.script.num_labels, known)
+    rows = Rows(train, make_row_reader(args, vqvae.config, train, labels, args.augment))
     if validation is None:
-        return train_rows, None, id2label
+        return rows, None, id2label
     check_codes(args, "validation_data", validation, vqvae)
-    if column is not None:
-        has_names = data.has_label_names(train, column)
-        column = data.validation_labels(validation, args.data.label_column, id2label, has_names)
-    reader = make_row_reader(args, vqvae.config, validation, column, num_labels, augment=False)
-    return train_rows, Rows(validation, reader), id2label
+    if labels is not None:
+        has_names = data.has_label_names(train, labels)
+        labels = data.validation_labels(validation, args.data.label_column, id2label, has_names)
+    return rows, Rows(validation, make_row_reader(args, vqvae.config, validation, labels, None)), id2label
 
 
 def make_row_reader(
     args: Arguments,
     tokenizer: VQVAEConfig,
     dataset: AnyDataset,
-    label_column: str | None,
-    num_labels: int,
-    augment: bool,
+    condition: data.Condition | str | None,
+    augment: AugmentConfig | None,
 ):
     """How a row becomes an item: from codes as they are, or from an image."""
     if data.is_codes_dataset(dataset):
-        return data.codes_rows(label_column, num_labels)
-    labels = {"label_column": label_column, "num_labels": num_labels}
-    return image_rows(args.data, args.augment, augment, dataset, tokenizer.image_size, tokenizer.in_channels, **labels)
+        return data.codes_rows(condition)
+    return data.image_rows(args.data, augment, dataset, tokenizer.image_size, tokenizer.in_channels, condition)
 
 
-def tokenize_copies(args: Arguments, rows: Rows, vqvae: VQVAEModel, num_labels: int, show_progress: bool) -> Rows:
+def tokenize_copies(args: Arguments, rows: Rows, vqvae: VQVAEModel, show_progress: bool) -> Rows:
     """The codes of `augmented_copies` of every image, in place of the images."""
     copies = args.script.augmented_copies
     if copies == 0 or data.is_codes_dataset(rows.dataset):
         return rows
-    codes = tokenized_copies(rows.dataset, rows.reader, args.data, args.run.seed, vqvae, copies, show_progress)
-    return Rows(codes, data.codes_rows("class_labels" if num_labels > 0 else None, num_labels))
+    codes = data.tokenized_copies(rows.dataset, rows.reader, args.data, args.run.seed, vqvae, copies, show_progress)
+    return Rows(codes, data.codes_rows("class_labels" if "class_labels" in codes.features else None))
 
 
 # --------------------------------------------------------------------------------------------------------------------
@@ -381,7 +376,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         pusher = BackgroundPush(repo_id, args.run.output_dir)
 
     show_progress = accelerator.is_local_main_process
-    train_rows = tokenize_copies(args, train_rows, vqvae, config.num_labels, show_progress)
+    train_rows = tokenize_copies(args, train_rows, vqvae, show_progress)
     batches, validation = make_batches(args.data, seed, accelerator, train_rows, validation_rows)
     make_inputs = partial(teacher_forcing, vqvae)
     optimization = Optimization(accelerator, transformer, args.optimizer, args.run.max_train_steps)

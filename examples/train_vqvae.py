@@ -28,8 +28,7 @@ from torch import nn
 
 from hf_var import VQVAEConfig, VQVAEModel
 from hf_var.cli.arguments import config_fields_class, given_fields, parse_arguments, public_arguments
-from hf_var.data import AnyDataset, AugmentConfig, DataConfig, is_codes_dataset
-from hf_var.data.adapter import image_rows
+from hf_var.data import AnyDataset, AugmentConfig, DataConfig, image_rows, is_codes_dataset
 from hf_var.hub.cards import write_model_card
 from hf_var.hub.config import HubConfig
 from hf_var.hub.push import create_repository, push_result
@@ -142,7 +141,7 @@ def make_config(args: Arguments) -> VQVAEConfig:
 def make_row_reader(args: Arguments, config: VQVAEConfig, dataset: AnyDataset, augment: bool):
     if is_codes_dataset(dataset):
         raise ValueError("A tokenizer is trained on images, but the data set has a column of codes.")
-    return image_rows(args.data, args.augment, augment, dataset, config.image_size, config.in_channels)
+    return image_rows(args.data, args.augment if augment else None, dataset, config.image_size, config.in_channels)
 
 
 def make_model(args: Arguments, config: VQVAEConfig) -> VQVAEModel:

@@ -22,7 +22,7 @@ OFFLOAD_DECORATOR = "diffusers.utils.accelerate_utils.apply_forward_hook"
 AVERAGE = "diffusers.training_utils.EMAModel"
 RUN_CONFIG = "hf_var.training.run.RunConfig"
 IMPORT_DECORATOR = "from diffusers.utils.accelerate_utils import apply_forward_hook"
-STAGES = {"scales", "ranges", "autoencoders", "priors"}
+STAGES = {"scales", "ranges", "fingerprints", "image_decoding", "autoencoders", "priors"}
 LIBRARY = STAGES | {"pipelines", "registration", "conversion", "scoring"}
 CORE = {"torch", "transformers", "huggingface_hub", "safetensors", "numpy", "PIL"}
 FLOOR = {"data", "metrics", "hub"}
@@ -36,6 +36,8 @@ MAY_IMPORT: dict[str, tuple[set[str], set[str]]] = {
     "scales": (set(), set()),
     "ranges": (set(), set()),
     "precision": (set(), {"torch"}),
+    "fingerprints": (set(), {"torch"}),
+    "image_decoding": (set(), {"torch", "numpy", "PIL"}),
     "autoencoders": ({"scales"}, {"torch", "transformers", OFFLOAD_DECORATOR}),
     "priors": ({"scales"}, {"torch", "transformers"}),
     "pipelines": (STAGES | {"precision"}, CORE | {"diffusers"}),
@@ -49,7 +51,7 @@ MAY_IMPORT: dict[str, tuple[set[str], set[str]]] = {
         CORE | {"accelerate", "lpips", "matplotlib", "torch_fidelity", "torchmetrics", "torchvision"},
     ),
     "hub": (STAGES | {"metrics"}, CORE | {"yaml"}),
-    "data": ({"scales", "ranges", "autoencoders", "hub"}, CORE | READ),
+    "data": ({"scales", "ranges", "fingerprints", "image_decoding", "autoencoders", "hub"}, CORE | READ),
     # Neither imports the other.
     "training": (
         STAGES | FLOOR | {"precision"},

@@ -3,6 +3,7 @@
 
 import io
 import tarfile
+from dataclasses import dataclass
 from pathlib import Path
 
 import datasets
@@ -10,12 +11,19 @@ import numpy as np
 import torch
 from PIL import Image
 
-from hf_var.data import BatchArguments
+from hf_var.data import AugmentConfig, DataConfig
 
 
-def make_arguments(**values) -> BatchArguments:
-    defaults = {"train_batch_size": 4, "resize_ratio": 1.0}
-    return BatchArguments(**(defaults | values))
+@dataclass(kw_only=True)
+class Arguments(AugmentConfig, DataConfig):
+    """All that a script knows of data."""
+
+    seed: int = 0
+
+
+def make_arguments(**values) -> Arguments:
+    defaults = {"train_data": "", "train_batch_size": 4, "resize_ratio": 1.0}
+    return Arguments(**(defaults | values))
 
 
 def numbered_image(number: int) -> Image.Image:

@@ -10,9 +10,10 @@ import pytest
 import torch
 from PIL import Image
 
-from hf_var.data import BatchArguments, TrainingBatches, ValidationBatches, image_rows, load_source
+from hf_var.data import TrainingBatches, ValidationBatches, image_rows, load_source
 
 from .samples import (
+    Arguments,
     broken_bytes,
     image_rows_of,
     make_arguments,
@@ -43,9 +44,9 @@ def write_source(kind: str, folder: Path, contents: list[bytes]) -> str:
     return writer(folder, contents, shards=2)
 
 
-def load(source: str, args: BatchArguments):
+def load(source: str, args: Arguments):
     dataset = load_source("train_data", source, None, ["train"], args.streaming)
-    return dataset, image_rows(args, dataset, (8, 8), 1, augment=True)
+    return dataset, image_rows(args, args, dataset, (8, 8), 1)
 
 
 @pytest.mark.parametrize("kind", ["parquet", "tar", "folder"])
@@ -74,7 +75,7 @@ def test_broken_images_are_left_out_and_counted(kind: str, streaming: bool, tmp_
 
 
 def read_row_without_augmentation(dataset):
-    return image_rows(make_arguments(), dataset, (8, 8), 1, augment=False)
+    return image_rows(make_arguments(), None, dataset, (8, 8), 1)
 
 
 @pytest.mark.parametrize("streaming", [False, True])
@@ -143,7 +144,7 @@ def test_nothing_but_broken_images_is_an_error_and_no_endless_loop(
     args = make_arguments(streaming=streaming, max_broken_share=share, dataloader_num_workers=workers)
     if streaming:
         dataset = dataset.to_iterable_dataset()
-    read_row = image_rows(args, dataset, (8, 8), 1, augment=True)
+    read_row = image_rows(args, args, dataset, (8, 8), 1)
     with pytest.raises(ValueError, match="cannot be read|can be read"):
         next(iter(TrainingBatches(dataset, read_row, args)))
     with pytest.raises(ValueError, match="cannot be read|can be read"):
@@ -155,7 +156,7 @@ def test_nothing_but_broken_images_is_an_error_and_no_endless_loop(
 def test_rows_without_an_image_are_broken() -> None:
     dataset = image_rows_of([*numbered_contents(3), None])
     args = make_arguments(max_broken_share=1.0)
-    validation = ValidationBatches(dataset, image_rows(args, dataset, (8, 8), 1, augment=False), args)
+    validation = ValidationBatches(dataset, image_rows(args, None, dataset, (8, 8), 1), args)
     assert [numbers_in(batch) for batch in validation] == [[0, 1, 2]]
     assert validation.broken_images == 1
 
@@ -163,7 +164,7 @@ def test_rows_without_an_image_are_broken() -> None:
 def test_replacements_depend_on_seed_and_position_alone() -> None:
     dataset = image_rows_of(contents_with_broken_ones())
     args = make_arguments(max_broken_share=0.5, horizontal_flip=True)
-    read_row = image_rows(args, dataset, (8, 8), 1, augment=True)
+    read_row = image_rows(args, args, dataset, (8, 8), 1)
     whole = torch.cat(
         [batch["pixel_values"] for batch in itertools.islice(TrainingBatches(dataset, read_row, args), 16)]
     )

@@ -9,10 +9,10 @@ import pytest
 import torch
 from PIL import Image
 
-from hf_var.data import ImageTransform, ValidationBatches, image_rows, image_transform
-from hf_var.data.images import decode_image, with_channels
+from hf_var.data import ImageTransform, ValidationBatches, image_rows
+from hf_var.image_decoding import decode_picture, with_channels
 
-from .samples import encoded, image_rows_of, make_arguments
+from .samples import Arguments, encoded, image_rows_of, make_arguments
 
 
 RED, WHITE = (255, 0, 0), (255, 255, 255)
@@ -20,7 +20,7 @@ RED, WHITE = (255, 0, 0), (255, 255, 255)
 
 def channels_of(image: Image.Image, num_channels: int) -> list[int]:
     """The first pixel of an image that was stored as a file and read again."""
-    pixels = np.asarray(decode_image({"bytes": encoded(image), "path": None}, num_channels))
+    pixels = np.asarray(decode_picture(encoded(image), num_channels))
     return pixels[0, 0].ravel().tolist()
 
 
@@ -74,7 +74,7 @@ def test_modes_that_png_does_not_store() -> None:
 
 def test_16_bits_keep_their_range() -> None:
     levels = np.linspace(0, 65535, 64).astype(np.uint16).reshape(8, 8)
-    pixels = image_transform(make_arguments(), (8, 8), 1, augment=False)(Image.fromarray(levels))
+    pixels = ImageTransform(make_arguments(), None, (8, 8), 1)(Image.fromarray(levels))
     assert torch.allclose(pixels[0], torch.from_numpy(levels.astype(np.float32) / 32767.5 - 1), atol=1 / 255)
 
 
@@ -82,12 +82,17 @@ def test_16_bits_keep_their_range() -> None:
 # Sizes and augmentation
 
 
+def make_transform(args: Arguments, image_size: tuple[int, int], num_channels: int) -> ImageTransform:
+    """A transform that augments."""
+    return ImageTransform(args, args, image_size, num_channels)
+
+
 def test_transform_covers_cuts_and_scales() -> None:
     pixels = np.zeros((10, 40, 3), dtype=np.uint8)
     pixels[:, 15:25] = 255
-    transform = image_transform(make_arguments(), (10, 10), 1, augment=False)
+    transform = ImageTransform(make_arguments(), None, (10, 10), 1)
     assert torch.equal(transform(Image.fromarray(pixels)), torch.ones(1, 10, 10))
-    black = image_transform(make_arguments(), (6, 8), 4, augment=False)(Image.new("RGBA", (3, 5)))
+    black = ImageTransform(make_arguments(), None, (6, 8), 4)(Image.new("RGBA", (3, 5)))
     assert torch.equal(black, torch.full((4, 6, 8), -1.0))
 
 
@@ -96,7 +101,8 @@ def test_transform_covers_cuts_and_scales() -> None:
 def test_size_is_height_and_width(size: tuple[int, int], augment: bool) -> None:
     # A ramp to the right: columns differ, rows do not, and the colours never repeat.
     ramp = Image.fromarray(np.tile(np.arange(0, 240, 4, dtype=np.uint8), (50, 1)))
-    transform = image_transform(make_arguments(resize_ratio=1.125), size, 1, augment)
+    args = make_arguments(resize_ratio=1.125)
+    transform = ImageTransform(args, args if augment else None, size, 1)
     pixels = transform(ramp, random.Random(0))
     assert pixels.shape == (1, *size)
     assert (pixels[0].diff(dim=1) > 0).all()
@@ -110,28 +116,28 @@ def test_a_larger_ratio_shows_less_at_random_places() -> None:
     image = Image.fromarray(np.tile(np.arange(0, 240, 4, dtype=np.uint8), (60, 1)))
     spans, starts = [], set()
     for ratio in (1.0, 2.0):
-        transform = image_transform(make_arguments(resize_ratio=ratio), (16, 16), 1, augment=True)
+        transform = make_transform(make_arguments(resize_ratio=ratio), (16, 16), 1)
         results = [transform(image, random.Random(seed)) for seed in range(20)]
         spans.append((results[0].max() - results[0].min()).item())
         starts = {result[0, 0, 0].item() for result in results}
     assert spans[1] == pytest.approx(spans[0] / 2, rel=0.1)
     assert len(starts) > 5
-    centre = image_transform(make_arguments(resize_ratio=2.0), (16, 16), 1, augment=False)(image)
+    centre = ImageTransform(make_arguments(resize_ratio=2.0), None, (16, 16), 1)(image)
     assert centre.mean() == pytest.approx(2 * 118 / 255 - 1, abs=0.02)
 
 
 def test_augmentation_is_drawn_from_the_generator_and_off_by_default() -> None:
     image = Image.fromarray(np.random.default_rng(0).integers(0, 256, (8, 8), dtype=np.uint8))
-    plain = image_transform(make_arguments(), (8, 8), 1, augment=True)
+    plain = make_transform(make_arguments(), (8, 8), 1)
     assert torch.equal(plain(image, random.Random(0)), plain(image, random.Random(1)))
     amounts = {"augment_rotation": 20.0, "augment_shear": 20.0, "augment_translation": 0.4, "augment_zoom": 0.4}
     for name, amount in amounts.items():
-        distorting = image_transform(make_arguments(**{name: amount}), (8, 8), 1, augment=True)
+        distorting = make_transform(make_arguments(**{name: amount}), (8, 8), 1)
         assert torch.equal(distorting(image, random.Random(0)), distorting(image, random.Random(0)))
         assert not torch.equal(distorting(image, random.Random(0)), distorting(image, random.Random(1))), name
-        quiet = image_transform(make_arguments(**{name: amount}), (8, 8), 1, augment=False)
+        quiet = ImageTransform(make_arguments(**{name: amount}), None, (8, 8), 1)
         assert torch.equal(quiet(image), plain(image, random.Random(0)))
-    flipping = image_transform(make_arguments(horizontal_flip=True), (8, 8), 1, augment=True)
+    flipping = make_transform(make_arguments(horizontal_flip=True), (8, 8), 1)
     results = [flipping(image, random.Random(seed)) for seed in range(40)]
     mirrored = sum(torch.equal(result, plain(image, random.Random(0)).flip(-1)) for result in results)
     assert 10 < mirrored < 30
@@ -156,7 +162,7 @@ def test_arrays_have_as_many_channels_as_they_like(channels: int, streaming: boo
     if streaming:
         dataset = dataset.to_iterable_dataset()
     args = make_arguments()
-    read_row = image_rows(args, dataset, (8, 10), channels, augment=False)
+    read_row = image_rows(args, None, dataset, (8, 10), channels)
     found = torch.cat([batch["pixel_values"] for batch in ValidationBatches(dataset, read_row, args)])
     assert torch.allclose(found, torch.from_numpy(arrays) / 127.5 - 1)
 
@@ -165,14 +171,14 @@ def test_arrays_are_resized_and_augmented_like_images() -> None:
     smooth = np.linspace(0, 255, 40, dtype=np.uint8)
     image = np.stack([np.tile(smooth, (20, 1))] * 3)  # (channels, height, width)
     args = make_arguments(interpolation="bicubic", resize_ratio=1.125)
-    transform = ImageTransform(args, (8, 12), 3, augment=False)
+    transform = ImageTransform(args, None, (8, 12), 3)
     from_array = transform.pixels(torch.from_numpy(image))
     from_image = transform.pixels(Image.fromarray(image.transpose(1, 2, 0)))
     assert from_array.shape == from_image.shape == (3, 8, 12)
     assert np.abs(from_array.astype(int) - from_image.astype(int)).max() <= 1
 
     args = make_arguments(horizontal_flip=True, resize_ratio=1.5, augment_rotation=20)
-    transform = ImageTransform(args, (8, 12), 5, augment=True)
+    transform = ImageTransform(args, args, (8, 12), 5)
     array = torch.from_numpy(np.random.default_rng(0).integers(0, 256, (5, 20, 20), dtype=np.uint8))
     results = [transform.pixels(array, random.Random(seed)) for seed in (0, 0, 1)]
     assert results[0].shape == (5, 8, 12)
@@ -183,15 +189,15 @@ def test_arrays_are_resized_and_augmented_like_images() -> None:
 def test_what_cannot_become_an_input_is_refused() -> None:
     images = image_rows_of([])
     with pytest.raises(ValueError, match=r"in_channels.*\[1, 2, 3, 4\].*got 5.*Array3D"):
-        image_rows(make_arguments(), images, (8, 8), 5, augment=False)
+        image_rows(make_arguments(), None, images, (8, 8), 5)
     with pytest.raises(ValueError, match="interpolation.*lanczos.*got 'cubist'"):
-        image_rows(make_arguments(interpolation="cubist"), images, (8, 8), 3, augment=False)
+        image_rows(make_arguments(interpolation="cubist"), None, images, (8, 8), 3)
     with pytest.raises(ValueError, match="resize_ratio.*got 0.5"):
-        image_rows(make_arguments(resize_ratio=0.5), images, (8, 8), 3, augment=False)
+        image_rows(make_arguments(resize_ratio=0.5), None, images, (8, 8), 3)
     with pytest.raises(ValueError, match="image_column` = 'label' must hold images"):
-        image_rows(make_arguments(image_column="label"), images, (8, 8), 3, augment=False)
+        image_rows(make_arguments(image_column="label"), None, images, (8, 8), 3)
     arrays = np.zeros((2, 5, 8, 8), dtype=np.uint8)
     with pytest.raises(ValueError, match=r"shape \(3, height, width\).*\(5, 8, 8\)"):
-        image_rows(make_arguments(), array_rows(arrays), (8, 8), 3, augment=False)
+        image_rows(make_arguments(), None, array_rows(arrays), (8, 8), 3)
     with pytest.raises(ValueError, match="arrays of bytes.*float32"):
-        image_rows(make_arguments(), array_rows(arrays.astype(np.float32), "float32"), (8, 8), 5, augment=False)
+        image_rows(make_arguments(), None, array_rows(arrays.astype(np.float32), "float32"), (8, 8), 5)

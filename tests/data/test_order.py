@@ -13,9 +13,10 @@ import torch
 from accelerate import PartialState
 from accelerate.checkpointing import load_custom_state, save_custom_state
 
-from hf_var.data import AnyDataset, BatchArguments, TrainingBatches, image_rows, load_source
+from hf_var.data import AnyDataset, TrainingBatches, image_rows, load_source
 
 from .samples import (
+    Arguments,
     image_rows_of,
     make_arguments,
     numbered_contents,
@@ -52,10 +53,10 @@ def load(source: str, streaming: bool) -> AnyDataset:
     return load_source("train_data", source, None, ["train"], streaming)
 
 
-def make_batches(source: str, args: BatchArguments, process_index: int = 0, num_processes: int = 1) -> TrainingBatches:
+def make_batches(source: str, args: Arguments, process_index: int = 0, num_processes: int = 1) -> TrainingBatches:
     dataset = load(source, args.streaming)
-    read_row = image_rows(args, dataset, (8, 8), 1, augment=True, label_column="cls" if "tar" in source else "label")
-    return TrainingBatches(dataset, read_row, args, process_index, num_processes)
+    read_row = image_rows(args, args, dataset, (8, 8), 1, label_column="cls" if "tar" in source else "label")
+    return TrainingBatches(dataset, read_row, args, args.seed, process_index, num_processes)
 
 
 def take(batches: TrainingBatches, number: int) -> list[dict[str, torch.Tensor]]:
@@ -278,10 +279,10 @@ def test_there_are_no_more_workers_than_shards(sources: dict[str, str]) -> None:
 def test_a_process_without_rows_is_told() -> None:
     stream = image_rows_of(numbered_contents(2)).to_iterable_dataset()
     args = make_arguments(streaming=True)
-    read_row = image_rows(args, stream, (8, 8), 1, augment=True)
-    assert len(take(TrainingBatches(stream, read_row, args, 1, 2), 2)) == 2
+    read_row = image_rows(args, args, stream, (8, 8), 1)
+    assert len(take(TrainingBatches(stream, read_row, args, 0, 1, 2), 2)) == 2
     with pytest.raises(ValueError, match="no rows for process 2 of 3"):
-        take(TrainingBatches(stream, read_row, args, 2, 3), 1)
+        take(TrainingBatches(stream, read_row, args, 0, 2, 3), 1)
 
 
 # --------------------------------------------------------------------------------------------------------------------

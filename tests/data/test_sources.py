@@ -50,7 +50,7 @@ def test_every_source_has_its_columns_and_images(kind: str, streaming: bool, tmp
     assert label_column == ("cls" if kind == "tar" else "label")
     if kind == "folder":
         assert label_names(dataset, label_column) == {0: "a", 1: "b", 2: "c"}
-    read_row = image_rows(make_arguments(), dataset, (8, 8), 1, augment=False, label_column=label_column)
+    read_row = image_rows(make_arguments(), None, dataset, (8, 8), 1, label_column=label_column)
     batches = list(ValidationBatches(dataset, read_row, make_arguments()))
     numbers = [number for batch in batches for number in numbers_in(batch)]
     labels = [label for batch in batches for label in batch["class_labels"].tolist()]
@@ -121,7 +121,7 @@ def test_encoded_images_in_a_plain_column_are_images_when_named(streaming: bool)
     dataset = Dataset.from_dict({"file": numbered_contents(3), "text": ["", "", ""]})
     if streaming:
         dataset = dataset.to_iterable_dataset()
-    read_row = image_rows(make_arguments(image_column="file"), dataset, (8, 8), 1, augment=False)
+    read_row = image_rows(make_arguments(image_column="file"), None, dataset, (8, 8), 1)
     (batch,) = ValidationBatches(dataset, read_row, make_arguments())
     assert numbers_in(batch) == [0, 1, 2]
 
@@ -133,7 +133,7 @@ def test_labels_are_checked_at_once_or_row_by_row() -> None:
         check_labels(dataset, "label", 2)
     stream = dataset.to_iterable_dataset()
     check_labels(stream, "label", 2)
-    read_row = image_rows(make_arguments(), stream, (8, 8), 1, augment=True, label_column="label", num_labels=2)
+    read_row = image_rows(make_arguments(), make_arguments(), stream, (8, 8), 1, label_column="label", num_labels=2)
     with pytest.raises(ValueError, match="labels from 0 to 1, got 2"):
         next(iter(TrainingBatches(stream, read_row, make_arguments())))
     unlabelled = Dataset.from_dict({"codes": [[0]], "label": [None]}).to_iterable_dataset()

@@ -16,7 +16,7 @@ from PIL import Image
 
 from hf_var import VQVAEConfig, VQVAEModel, data
 from hf_var.data.codes_files import ROWS_PER_GROUP, CodesFile, count_codes
-from hf_var.data.tokenization import TokenizationArguments, tokenize_dataset
+from hf_var.data.tokenization import TokenizationConfig, tokenize_dataset
 from hf_var.data.work_units import StreamedUnits
 
 from .samples import broken_bytes, encoded, image_rows_of, numbered_contents, write_folder, write_parquet
@@ -72,7 +72,7 @@ def write_named(path: Path, contents: list[bytes | None], batch_size: int = 4) -
 
 
 def tokenize(source: str, vqvae_folder: str, output_dir: Path, **values):
-    args = TokenizationArguments(**({"data": source, "vqvae": vqvae_folder, "output_dir": str(output_dir)} | values))
+    args = TokenizationConfig(**({"data": source, "vqvae": vqvae_folder, "output_dir": str(output_dir)} | values))
     return tokenize_dataset(args, Accelerator(cpu=True))
 
 
@@ -100,8 +100,8 @@ def test_rows_are_the_codes_of_the_centres(tmp_path: Path, vqvae: VQVAEModel, vq
     assert (count.rows, count.images, count.broken_images) == (10, 10, 0)
     assert list(contents_of(output_dir)) == [f"codes-0000{unit}-of-00003.parquet" for unit in range(3)]
 
-    args = TokenizationArguments(data="", vqvae="", output_dir="")
-    transform = data.image_transform(args, (8, 8), 1, augment=False)
+    args = TokenizationConfig(data="", vqvae="", output_dir="")
+    transform = data.ImageTransform(args, None, (8, 8), 1)
     pixel_values = torch.stack([transform(image) for image in noise_images(10)])
     with torch.no_grad():
         expected = torch.cat([vqvae.encode(batch).codes for batch in pixel_values.split(2)])
@@ -118,8 +118,8 @@ def test_crops_and_mirrors_stand_next_to_each_other(tmp_path: Path, vqvae: VQVAE
     output_dir = tmp_path / "codes"
     assert tokenize(source, vqvae_folder, output_dir, batch_size=4, **values).rows == 24
 
-    args = TokenizationArguments(data="", vqvae="", output_dir="", **(values | {"horizontal_flip": False}))
-    transform = data.image_transform(args, (8, 8), 1, augment=True)
+    args = TokenizationConfig(data="", vqvae="", output_dir="", **(values | {"horizontal_flip": False}))
+    transform = data.ImageTransform(args, args, (8, 8), 1)
     expected = []
     for index, image in enumerate(noise_images(6)):
         generator = random.Random((5 << 64) + index)
@@ -278,8 +278,8 @@ def test_files_of_something_else_are_left_alone(tmp_path: Path, vqvae_folder: st
 def test_a_stream_is_cut_smaller_for_many_processes(tmp_path: Path) -> None:
     source = write_parquet(tmp_path, numbered_contents(20), shards=1, row_group_size=3)
     dataset = data.load_source("data", source, None, ["train"], streaming=True)
-    args = TokenizationArguments(data="", vqvae="", output_dir="", resize_ratio=1.0)
-    read_row = data.image_rows(args, dataset, (8, 8), 1, augment=False, label_column="label")
+    args = TokenizationConfig(data="", vqvae="", output_dir="", resize_ratio=1.0)
+    read_row = data.image_rows(args, None, dataset, (8, 8), 1, label_column="label")
 
     def numbers(units: StreamedUnits) -> list[list[int]]:
         """The rows of each unit."""
@@ -357,7 +357,7 @@ def test_bad_input_is_refused_before_any_work(tmp_path: Path, vqvae_folder: str)
         ({"batch_size": 0}, "`batch_size` must be at least 1"),
         ({"seed": -1}, "`seed` must be at least 0, got -1"),
         ({"max_broken_share": 2.0}, "`max_broken_share` must be a share"),
-        ({"mixed_precision": "fp8"}, "`mixed_precision` must be no, fp16 or bf16"),
+        ({"mixed_precision": "fp8"}, "`mixed_precision` must be one of no, fp16, bf16"),
         ({"augment_zoom": 0.1}, "`augment_zoom` = 0.1 changes random crops: `num_crops` must be above 1"),
     ):
         with pytest.raises(ValueError, match=message):

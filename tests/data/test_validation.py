@@ -12,12 +12,16 @@ def numbers_of(validation: ValidationBatches) -> list[list[int]]:
     return [numbers_in(batch) for batch in validation]
 
 
-def make_validation(length: int, streaming: bool, workers: int = 0, shards: int = 4, **shares) -> ValidationBatches:
+def make_validation(
+    length: int, streaming: bool, workers: int = 0, shards: int = 4, max_images: int | None = None, **shares
+) -> ValidationBatches:
     dataset = image_rows_of(numbered_contents(length))
     if streaming:
         dataset = dataset.to_iterable_dataset(num_shards=shards)
-    args = make_arguments(streaming=streaming, dataloader_num_workers=workers, train_batch_size=4)
-    return ValidationBatches(dataset, image_rows(args, dataset, (8, 8), 1, augment=False), args, **shares)
+    args = make_arguments(
+        streaming=streaming, dataloader_num_workers=workers, train_batch_size=4, validation_images=max_images
+    )
+    return ValidationBatches(dataset, image_rows(args, None, dataset, (8, 8), 1), args, **shares)
 
 
 @pytest.mark.parametrize("streaming", [False, True])
@@ -40,6 +44,6 @@ def test_processes_share_the_rows(streaming: bool, num_processes: int, workers: 
     assert sorted(found) == list(range(max_images or 23))
 
 
-def test_max_images_must_be_positive() -> None:
-    with pytest.raises(ValueError, match="max_images.*got 0"):
+def test_validation_images_must_be_positive() -> None:
+    with pytest.raises(ValueError, match="`validation_images` must be at least 1, got 0"):
         make_validation(3, False, max_images=0)

@@ -177,7 +177,7 @@ def write_codes(path: Path, vqvae: VQVAEModel, images_parquet: str, fingerprint:
     import pyarrow.parquet
 
     images = Dataset.from_parquet(images_parquet)
-    transform = train_var.data.image_transform(train_var.AugmentConfig(resize_ratio=1.0), (8, 8), 1, augment=False)
+    transform = train_var.data.ImageTransform(train_var.DataConfig(train_data="", resize_ratio=1.0), None, (8, 8), 1)
     with torch.no_grad():
         # In batches of the training's size: rounding, which decides between codes as good as equal, depends on it.
         batches = torch.stack([transform(image) for image in images["image"]]).split(4)

@@ -21,7 +21,6 @@ from torch.nn import functional
 
 from hf_var import VARPipeline, data
 from hf_var.cli.arguments import read_recipe
-from hf_var.data.adapter import ValidationBatches, image_rows
 
 from .conftest import (
     REPOSITORY,
@@ -129,13 +128,13 @@ def test_validation_is_the_likelihood_of_the_saved_model(
     train_var.main([*source, "--output_dir", str(tmp_path), *steps, "--resize_ratio", "1"])
     pipeline = VARPipeline.from_pretrained(tmp_path)
     images = data.load_source("train_data", images_parquet, None, ["train"])
-    config, augment = data.DataConfig(train_data="", train_batch_size=4), data.AugmentConfig(resize_ratio=1.0)
-    rows = image_rows(config, augment, False, images, (8, 8), 1, label_column="label", num_labels=3)
+    config = data.DataConfig(train_data="", train_batch_size=4, resize_ratio=1.0)
+    rows = data.image_rows(config, None, images, (8, 8), 1, label_column="label", num_labels=3)
     with torch.no_grad():
         # In the script's batches: rounding, which decides between codes as good as equal, depends on their size.
         batches = [
             (pipeline.vqvae.encode(batch["pixel_values"]).codes, batch["class_labels"])
-            for batch in ValidationBatches(images, rows, config)
+            for batch in data.ValidationBatches(images, rows, config)
         ]
         codes, class_labels = (torch.cat(parts) for parts in zip(*batches, strict=True))
         logits = pipeline.transformer(class_labels, pipeline.vqvae.teacher_forcing(codes)).logits

@@ -50,7 +50,7 @@ def _tokenize(options: argparse.Namespace) -> None:
     # What it needs comes with an extra.
     from accelerate import Accelerator
 
-    from ..data.tokenization import TokenizationArguments, tokenize_dataset
+    from ..data.tokenization import TokenizationConfig, tokenize_dataset
 
     # The defaults are those of the script.
     given = {name: value for name, value in vars(options).items() if value is not None}
@@ -58,7 +58,7 @@ def _tokenize(options: argparse.Namespace) -> None:
     given["output_dir"] = given.pop("output")
     if options.push_to_hub is not None:
         given |= {"push_to_hub": True, "hub_dataset_id": options.push_to_hub}
-    args = TokenizationArguments(**given)
+    args = TokenizationConfig(**given)
     count = tokenize_dataset(args, Accelerator(mixed_precision=args.mixed_precision))
     print(f"wrote {count.rows} rows of codes from {count.images - count.broken_images} images to {options.output}")
     if options.push_to_hub is not None:

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Images or codes from any source that `datasets` reads, in an order that a resumed run continues exactly."""
 
-from .batches import TrainingBatches
+from .batches import TrainingBatches, ValidationBatches
 from .codes import (
     CODES_COLUMN,
     CodesRows,
@@ -14,32 +14,37 @@ from .codes import (
     tokenized_copies,
     tokenizer_fingerprint,
 )
-from .config import AugmentConfig, BatchArguments, DataArguments, DataConfig, ImageArguments
-from .images import ImageRows, ImageTransform, image_rows, image_transform
-from .labels import has_label_names, training_labels, validation_labels
-from .rows import collate
-from .sources import (
-    AnyDataset,
+from .conditions import (
+    Condition,
+    EmbeddingCondition,
+    LabelCondition,
     check_labels,
-    find_image_column,
+    embedding_condition,
     find_label_column,
+    has_label_names,
     label_names,
-    load_source,
+    training_labels,
+    validation_labels,
 )
-from .validation import ValidationBatches
+from .config import AugmentConfig, DataConfig, ReadingConfig
+from .images import ImageRows, ImageTransform, OrderedImages, image_rows
+from .rows import collate
+from .sources import AnyDataset, find_image_column, load_source
 
 
 __all__ = [
     "CODES_COLUMN",
     "AnyDataset",
     "AugmentConfig",
-    "BatchArguments",
     "CodesRows",
-    "DataArguments",
+    "Condition",
     "DataConfig",
-    "ImageArguments",
+    "EmbeddingCondition",
     "ImageRows",
     "ImageTransform",
+    "LabelCondition",
+    "OrderedImages",
+    "ReadingConfig",
     "TrainingBatches",
     "ValidationBatches",
     "check_codes",
@@ -48,12 +53,12 @@ __all__ = [
     "codes_rows",
     "codes_schema",
     "collate",
+    "embedding_condition",
     "encode_codes",
     "find_image_column",
     "find_label_column",
     "has_label_names",
     "image_rows",
-    "image_transform",
     "is_codes_dataset",
     "label_names",
     "load_source",

@@ -1,7 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The batches of a training run."""
+"""The batches of a training and of its validation."""
 
-from collections.abc import Iterator
+import itertools
+from collections.abc import Iterable, Iterator
+from functools import partial
 from typing import Any
 
 import datasets
@@ -9,11 +11,11 @@ import torch
 from accelerate.utils import gather_object
 from transformers.utils import logging
 
-from .config import BatchArguments
-from .rows import RowReader, Tally
-from .shuffled import ShuffledBatches
+from .config import DataConfig
+from .indexed import IndexedBatches, IndexedRows
+from .rows import RowReader, Tally, make_loader
 from .sources import AnyDataset
-from .streamed import StreamedBatches
+from .streamed import StreamedBatches, StreamedRows, fit_readers, part_of_stream
 
 
 logger = logging.get_logger(__name__)
@@ -30,9 +32,9 @@ class TrainingBatches:
     Args:
         dataset (`Dataset` or `IterableDataset`): The rows.
         read_row ([`RowReader`]): How a row becomes an item: [`image_rows`] or [`codes_rows`].
-        args ([`BatchArguments`]):
-            `seed`, `train_batch_size`, `dataloader_num_workers`, `max_broken_share` and, for a stream,
-            `shuffle_buffer_size`.
+        config ([`DataConfig`]):
+            `train_batch_size`, `dataloader_num_workers`, `max_broken_share` and, for a stream, `shuffle_buffer_size`.
+        seed (`int`, *optional*, defaults to 0): Seed of the order and of the augmentation, at least 0.
         process_index (`int`, *optional*, defaults to 0): This process.
         num_processes (`int`, *optional*, defaults to 1): Number of processes that train together.
 
@@ -44,26 +46,31 @@ class TrainingBatches:
         self,
         dataset: AnyDataset,
         read_row: RowReader,
-        args: BatchArguments,
+        config: DataConfig,
+        seed: int = 0,
         process_index: int = 0,
         num_processes: int = 1,
     ):
         self.process_index = process_index
         self.num_processes = num_processes
-        self.max_broken_share = args.max_broken_share
-        self._batches: ShuffledBatches | StreamedBatches
+        self.max_broken_share = config.max_broken_share
+        self._batches: IndexedBatches | StreamedBatches
         if isinstance(dataset, datasets.Dataset):
-            self._batches = ShuffledBatches(dataset, read_row, args, process_index, num_processes)
+            self._batches = IndexedBatches(dataset, read_row, config, seed, process_index, num_processes)
         else:
-            self._batches = StreamedBatches(dataset, read_row, args, process_index, num_processes)
+            self._batches = StreamedBatches(dataset, read_row, config, seed, process_index, num_processes)
         self._tally = Tally()
         self._warned = False
 
     def __iter__(self) -> Iterator[dict[str, torch.Tensor]]:
         for batch, tally in self._batches:
             self._tally.add(tally)
-            self._report()
-            yield batch
+            self._tally.check(self.max_broken_share)
+            if self._tally.last_reason is not None and not self._warned:
+                self._warned = True
+                warn_of_broken(self._tally)
+            if batch is not None:
+                yield batch
 
     @property
     def images_seen(self) -> int:
@@ -79,7 +86,7 @@ class TrainingBatches:
         """The first `number` items as training sees them, as one batch. The same in all processes; nothing moves on."""
         batch, tally = self._batches.first_items(number)
         tally.check(self.max_broken_share)
-        return batch
+        return batch or {}
 
     def state_dict(self) -> dict[str, Any]:
         """Where all processes stand after their last batch. All of them have to call it together."""
@@ -111,11 +118,93 @@ class TrainingBatches:
             if process["process_index"] % self.num_processes == self.process_index:
                 self._tally.add(Tally(process["seen"], process["broken"]))
 
-    def _report(self) -> None:
-        self._tally.check(self.max_broken_share)
-        if self._tally.broken > 0 and not self._warned and self._tally.last_reason is not None:
-            self._warned = True
-            logger.warning(
-                f"An image cannot be read: {self._tally.last_reason}. It is left out, as are further ones, which are "
-                "only counted."
-            )
+
+class ValidationBatches:
+    """
+    All rows once, in their order, in batches that the processes take in turn: each row in one process, none twice, so that
+    some processes may have a batch more than others, and the last batch may be smaller. Every iterator begins anew.
+
+    A stream without `validation_images` that several processes or workers read is split by shards instead.
+
+    Args:
+        dataset (`Dataset` or `IterableDataset`): The rows.
+        read_row ([`RowReader`]): How a row becomes an item: [`image_rows`] or [`codes_rows`].
+        config ([`DataConfig`]):
+            `train_batch_size`, `dataloader_num_workers`, `max_broken_share` and `validation_images`, the number of first
+            rows that all processes together read.
+        process_index (`int`, *optional*, defaults to 0): This process.
+        num_processes (`int`, *optional*, defaults to 1): Number of processes.
+
+    Raises:
+        `ValueError`: While iterating, if too many images cannot be read.
+    """
+
+    def __init__(
+        self,
+        dataset: AnyDataset,
+        read_row: RowReader,
+        config: DataConfig,
+        process_index: int = 0,
+        num_processes: int = 1,
+    ):
+        self.max_broken_share = config.max_broken_share
+        self.num_workers = config.dataloader_num_workers
+        self._tally = Tally()
+        self._keys: list[range] | None = None
+        self._rows: IndexedRows | StreamedRows
+        size, most = config.train_batch_size, config.validation_images
+        if isinstance(dataset, datasets.Dataset):
+            length = len(dataset) if most is None else min(most, len(dataset))
+            self._rows = IndexedRows(dataset, read_row)
+            numbers = range(process_index, -(-length // size), num_processes)
+            self._keys = [range(number * size, min((number + 1) * size, length)) for number in numbers]
+            return
+        prepared: Any = read_row.prepare(dataset)
+        if most is None:
+            prepared, possible = fit_readers(prepared, self.num_workers, num_processes)
+            self.num_workers = min(self.num_workers, possible)
+        else:
+            # Every reader of a stream's first rows reads them all.
+            self.num_workers = min(self.num_workers, 1)
+        readers = max(self.num_workers, 1)
+        parts = {}
+        for own in range(readers):
+            share = (process_index * readers + own, num_processes * readers)
+            if most is None:
+                parts[own] = partial(part_of_stream(prepared, *share).iter, size)
+            else:
+                parts[own] = partial(_some_batches, prepared.take(most), size, *share)
+        self._rows = StreamedRows(parts, read_row)
+
+    def __iter__(self) -> Iterator[dict[str, torch.Tensor]]:
+        self._tally = Tally()
+        loader = make_loader(self._rows, self.num_workers, self._keys)
+        for loaded in loader if self._keys is not None else (loaded for _, loaded in loader):
+            # A part of a stream ends with nothing.
+            if loaded is not None:
+                self._tally.add(loaded.tally)
+                self._tally.check(self.max_broken_share)
+                if loaded.batch is not None:
+                    yield loaded.batch
+
+    @property
+    def images_seen(self) -> int:
+        """Images that this process looked at in the last pass, the broken ones among them."""
+        return self._tally.seen
+
+    @property
+    def broken_images(self) -> int:
+        """Images among them that could not be read."""
+        return self._tally.broken
+
+
+def warn_of_broken(tally: Tally) -> None:
+    """Name the first image that cannot be read."""
+    logger.warning(
+        f"An image cannot be read: {tally.last_reason}. It is left out, as are further ones, which are only counted."
+    )
+
+
+def _some_batches(dataset: Any, batch_size: int, reader: int, num_readers: int) -> Iterable[dict[str, Any]]:
+    # The same batches however many read them, at the price that all readers pass over all of them.
+    return itertools.islice(dataset.iter(batch_size), reader, None, num_readers)

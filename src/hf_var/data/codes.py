@@ -2,7 +2,6 @@
 """Data sets of codes, in place of the images they come from."""
 
 import glob
-import hashlib
 import inspect
 import json
 import os
@@ -20,9 +19,11 @@ import torch
 from tqdm.auto import tqdm
 
 from ..autoencoders import VQVAEConfig, VQVAEModel
-from .config import BatchArguments
-from .rows import RowReader, Tally, collate, read_label
-from .shuffled import ShuffledRows
+from ..fingerprints import fingerprint
+from .conditions import Condition, as_condition
+from .config import DataConfig
+from .indexed import ShuffledRows
+from .rows import RowReader, Tally
 from .sources import AnyDataset, features_of
 
 
@@ -58,11 +59,12 @@ def tokenizer_fingerprint(vqvae: VQVAEModel) -> str:
     """A short text that changes with everything that decides which codes a tokenizer gives."""
     fields = {name: getattr(vqvae.config, name) for name in inspect.get_annotations(VQVAEConfig)}
     deciding = {name: value for name, value in fields.items() if name not in INDIFFERENT_FIELDS}
-    digest = hashlib.sha256(json.dumps(deciding, sort_keys=True).encode())
-    for name, tensor in sorted(vqvae.state_dict().items()):
-        if name.startswith(("encoder.", "quant_conv.", "quantizer.")) and not name.endswith("running_hits"):
-            digest.update(name.encode() + tensor.float().cpu().numpy().tobytes())
-    return digest.hexdigest()[:16]
+    weights = {
+        name: tensor
+        for name, tensor in vqvae.state_dict().items()
+        if name.startswith(("encoder.", "quant_conv.", "quantizer.")) and not name.endswith("running_hits")
+    }
+    return fingerprint(deciding, weights)
 
 
 def codes_fingerprint(source: str) -> str | None:
@@ -122,51 +124,51 @@ def encode_codes(vqvae: VQVAEModel, pixel_values: torch.Tensor) -> torch.Tensor:
 
 class CodesRows:
     """
-    Turns a row into `codes` and, with a `label_column`, `class_labels`: see [`codes_rows`].
+    Turns a row into `codes` and, with a condition, `class_labels` or `class_embeds`: see [`codes_rows`].
     """
 
     is_random = False
 
-    def __init__(self, label_column: str | None, num_labels: int | None):
-        self.label_column = label_column
-        self.num_labels = num_labels
+    def __init__(self, condition: Condition | None):
+        self.condition = condition
 
     def prepare(self, dataset: AnyDataset) -> AnyDataset:
         """The columns that are needed, as arrays: lists of Python's integers take three times as long."""
-        columns = [CODES_COLUMN] + ([self.label_column] if self.label_column else [])
+        columns = [CODES_COLUMN] + ([self.condition.source_column] if self.condition else [])
         return dataset.select_columns(columns).with_format("numpy")
 
     def __call__(self, row: dict[str, Any], generator: random.Random) -> dict[str, Any]:
         """The item of a row."""
-        item: dict[str, Any] = {"codes": np.asarray(row[CODES_COLUMN], dtype=np.int64)}
-        if self.label_column is not None:
-            item["class_labels"] = read_label(row, self.label_column, self.num_labels)
-        return item
+        codes = np.asarray(row[CODES_COLUMN], dtype=np.int64)
+        return {"codes": codes} | (self.condition.read(row) if self.condition else {})
 
 
-def codes_rows(label_column: str | None = None, num_labels: int | None = None) -> CodesRows:
+def codes_rows(label_column: Condition | str | None = None, num_labels: int | None = None) -> CodesRows:
     """
     How the rows of a data set of codes become items.
 
     Args:
-        label_column (`str`, *optional*): The column of labels.
-        num_labels (`int`, *optional*): Number of classes, to check the labels as they are read.
+        label_column (`Condition` or `str`, *optional*):
+            What the images were drawn for: what [`training_labels`], [`validation_labels`] or [`embedding_condition`]
+            returned, or the name of a column of numbers.
+        num_labels (`int`, *optional*): Number of classes, to check the labels of a named column as they are read.
     """
-    return CodesRows(label_column, num_labels)
+    return CodesRows(as_condition(label_column, num_labels))
 
 
 @torch.no_grad()
 def tokenized_copies(
     dataset: AnyDataset,
     read_row: RowReader,
-    args: BatchArguments,
+    config: DataConfig,
+    seed: int,
     vqvae: VQVAEModel,
     copies: int,
     show_progress: bool,
 ) -> datasets.Dataset:
     """
     The codes of `copies` augmented copies of every image, as a data set with the columns `codes` and, where the images
-    have labels, `class_labels`.
+    have conditions, `class_labels` or `class_embeds`.
 
     Training on them costs less than encoding every batch anew. A resumed run makes the same ones again.
 
@@ -175,17 +177,17 @@ def tokenized_copies(
     """
     if isinstance(dataset, datasets.IterableDataset):
         raise ValueError("`augmented_copies` must be 0 for a data set that is streamed.")
-    rows = ShuffledRows(dataset, read_row, args.seed)
+    rows = ShuffledRows(dataset, read_row, seed)
     tally = Tally()
     columns: dict[str, list[torch.Tensor]] = {}
     number = copies * len(dataset)
+    starts = range(0, number, config.train_batch_size)
     mininterval = 0.1 if sys.stderr.isatty() else 30
-    starts = range(0, number, args.train_batch_size)
     for first in tqdm(starts, desc="tokenize", disable=not show_progress, mininterval=mininterval):
-        items, found = rows.read(range(first, min(first + args.train_batch_size, number)))
+        batch, found = rows[range(first, min(first + config.train_batch_size, number))]
         tally.add(found)
-        tally.check(args.max_broken_share)
-        batch = collate(items)
+        tally.check(config.max_broken_share)
+        batch = cast(dict[str, torch.Tensor], batch)
         batch[CODES_COLUMN] = encode_codes(vqvae, batch.pop("pixel_values"))
         for name, values in batch.items():
             columns.setdefault(name, []).append(values)

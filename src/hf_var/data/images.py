@@ -1,160 +1,110 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Encoded images, or arrays in their place, to tensors."""
+"""Rows with encoded images, or arrays in their place, to model inputs."""
 
+import os
 import random
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import datasets
 import numpy as np
 import torch
 from PIL import Image
+from torch.utils.data import Dataset
 from torchvision.transforms import InterpolationMode
 from torchvision.transforms.v2 import functional as transforms
 
-from .config import ImageArguments
-from .rows import BrokenImageError, read_label, scale_pixels
-from .sources import AnyDataset, features_of, find_image_column
+from ..image_decoding import PIL_MODES, BrokenImageError, decode_image, decode_picture, normalize_pixels
+from .conditions import Condition, as_condition
+from .config import INTERPOLATION_NAMES, AugmentConfig, ReadingConfig
+from .rows import make_loader, rows_of
+from .sources import AnyDataset, features_of, find_image_column, holds_files
 
 
-INTERPOLATIONS = {
-    mode.value: mode
-    for mode in InterpolationMode
-    if mode not in (InterpolationMode.NEAREST, InterpolationMode.NEAREST_EXACT)
-}
-PIL_MODES = {1: "L", 2: "LA", 3: "RGB", 4: "RGBA"}
-
-
-# --------------------------------------------------------------------------------------------------------------------
-# Decoding
-
-
-def decode_image(value: Any, num_channels: int) -> Image.Image:
-    """
-    Decode an image as `datasets` stores it, turn it the way that its EXIF data say, and give it `num_channels` channels.
-
-    Raises:
-        [`BrokenImageError`]: If it cannot be read.
-    """
-    try:
-        image = datasets.Image().decode_example(value)
-        if image is None:
-            raise ValueError("the row has no image")
-        return with_channels(image, num_channels)
-    # Damaged files make Pillow raise almost anything: OSError, SyntaxError, struct.error, zlib.error, its own errors.
-    except Exception as error:
-        name = value.get("path") if isinstance(value, dict) else None
-        raise BrokenImageError(f"{name or 'an image without a name'}: {type(error).__name__}: {error}") from error
-
-
-def with_channels(image: Image.Image, num_channels: int) -> Image.Image:
-    """
-    The image as gray (1), gray with transparency (2), colour (3) or colour with transparency (4), 8 bits each. Where the
-    result has no transparency, what is transparent turns white.
-    """
-    mode = PIL_MODES[num_channels]
-    if image.mode == mode and "transparency" not in image.info:
-        return image
-    if image.mode.startswith("I"):
-        # Pillow itself would cut off what is brighter than 255 of 65535.
-        levels = np.asarray(image).clip(0, 65535)
-        image = Image.fromarray(np.round(levels / 257).astype(np.uint8))
-    if image.mode == "F":
-        raise ValueError("pixels that are floating point numbers have no known range")
-    if image.has_transparency_data:
-        image = image.convert("RGBA")
-        if num_channels in (1, 3):
-            image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
-    elif image.mode not in ("1", "L", "RGB"):
-        image = image.convert("RGB")
-    return image.convert(mode)
-
-
-def decode_array(value: Any, num_channels: int) -> torch.Tensor:
-    """
-    An array in an image's place as a tensor of bytes of shape `(channels, height, width)`.
-
-    Raises:
-        [`BrokenImageError`]: If it has another shape.
-    """
-    array = np.asarray(value)
-    if array.ndim != 3 or array.shape[0] != num_channels or array.size == 0:
-        raise BrokenImageError(f"an array of shape {array.shape} instead of ({num_channels}, height, width)")
-    return torch.from_numpy(array.astype(np.uint8))
-
-
-# --------------------------------------------------------------------------------------------------------------------
-# Resizing, cutting, distorting
+INTERPOLATIONS = {name: InterpolationMode(name) for name in INTERPOLATION_NAMES}
+# An enlarged image of this many times the pixels of its cut is not made as a whole.
+MOST_ENLARGED = 64
 
 
 class ImageTransform:
     """
     How images become model inputs: enlarged or reduced until they cover `resize_ratio` times the size, and cut to it: at
-    random places and with random distortions if `augment`, in the middle otherwise.
+    random places and with random distortions if they are augmented, in the middle otherwise.
 
     Args:
-        args ([`ImageArguments`]): `interpolation`, `resize_ratio`, `horizontal_flip` and `augment_*`.
+        reading ([`ReadingConfig`]): `interpolation` and `resize_ratio`.
+        augment ([`AugmentConfig`], *optional*): The distortions; `None`: this is no training.
         image_size (`tuple[int, int]`): Height and width.
         num_channels (`int`): Channels of images; arrays bring their own.
-        augment (`bool`): Whether this is training.
-
-    Raises:
-        `ValueError`: If `args` ask for something that cannot be.
     """
 
-    def __init__(self, args: ImageArguments, image_size: tuple[int, int], num_channels: int, augment: bool):
-        if args.interpolation not in INTERPOLATIONS:
-            raise ValueError(f"`interpolation` must be one of {list(INTERPOLATIONS)}, got {args.interpolation!r}.")
-        if args.resize_ratio < 1:
-            raise ValueError(f"`resize_ratio` must be at least 1, got {args.resize_ratio}.")
+    def __init__(
+        self, reading: ReadingConfig, augment: AugmentConfig | None, image_size: tuple[int, int], num_channels: int
+    ):
         self.height, self.width = image_size
         self.num_channels = num_channels
-        self.augment = augment
-        self.resize_ratio = args.resize_ratio
-        self.interpolation = INTERPOLATIONS[args.interpolation]
-        self.flips = augment and args.horizontal_flip
-        # Largest rotation, shifts to the right and down, zoom, and shear in both directions.
-        limits = (
-            args.augment_rotation,
-            args.augment_translation * self.width,
-            args.augment_translation * self.height,
-            args.augment_zoom,
-            args.augment_shear,
-            args.augment_shear,
-        )
-        self.limits = limits if augment and any(limits) else None
+        self.is_random = augment is not None
+        self.resize_ratio = reading.resize_ratio
+        self.interpolation = INTERPOLATIONS[reading.interpolation]
+        self.flips, self.limits = False, None
+        if augment is not None:
+            self.flips = augment.horizontal_flip
+            # Largest rotation, shifts to the right and down, zoom, and shear in both directions.
+            limits = (
+                augment.augment_rotation,
+                augment.augment_translation * self.width,
+                augment.augment_translation * self.height,
+                augment.augment_zoom,
+                augment.augment_shear,
+                augment.augment_shear,
+            )
+            self.limits = limits if any(limits) else None
 
     def __call__(self, image: Image.Image, generator: random.Random | None = None) -> torch.Tensor:
-        """A `(channels, height, width)` tensor in `[-1, 1]`. `generator` is needed if `augment`."""
-        pixels = self.pixels(with_channels(image, self.num_channels), generator)
-        return scale_pixels(torch.from_numpy(np.array(pixels)))
+        """A `(channels, height, width)` tensor in `[-1, 1]`. `generator` is needed for augmentation."""
+        pixels = self.pixels(decode_picture(image, self.num_channels), generator)
+        return normalize_pixels(torch.from_numpy(np.array(pixels)))
 
     def pixels(self, image: Image.Image | torch.Tensor, generator: random.Random | None = None) -> np.ndarray:
         """The same as an array of bytes, for an image that has its channels already."""
         if isinstance(image, torch.Tensor):
-            return self._cover_and_distort(image, image.shape[1], image.shape[2], generator).numpy()
-        pixels = np.asarray(self._cover_and_distort(image, image.height, image.width, generator))
+            return self._cover_and_distort(image, (image.shape[1], image.shape[2]), generator).numpy()
+        pixels = np.asarray(self._cover_and_distort(image, (image.height, image.width), generator))
         return np.moveaxis(pixels, -1, 0) if pixels.ndim == 3 else pixels[None]  # (channels, height, width)
 
-    # torchvision's functions take images and tensors alike, but say so of tensors alone.
-    def _cover_and_distort(
-        self, image: Any, image_height: int, image_width: int, generator: random.Random | None
-    ) -> Any:
-        height, width = self.height, self.width
-        ratio = self.resize_ratio * max(height / image_height, width / image_width)
+    # torchvision's functions take images and tensors alike, but say so of tensors alone. Its own random transforms would
+    # take their numbers from torch's global generator.
+    def _cover_and_distort(self, image: Any, image_size: tuple[int, int], generator: random.Random | None) -> Any:
+        size = (self.height, self.width)
+        ratio = self.resize_ratio * max(side / image_side for side, image_side in zip(size, image_size, strict=True))
         # Rounding may cost a pixel, which the cut needs.
-        covering = (max(height, round(image_height * ratio)), max(width, round(image_width * ratio)))
-        if covering != (image_height, image_width):
-            image = transforms.resize(image, list(covering), self._interpolation(image), antialias=True)
-        if covering != (height, width):
-            spare = covering[0] - height, covering[1] - width
-            if self.augment:
-                top, left = (_generator(generator).randrange(pixels + 1) for pixels in spare)
-            else:
-                top, left = (round(pixels / 2) for pixels in spare)
-            image = transforms.crop(image, top, left, height, width)
+        covering = tuple(max(side, round(old * ratio)) for side, old in zip(size, image_size, strict=True))
+        cut = [0, 0]
+        if covering != size:
+            spare = [whole - side for whole, side in zip(covering, size, strict=True)]
+            cut = [_generator(generator).randrange(n + 1) if self.is_random else round(n / 2) for n in spare]
+        if covering[0] * covering[1] > MOST_ENLARGED * self.height * self.width:
+            image = self._resized_cut(image, image_size, covering, cut)
+        else:
+            if covering != image_size:
+                image = transforms.resize(image, list(covering), self._interpolation(image), antialias=True)
+            if covering != size:
+                image = transforms.crop(image, cut[0], cut[1], self.height, self.width)
         if self.flips and _generator(generator).random() < 0.5:
             image = transforms.horizontal_flip(image)
         return image if self.limits is None else self._distort(image, _generator(generator), self.limits)
+
+    def _resized_cut(self, image: Any, image_size: tuple[int, int], covering: tuple[int, ...], cut: list[int]) -> Any:
+        """Resizes the part that is kept alone: of a strip of 1 x 10,000 pixels the whole would fill gigabytes."""
+        if isinstance(image, torch.Tensor):
+            channels = [Image.fromarray(channel) for channel in image.numpy()]
+            resized = [np.array(self._resized_cut(channel, image_size, covering, cut)) for channel in channels]
+            return torch.from_numpy(np.stack(resized))
+        top, left = (start * old / whole for start, old, whole in zip(cut, image_size, covering, strict=True))
+        bottom = min(image.height, top + self.height * image.height / covering[0])
+        right = min(image.width, left + self.width * image.width / covering[1])
+        kind = Image.Resampling[self.interpolation.value.upper()]
+        return image.resize((self.width, self.height), kind, box=(left, top, right, bottom))
 
     def _distort(self, image: Any, generator: random.Random, limits: tuple[float, ...]) -> Any:
         """torchvision's own `RandomAffine` shifts by whole pixels, which is all or nothing for small images."""
@@ -171,23 +121,6 @@ class ImageTransform:
         return InterpolationMode.BICUBIC
 
 
-def image_transform(
-    args: ImageArguments, image_size: tuple[int, int], num_channels: int, augment: bool
-) -> ImageTransform:
-    """
-    The [`ImageTransform`] of images.
-
-    Raises:
-        `ValueError`: If `args` or `num_channels` ask for something that images cannot be.
-    """
-    if num_channels not in PIL_MODES:
-        raise ValueError(
-            f"`in_channels` of the tokenizer must be one of {list(PIL_MODES)} for images, got {num_channels}. Other "
-            "numbers need an `image_column` of arrays, `Array3D` of bytes."
-        )
-    return ImageTransform(args, image_size, num_channels, augment)
-
-
 def _generator(generator: random.Random | None) -> random.Random:
     if generator is None:
         raise ValueError("`generator` is needed for a transform that augments.")
@@ -200,75 +133,176 @@ def _generator(generator: random.Random | None) -> random.Random:
 
 class ImageRows:
     """
-    Turns a row into `pixel_values` and, with a `label_column`, `class_labels`: see [`image_rows`].
+    Turns a row into `pixel_values` and, with a condition, `class_labels` or `class_embeds`: see [`image_rows`].
     """
 
     def __init__(
-        self, transform: ImageTransform, feature: Any, column: str, label_column: str | None, num_labels: int | None
+        self,
+        reading: ReadingConfig,
+        transform: ImageTransform | None,
+        column: str,
+        num_channels: int,
+        holds_arrays: bool,
+        condition: Condition | None,
     ):
+        self.reading = reading
         self.transform = transform
-        self.is_random = transform.augment
         self.column = column
-        self.label_column = label_column
-        self.num_labels = num_labels
-        self._holds_arrays = isinstance(feature, datasets.Array3D)
+        self.num_channels = num_channels
+        self.condition = condition
+        self._holds_arrays = holds_arrays
+
+    @property
+    def is_random(self) -> bool:
+        return self.transform is not None and self.transform.is_random
 
     def prepare(self, dataset: AnyDataset) -> AnyDataset:
         """The columns that are needed, with images as they are stored."""
-        dataset = dataset.select_columns([self.column] + ([self.label_column] if self.label_column else []))
+        dataset = dataset.select_columns([self.column] + ([self.condition.source_column] if self.condition else []))
         if self._holds_arrays:
             return dataset.with_format("numpy")
         return dataset.cast_column(self.column, datasets.Image(decode=False))
 
     def __call__(self, row: dict[str, Any], generator: random.Random) -> dict[str, Any]:
         """The item of a row."""
-        decode = decode_array if self._holds_arrays else decode_image
-        item: dict[str, Any] = {
-            "pixel_values": self.transform.pixels(decode(row[self.column], self.transform.num_channels), generator)
-        }
-        if self.label_column is not None:
-            item["class_labels"] = read_label(row, self.label_column, self.num_labels)
-        return item
+        image = self._decode(row[self.column])
+        if self.transform is not None:
+            pixels = self.transform.pixels(image, generator)
+        else:
+            pixels = (
+                image.numpy() if isinstance(image, torch.Tensor) else decode_image(image, self.num_channels).numpy()
+            )
+        return {"pixel_values": pixels} | (self.condition.read(row) if self.condition else {})
+
+    def _decode(self, value: Any) -> Image.Image | torch.Tensor:
+        if self._holds_arrays:
+            array = torch.from_numpy(np.asarray(value).astype(np.uint8))
+            return decode_image(array, self.num_channels, name="an array in an image's place")
+        stored: dict[str, Any] = value or {}
+        content, path = stored.get("bytes"), stored.get("path")
+        if content is None and path is None:
+            raise BrokenImageError("a row without an image")
+        image: Any = content
+        if content is None:
+            image = path if os.path.exists(str(path)) else _remote_image(str(path))
+        options = {"value_range": self.reading.image_range, "max_pixels": self.reading.max_image_pixels}
+        return decode_picture(image, self.num_channels, name=path, **options)
+
+
+def _remote_image(path: str) -> Image.Image:
+    """A file of a stream that lies on the Hub, to which `datasets` knows the way."""
+    try:
+        return datasets.Image().decode_example({"path": path, "bytes": None})
+    except Exception as error:
+        raise BrokenImageError(f"{path}: {type(error).__name__}: {error}") from error
 
 
 def image_rows(
-    args: ImageArguments,
+    data: ReadingConfig,
+    augment: AugmentConfig | None,
     dataset: AnyDataset,
-    image_size: tuple[int, int],
+    image_size: tuple[int, int] | None,
     in_channels: int,
-    augment: bool,
-    label_column: str | None = None,
+    label_column: Condition | str | None = None,
     num_labels: int | None = None,
 ) -> ImageRows:
     """
     How the rows of a data set of images become items.
 
     Args:
-        args ([`ImageArguments`]): `image_column` and what [`ImageTransform`] reads.
+        data ([`ReadingConfig`]): `image_column` and how images are decoded and resized.
+        augment ([`AugmentConfig`], *optional*): Random changes for training; `None`: the middle of the image as it is.
         dataset (`Dataset` or `IterableDataset`):
             The data set. Its images are files in any format that Pillow reads, as an `Image` feature or as bytes, or
             bytes of shape `(channels, height, width)` as an `Array3D` feature.
-        image_size (`tuple[int, int]`): Height and width of the model's inputs.
+        image_size (`tuple[int, int]`, *optional*): Height and width of the model's inputs; `None`: images keep theirs.
         in_channels (`int`): Channels of the model's inputs.
-        augment (`bool`): Whether this is training.
-        label_column (`str`, *optional*): The column of labels.
-        num_labels (`int`, *optional*): Number of classes, to check the labels as they are read.
+        label_column (`Condition` or `str`, *optional*):
+            What the images are drawn for: what [`training_labels`], [`validation_labels`] or [`embedding_condition`]
+            returned, or the name of a column of numbers.
+        num_labels (`int`, *optional*): Number of classes, to check the labels of a named column as they are read.
 
     Raises:
         `ValueError`: If there is no such column, or if it cannot be brought to `in_channels` channels.
     """
-    column = find_image_column(dataset, args.image_column)
+    column = find_image_column(dataset, data.image_column)
     feature = features_of(dataset)[column]
+    holds_arrays = isinstance(feature, datasets.Array3D)
     if isinstance(feature, datasets.Array3D):
         if feature.shape[0] != in_channels or feature.dtype != "uint8":
             raise ValueError(
                 f"`image_column` = {column!r} must hold arrays of bytes of shape ({in_channels}, height, width), as "
                 f"`in_channels` of the tokenizer is {in_channels}, got {feature.dtype} of shape {feature.shape}."
             )
-        transform = ImageTransform(args, image_size, in_channels, augment)
-    else:
-        value_type = feature.dtype if isinstance(feature, datasets.Value) else None
-        if not isinstance(feature, datasets.Image) and value_type not in ("binary", "large_binary", "string"):
-            raise ValueError(f"`image_column` = {column!r} must hold images or arrays of bytes, got {feature}.")
-        transform = image_transform(args, image_size, in_channels, augment)
-    return ImageRows(transform, feature, column, label_column, num_labels)
+        if data.image_range is not None:
+            raise ValueError(
+                f"`image_range` is for image files, but `image_column` = {column!r} holds arrays of bytes."
+            )
+    elif not holds_files(feature):
+        raise ValueError(f"`image_column` = {column!r} must hold images or arrays of bytes, got {feature}.")
+    elif in_channels not in PIL_MODES:
+        raise ValueError(
+            f"`in_channels` of the tokenizer must be one of {list(PIL_MODES)} for images, got {in_channels}. Other "
+            "numbers need an `image_column` of arrays, `Array3D` of bytes."
+        )
+    transform = None if image_size is None else ImageTransform(data, augment, image_size, in_channels)
+    return ImageRows(data, transform, column, in_channels, holds_arrays, as_condition(label_column, num_labels))
+
+
+class OrderedImages(Dataset):
+    """
+    All images of a data set in their order, of one size, none of which may be broken.
+
+    Args:
+        name (`str`): What messages call the data set.
+        dataset (`datasets.Dataset`): The rows.
+        image_size (`tuple[int, int]`, *optional*): Height and width; `None`: that of the images, which must have one.
+        in_channels (`int`): Channels.
+        data ([`ReadingConfig`]): How images are read, and the number of workers.
+
+    Raises:
+        `ValueError`: If the first image cannot be read.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        dataset: datasets.Dataset,
+        image_size: tuple[int, int] | None,
+        in_channels: int,
+        data: ReadingConfig,
+    ):
+        self.name = name
+        self.num_workers = data.dataloader_num_workers
+        self._read_row = image_rows(data, None, dataset, image_size, in_channels)
+        self._rows: Any = self._read_row.prepare(dataset)
+        self.num_images = len(dataset)
+        self.image_size = image_size or tuple(self._pixels(0, self._rows[0]).shape[1:])
+
+    def read(self, ranges: Iterable[range]) -> Iterator[torch.Tensor]:
+        """
+        The images of ranges of rows, as tensors of bytes `(rows, in_channels, height, width)`.
+
+        Raises:
+            `ValueError`: If an image cannot be read or has another size, with its row.
+        """
+        return iter(make_loader(self, self.num_workers, ranges))
+
+    def __getitem__(self, rows: range) -> torch.Tensor:
+        columns = rows_of(self._rows[rows.start : rows.stop])
+        images = [self._pixels(number, row) for number, row in zip(rows, columns, strict=True)]
+        for number, image in zip(rows, images, strict=True):
+            if image.shape[1:] != self.image_size:
+                found, expected = (f"{height}x{width}" for height, width in (image.shape[1:], self.image_size))
+                raise ValueError(
+                    f"Row {number} of {self.name} cannot be used: it has {found} pixels, the first image {expected}. "
+                    "Images of several sizes have to be brought to one `image_size`."
+                )
+        return torch.from_numpy(np.ascontiguousarray(np.stack(images)))
+
+    def _pixels(self, number: int, row: dict[str, Any]) -> np.ndarray:
+        try:
+            # Nothing is random: there is no augmentation.
+            return self._read_row(row, random.Random(0))["pixel_values"]
+        except BrokenImageError as error:
+            raise ValueError(f"Row {number} of {self.name} cannot be used: {error}") from error

@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Settings beside the files that a run writes, so that it goes on only as it was begun."""
+"""Settings beside the files that a run writes, so that it is resumed only as it was begun."""
 
 import json
 import os
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -17,17 +18,53 @@ def read_settings(path: str | Path) -> dict[str, Any]:
     return json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
 
 
-def check_settings(folder: str | Path, begun: dict[str, Any], settings: dict[str, Any]) -> None:
-    """Raise a `ValueError` that names a setting which is another one than when the files in `folder` were `begun`."""
-    for name in {**begun, **settings} if begun else ():
-        if begun.get(name) != settings.get(name):
-            raise ValueError(
-                f"`{name}` was {begun.get(name)!r} when the files in {str(folder)!r} were begun, got "
-                f"{settings.get(name)!r}. Go on with the same arguments, or take another `output_dir`."
-            )
+def first_difference(
+    begun: Mapping[str, Any], settings: Mapping[str, Any], free: Collection[str] = ()
+) -> tuple[str, Any, Any] | None:
+    """
+    The first setting that is another one now, with its two values.
+
+    Args:
+        begun (`dict[str, Any]`): Settings of the beginning, nested or not, as JSON gives them back.
+        settings (`dict[str, Any]`): Settings of now.
+        free (`set[str]`, *optional*): Settings that may differ: `"config.dropout"` is `dropout` within `config`.
+
+    Returns:
+        `tuple[str, Any, Any]`, *optional*: The name, dotted where it is nested, and what it was and is; a missing one is
+        `None`.
+    """
+    for name in {**begun, **settings}:
+        before, now = begun.get(name), settings.get(name)
+        if name in free:
+            continue
+        if isinstance(before, Mapping) and isinstance(now, Mapping):
+            inner_free = {entry.removeprefix(f"{name}.") for entry in free if entry.startswith(f"{name}.")}
+            difference = first_difference(before, now, inner_free)
+            if difference is not None:
+                return f"{name}.{difference[0]}", *difference[1:]
+        # JSON has lists in place of tuples, and texts in place of the integers that name entries.
+        elif json.loads(json.dumps(before)) != json.loads(json.dumps(now)):
+            return name, before, now
+    return None
 
 
-def write_settings(path: str | Path, settings: dict[str, Any]) -> None:
+def check_settings(
+    folder: str | Path, begun: Mapping[str, Any], settings: Mapping[str, Any], free: Collection[str] = ()
+) -> None:
+    """
+    Raise a `ValueError` that names a setting which is another one than when the files in `folder` were `begun`, and is not
+    `free` to change: see [`first_difference`]. Nothing was begun if `begun` is empty.
+    """
+    difference = first_difference(begun, settings, free) if begun else None
+    if difference is not None:
+        name, before, now = difference
+        raise ValueError(
+            f"`{name}` was {before!r} when the files in {str(folder)!r} were begun, got {now!r}. Go on with the same "
+            "arguments, or take another `output_dir`."
+        )
+
+
+def write_settings(path: str | Path, settings: Mapping[str, Any]) -> None:
     """Make the folder, note the settings, and remove what an earlier run did not finish."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)

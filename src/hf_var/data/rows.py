@@ -1,16 +1,17 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What all kinds of rows have in common: reading labels, counting what is broken, forming batches."""
+"""From rows to batches: reading rows as items, counting the broken ones, stacking, loading in other processes."""
 
 import random
 import signal
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Any, Protocol, cast
+from typing import Any, NamedTuple, Protocol, cast
 
 import numpy as np
 import torch
 from torch.utils.data import DataLoader, Dataset
 
+from ..image_decoding import BrokenImageError, normalize_pixels
 from .sources import AnyDataset
 
 
@@ -18,27 +19,19 @@ from .sources import AnyDataset
 FEWEST_IMAGES_SEEN = 100
 
 
-class BrokenImageError(Exception):
-    """An image cannot be read. Says which and why."""
-
-
 class RowReader(Protocol):
-    """
-    Turns a row into an item, a dictionary of arrays and numbers.
+    """Turns a row into an item, a dictionary of arrays and numbers. Raises a [`BrokenImageError`] if there is none."""
 
-    Attributes:
-        is_random (`bool`): Whether it draws from the generator that it is given.
-    """
-
-    is_random: bool
+    @property
+    def is_random(self) -> bool:
+        """Whether it takes random numbers from its generator."""
+        ...
 
     def prepare(self, dataset: AnyDataset) -> AnyDataset:
         """The columns of `dataset` that are needed, stored as they are needed."""
         ...
 
-    def __call__(self, row: dict[str, Any], generator: random.Random) -> dict[str, Any]:
-        """The item of a row. Raises a [`BrokenImageError`] if there is none."""
-        ...
+    def __call__(self, row: dict[str, Any], generator: random.Random) -> dict[str, Any]: ...
 
 
 @dataclass
@@ -63,24 +56,27 @@ class Tally:
             )
 
 
+class Loaded(NamedTuple):
+    """A batch, `None` if no image of it can be read, and the images that were looked at for it."""
+
+    batch: dict[str, torch.Tensor] | None
+    tally: Tally
+
+
 class ItemReader:
     """
-    Reads rows one by one and counts the broken ones.
-
-    Args:
-        read_row ([`RowReader`]): How a row becomes an item.
-        seed (`tuple[int, ...]`):
-            Fixes, with the number that each row comes with, what is drawn for it. None negative.
+    Reads rows one by one and counts the broken ones. What is random in an item follows from `seed`, integers of at least
+    0, and the number below 2**64 that comes with its row.
     """
 
-    def __init__(self, read_row: RowReader, seed: tuple[int, ...]):
+    def __init__(self, read_row: RowReader, *seed: int):
         self.read_row = read_row
         self.tally = Tally()
         self._seed = sum(number << (64 * place) for place, number in enumerate(seed, start=1))
         self._generator = random.Random()
 
     def read(self, row: dict[str, Any], number: int) -> dict[str, Any] | None:
-        """The item of a row, or `None` if it is broken. `number` is below 2**64."""
+        """The item of a row, or `None` if it is broken."""
         if self.read_row.is_random:
             self._generator.seed(self._seed + number)
         self.tally.seen += 1
@@ -91,57 +87,37 @@ class ItemReader:
             self.tally.last_reason = str(error)
             return None
 
+    def read_batch(self, columns: dict[str, Any], first: int) -> Loaded:
+        """The readable items of a batch of `datasets`, whose rows are numbered from `first` on."""
+        self.tally = Tally()
+        items = [self.read(row, number) for number, row in enumerate(rows_of(columns), start=first)]
+        return Loaded(collate([item for item in items if item is not None]), self.tally)
+
 
 def rows_of(columns: dict[str, Any]) -> list[dict[str, Any]]:
     """A batch of `datasets` as single rows."""
     return [dict(zip(columns, values, strict=True)) for values in zip(*columns.values(), strict=True)]
 
 
-def read_label(row: dict[str, Any], column: str, num_labels: int | None) -> int:
-    """
-    The label of a row.
-
-    Raises:
-        `ValueError`: If it is none of `num_labels` classes.
-    """
-    label = row[column]
-    if not isinstance(label, (int, np.integer)):
-        raise ValueError(f"`label_column` = {column!r} must hold integers, got {label!r}.")
-    if label < 0 or (num_labels is not None and label >= num_labels):
-        limit = "at least 0" if num_labels is None else f"from 0 to {num_labels - 1}"
-        raise ValueError(f"`label_column` = {column!r} must hold labels {limit}, got {label}.")
-    return int(label)
-
-
-def collate(items: list[dict[str, Any]]) -> dict[str, torch.Tensor]:
-    """A batch of items, with `pixel_values` in `[-1, 1]`."""
+def collate(items: list[dict[str, Any]]) -> dict[str, torch.Tensor] | None:
+    """A batch of items, with `pixel_values` in `[-1, 1]`; `None` if there are no items."""
+    if not items:
+        return None
     # Stacking keeps the order of axes in memory, which differs between images and arrays.
     batch = {
         name: torch.from_numpy(np.ascontiguousarray(np.stack([item[name] for item in items]))) for name in items[0]
     }
     if "pixel_values" in batch:
-        batch["pixel_values"] = scale_pixels(batch["pixel_values"])
+        batch["pixel_values"] = normalize_pixels(batch["pixel_values"])
     return batch
 
 
-def scale_pixels(pixels: torch.Tensor) -> torch.Tensor:
-    """Bytes to floats in `[-1, 1]`."""
-    return pixels.float().div_(127.5).sub_(1)
-
-
-def make_loader(dataset: Dataset, num_workers: int, numbers: Iterable[int] | None = None) -> DataLoader:
-    """
-    The elements of `dataset`, whole batches with what goes with them, prepared by `num_workers` processes.
-
-    Args:
-        dataset (`torch.utils.data.Dataset`): Batches by number, or an iterable of batches.
-        num_workers (`int`): 0: this process prepares them.
-        numbers (`Iterable[int]`, *optional*): Which batches, where they have numbers.
-    """
+def make_loader(dataset: Dataset, num_workers: int, keys: Iterable[Any] | None = None) -> DataLoader:
+    """The elements of `dataset` as they are, all or those of `keys`, prepared by `num_workers` processes."""
     return DataLoader(
         dataset,
         batch_size=None,
-        sampler=cast(Any, numbers),
+        sampler=cast(Any, keys),
         num_workers=num_workers,
         collate_fn=_as_it_is,
         pin_memory=torch.cuda.is_available(),

@@ -8,13 +8,13 @@ from pathlib import Path
 from typing import Any, cast
 
 import datasets
-import numpy as np
 
 
 AnyDataset = datasets.Dataset | datasets.IterableDataset
 
 # What datasets says of parquet files without rows, and pyarrow of tar files without members.
 EMPTY_MESSAGES = ("corresponds to no data", "Must pass at least one table")
+FILE_TYPES = ("binary", "large_binary", "binary_view", "string", "large_string", "string_view")
 
 
 def load_source(
@@ -84,10 +84,10 @@ def find_image_column(dataset: AnyDataset, column: str | None) -> str:
     """The column of images, or of arrays in their place: `column`, or the only one there is."""
     features = features_of(dataset)
     if column is not None:
-        _check_column("image_column", column, features)
+        check_column("image_column", column, features)
         return column
-    for kind in (datasets.Image, datasets.Array3D):
-        found = [name for name, feature in features.items() if isinstance(feature, kind)]
+    for is_kind in (_is_image, lambda feature: isinstance(feature, datasets.Array3D)):
+        found = [name for name, feature in features.items() if is_kind(feature)]
         if len(found) == 1:
             return found[0]
         if found:
@@ -98,61 +98,21 @@ def find_image_column(dataset: AnyDataset, column: str | None) -> str:
     )
 
 
-def find_label_column(dataset: AnyDataset, column: str | None) -> str:
-    """The column of labels: `column`, or one that is called or typed like labels."""
-    features = features_of(dataset)
-    if column is not None:
-        _check_column("label_column", column, features)
-        return column
-    typed = [name for name, feature in features.items() if isinstance(feature, datasets.ClassLabel)]
-    named = [name for name in ("label", "cls") if name in features]
-    for found in (named, typed):
-        if len(found) == 1:
-            return found[0]
-    raise ValueError(
-        f"Found no column of labels among the columns {list(features)}. Name it with `label_column`, or train without "
-        "classes with `num_labels` 0."
-    )
+def check_column(argument: str, column: str, features: datasets.Features) -> None:
+    """Raise a `ValueError` if there is no such column."""
+    if column not in features:
+        raise ValueError(f"`{argument}` = {column!r} is not among the columns {list(features)}.")
 
 
-def label_names(dataset: AnyDataset, column: str) -> dict[int, str]:
-    """
-    `id2label` of a column of labels: its names where it has some, its numbers otherwise.
-
-    Raises:
-        `ValueError`: If a stream does not tell how many labels there are.
-    """
-    feature = features_of(dataset)[column]
-    if isinstance(feature, datasets.ClassLabel):
-        return dict(enumerate(feature.names))
-    if isinstance(dataset, datasets.IterableDataset):
-        raise ValueError(
-            f"`label_column` = {column!r} of a stream does not tell how many labels there are: set `num_labels`."
-        )
-    return {label: str(label) for label in range(int(_column(dataset, column).max()) + 1)}
+def holds_files(feature: Any) -> bool:
+    """Whether a column may hold image files, or their paths: as `datasets`, pandas or polars store them."""
+    return _is_image(feature) or (isinstance(feature, datasets.Value) and feature.dtype in FILE_TYPES)
 
 
-def check_labels(dataset: AnyDataset, column: str, num_labels: int) -> None:
-    """
-    Raise a `ValueError` if a label of `column` is not one of `num_labels` classes. Those of a stream are looked at
-    when their rows are read.
-    """
-    if isinstance(dataset, datasets.IterableDataset):
-        return
-    labels = _column(dataset, column)
-    if not np.issubdtype(labels.dtype, np.integer):
-        raise ValueError(f"`label_column` = {column!r} must hold integers, got {dataset.features[column]}.")
-    lowest, highest = labels.min(), labels.max()
-    if lowest < 0 or highest >= num_labels:
-        raise ValueError(
-            f"`label_column` = {column!r} must hold labels from 0 to {num_labels - 1}, got values from {lowest} to "
-            f"{highest}."
-        )
-
-
-def _column(dataset: datasets.Dataset, column: str) -> np.ndarray:
-    # Without a Python integer for every row, of which there may be millions.
-    return np.asarray(cast(Any, dataset.select_columns([column]).with_format("numpy")[:])[column])
+def _is_image(feature: Any) -> bool:
+    # What other writers call a structure is an image of `datasets`.
+    is_structure = isinstance(feature, dict) and "bytes" in feature and feature.keys() <= {"bytes", "path"}
+    return isinstance(feature, datasets.Image) or is_structure
 
 
 def _is_empty(dataset: AnyDataset) -> bool:
@@ -179,8 +139,3 @@ def _choose_split(
     if (split if streaming else split.split("[")[0]) not in splits:
         raise ValueError(f"`{argument}` = {source!r} has the splits {splits}, not {split!r}.")
     return split
-
-
-def _check_column(argument: str, column: str, features: datasets.Features) -> None:
-    if column not in features:
-        raise ValueError(f"`{argument}` = {column!r} is not among the columns {list(features)}.")

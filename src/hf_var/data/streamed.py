@@ -1,25 +1,25 @@
 # SPDX-License-Identifier: Apache-2.0
 """
-Endless batches of a data set without an index.
+Reading a data set without an index.
 
 A shuffle buffer that is refilled row by row cannot be resumed without saving its rows. Here a block of rows is read,
 shuffled and used up before the next one, so that a position is the beginning of a block and a place in it, and resuming
 reads one block again. The shards that the blocks come from are shuffled at the beginning of every epoch.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from copy import copy
+from dataclasses import replace
 from typing import Any
 
 import datasets
 import numpy as np
-import torch
 from datasets.distributed import split_dataset_by_node
 from torch.utils.data import IterableDataset, get_worker_info
 from transformers.utils import logging
 
-from .config import BatchArguments
-from .rows import ItemReader, RowReader, Tally, collate, make_loader, rows_of
+from .config import DataConfig
+from .rows import ItemReader, Loaded, RowReader, Tally, collate, make_loader, rows_of
 
 
 logger = logging.get_logger(__name__)
@@ -27,18 +27,16 @@ logger = logging.get_logger(__name__)
 # Beginning of a reader's walk. `stream`: state of the data set at the beginning of the block, `None` for the first block
 # of an epoch. `readable`: images read in earlier epochs.
 BEGINNING = {"epoch": 0, "block": 0, "place": 0, "stream": None, "seen": 0, "broken": 0, "readable": 0}
+# Rows of a stream are numbered within their part; the first ones of two parts are this far apart.
+MOST_ROWS_OF_PART = 2**40
 
 
 def fit_readers(
     dataset: datasets.IterableDataset, num_workers: int, num_processes: int
 ) -> tuple[datasets.IterableDataset, int]:
     """
-    A stream is split between readers by shards, so that there cannot be more readers than shards. Where there are too
-    few, files are split, as far as their format can be.
-
-    Returns:
-        `tuple[IterableDataset, int]`: The stream, and how many workers can load it in each process; at least 1, which may
-        be the process itself.
+    The stream, with files split where their format allows it and there are fewer shards than readers, and the workers of
+    each process that can load it: at least 1, which may be the process itself.
     """
     num_workers = max(num_workers, 1)
     if dataset.num_shards < num_workers * num_processes:
@@ -58,85 +56,104 @@ def part_of_stream(dataset: datasets.IterableDataset, reader: int, num_readers: 
     return split_dataset_by_node(dataset, reader, num_readers, strategy=strategy)
 
 
-class StreamedBatches(IterableDataset):
+class StreamedRows(IterableDataset):
     """
-    The batches of one process out of several, each of which has its own part of the stream and begins it anew, in another
-    order, whenever it ends.
+    The rows of parts of a stream, each read once and in order, with the number of their part. What is random in an item
+    follows from `seed`, the part and the row's place in it.
 
     Args:
-        dataset (`datasets.IterableDataset`): The rows.
+        parts (`dict[int, Callable]`): What opens the batches of `datasets` of each part. Workers share the parts.
         read_row ([`RowReader`]): How a row becomes an item.
-        args ([`BatchArguments`]): The arguments.
-        process_index (`int`): This process.
-        num_processes (`int`): Number of processes.
+        seed (`int`): Seed of what is random.
+    """
+
+    def __init__(
+        self, parts: Mapping[int, Callable[[], Iterable[dict[str, Any]]]], read_row: RowReader, seed: int = 0
+    ):
+        self.parts = parts
+        self.reader = ItemReader(read_row, seed)
+
+    def __iter__(self) -> Iterator[tuple[int, Loaded | None]]:
+        """Pairs of a part and a batch of it, `None` when it has ended."""
+        info = get_worker_info()
+        parts = list(self.parts.items())
+        for part, open_batches in parts if info is None else parts[info.id :: info.num_workers]:
+            number = part * MOST_ROWS_OF_PART
+            for columns in open_batches():
+                loaded = self.reader.read_batch(columns, number)
+                number += loaded.tally.seen
+                yield part, loaded
+            yield part, None
+
+
+class StreamedBatches:
+    """
+    The endless batches of one process out of several, each of which has its own part of the stream and begins it anew, in
+    another order, whenever it ends.
     """
 
     def __init__(
         self,
         dataset: datasets.IterableDataset,
         read_row: RowReader,
-        args: BatchArguments,
+        config: DataConfig,
+        seed: int,
         process_index: int,
         num_processes: int,
     ):
         self.read_row = read_row
-        self.args = args
+        self.config = config
+        self.seed = seed
         self.process_index = process_index
         self.num_processes = num_processes
         prepared: Any = read_row.prepare(dataset)
-        self.dataset, self.num_workers = fit_readers(prepared, args.dataloader_num_workers, num_processes)
+        self.dataset, self.num_workers = fit_readers(prepared, config.dataloader_num_workers, num_processes)
         self.readers: list[dict[str, Any]] = [BEGINNING for _ in range(self.num_workers)]
         self.next_worker = 0
 
-    def __iter__(self) -> Iterator[tuple[dict[str, torch.Tensor], Tally]]:
-        num_workers = self.num_workers if self.args.dataloader_num_workers > 0 else 0
-        for loaded in make_loader(_Readers(self), num_workers):
-            if loaded is None:
+    def __iter__(self) -> Iterator[Loaded]:
+        num_workers = self.num_workers if self.config.dataloader_num_workers > 0 else 0
+        for element in make_loader(_Readers(self), num_workers):
+            if element is None:
                 continue
-            batch, tally, reader = loaded
+            loaded, reader = element
             self.readers[self.next_worker] = reader
             self.next_worker = (self.next_worker + 1) % self.num_workers
-            yield batch, tally
+            yield loaded
 
-    def read(self, worker: int) -> Iterator[tuple[dict[str, torch.Tensor], Tally, dict[str, Any]]]:
-        """
-        The batches that one worker of this process loads from where it stands, how many images were looked at for each,
-        and where it stands then.
-
-        Raises:
-            `ValueError`: If there are no images, or too many that cannot be read.
-        """
-        args = self.args
+    def read(self, worker: int) -> Iterator[tuple[Loaded, dict[str, Any]]]:
+        """The batches that one worker of this process loads from where it stands, and where it stands then."""
+        config = self.config
         index = self.process_index * self.num_workers + worker
         dataset = part_of_stream(self.dataset, index, self.num_processes * self.num_workers)
         state = copy(self.readers[worker])
-        reader = ItemReader(self.read_row, (args.seed, 1 + index))
+        reader = ItemReader(self.read_row, self.seed, 1 + index)
         reader.tally = Tally(state["seen"], state["broken"])
         reported = copy(reader.tally)
         items = []
         while True:
             # datasets shuffles the shards by this number, the seed's only way in.
-            dataset.set_epoch(1 + int(np.random.SeedSequence((args.seed, state["epoch"])).generate_state(1)[0]))
+            dataset.set_epoch(1 + int(np.random.SeedSequence((self.seed, state["epoch"])).generate_state(1)[0]))
             dataset.load_state_dict(state["stream"])
             num_rows = 0
-            for columns in dataset.iter(batch_size=args.shuffle_buffer_size):
+            for columns in dataset.iter(batch_size=config.shuffle_buffer_size):
                 rows = rows_of(columns)
                 num_rows += len(rows)
-                generator = np.random.default_rng((args.seed, state["epoch"], state["block"], index))
+                generator = np.random.default_rng((self.seed, state["epoch"], state["block"], index))
                 order = generator.permutation(len(rows))
                 while state["place"] < len(rows):
                     item = reader.read(rows[order[state["place"]]], reader.tally.seen)
                     state["place"] += 1
                     if item is None:
                         # A worker that finds only broken images never finishes a batch for others to count.
-                        reader.tally.check(args.max_broken_share)
+                        reader.tally.check(config.max_broken_share)
                         continue
                     items.append(item)
-                    if len(items) == args.train_batch_size:
+                    if len(items) == config.train_batch_size:
                         tally = reader.tally
                         state |= {"seen": tally.seen, "broken": tally.broken}
                         new = Tally(tally.seen - reported.seen, tally.broken - reported.broken, tally.last_reason)
-                        yield collate(items), new, copy(state)
+                        yield Loaded(collate(items), new), copy(state)
                         reported, items = copy(tally), []
                 state |= {"block": state["block"] + 1, "place": 0, "stream": dataset.state_dict()}
             self._check_epoch(num_rows, state["readable"], reader.tally)
@@ -172,16 +189,14 @@ class StreamedBatches(IterableDataset):
         return {
             "num_processes": self.num_processes,
             "dataloader_num_workers": self.num_workers,
-            "shuffle_buffer_size": self.args.shuffle_buffer_size,
+            "shuffle_buffer_size": self.config.shuffle_buffer_size,
         }
 
-    def first_items(self, number: int) -> tuple[dict[str, torch.Tensor], Tally]:
+    def first_items(self, number: int) -> Loaded:
         """The first `number` items that one process without workers reads, as one batch: the same in all processes."""
-        args = copy(self.args)
-        args.train_batch_size, args.dataloader_num_workers = number, 0
-        whole = StreamedBatches(self.dataset, self.read_row, args, process_index=0, num_processes=1)
-        batch, tally, _ = next(whole.read(worker=0))
-        return batch, tally
+        config = replace(self.config, train_batch_size=number, dataloader_num_workers=0)
+        whole = StreamedBatches(self.dataset, self.read_row, config, self.seed, process_index=0, num_processes=1)
+        return next(whole.read(worker=0))[0]
 
 
 class _Readers(IterableDataset):
@@ -190,7 +205,7 @@ class _Readers(IterableDataset):
     def __init__(self, batches: StreamedBatches):
         self.batches = batches
 
-    def __iter__(self) -> Iterator[tuple[dict[str, torch.Tensor], Tally, dict[str, Any]] | None]:
+    def __iter__(self) -> Iterator[tuple[Loaded, dict[str, Any]] | None]:
         info = get_worker_info()
         worker = 0 if info is None else info.id
         # A loader begins with its first worker. Those that have had their turn let it pass.

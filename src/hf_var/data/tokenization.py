@@ -3,8 +3,8 @@
 Images to parquet files of codes, once for all trainings on them.
 
 The work is cut into units, each of which becomes one file. What a file holds depends on the images, the arguments and its
-number alone, and it has its name only when it is whole: processes share the units, and a run that was stopped goes on with
-those that have no file yet.
+number alone, and it has its name only when it is whole: processes share the units, and a run that was stopped is resumed
+with those that have no file yet.
 """
 
 import random
@@ -13,7 +13,7 @@ import sys
 from dataclasses import asdict, dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import datasets
 import numpy as np
@@ -27,6 +27,8 @@ from transformers.utils import logging
 
 from ..autoencoders import VQVAEConfig, VQVAEModel
 from ..hub.names import is_hub_name, public_recipe
+from ..ranges import NonNegativeInt, OneOf, PositiveInt
+from .batches import warn_of_broken
 from .codes import codes_schema, encode_codes, is_codes_dataset, tokenizer_fingerprint
 from .codes_files import (
     FILES,
@@ -37,11 +39,12 @@ from .codes_files import (
     count_codes,
     read_codes_settings,
 )
-from .config import DataArguments
+from .conditions import Condition, LabelCondition, find_label_column, label_feature, training_labels
+from .config import AugmentConfig, ReadingConfig
 from .images import ImageRows, ImageTransform, image_rows
 from .resumable_settings import check_settings, write_settings
 from .rows import Tally
-from .sources import AnyDataset, check_labels, features_of, find_label_column, load_source
+from .sources import AnyDataset, load_source
 from .work_units import IndexedUnits, StreamedUnits
 
 
@@ -49,13 +52,13 @@ logger = logging.get_logger(__name__)
 
 AUGMENTATIONS = ("augment_rotation", "augment_translation", "augment_zoom", "augment_shear")
 # Arguments that may change while files are missing. The tokenizer counts by its fingerprint, wherever it lies.
-FREE_ARGUMENTS = {"output_dir", "vqvae", "batch_size", "dataloader_num_workers", "max_broken_share"}
-FREE_ARGUMENTS |= {"push_to_hub", "hub_dataset_id", "license"}
+FREE_SETTINGS = {"output_dir", "vqvae", "batch_size", "dataloader_num_workers", "max_broken_share"}
+FREE_SETTINGS |= {"push_to_hub", "hub_dataset_id", "license"}
 
 
-@dataclass
-class TokenizationArguments(DataArguments):
-    """Arguments of [`tokenize_dataset`]."""
+@dataclass(kw_only=True)
+class TokenizationConfig(AugmentConfig, ReadingConfig):
+    """What [`tokenize_dataset`] reads and writes."""
 
     data: str = field(
         metadata={"help": "Hub data set, folder of images in class folders, or glob of parquet or tar files"}
@@ -65,23 +68,21 @@ class TokenizationArguments(DataArguments):
 
     # Data
     split: str | None = field(default=None, metadata={"help": "default: train, or the only split"})
-    num_labels: int | None = field(
+    num_labels: NonNegativeInt | None = field(
         default=None, metadata={"help": "0: leave labels out; default: as many as the data names"}
     )
 
     # Crops
-    num_crops: int = field(default=1, metadata={"help": "crops of each image at random places; 1: the centre"})
-    horizontal_flip: bool = field(default=False, kw_only=True, metadata={"help": "add the mirror image of every crop"})
-    augment_rotation: float = field(
-        default=0.0, kw_only=True, metadata={"help": "largest rotation of random crops, in degrees"}
-    )
+    num_crops: PositiveInt = field(default=1, metadata={"help": "crops of each image at random places; 1: the centre"})
+    horizontal_flip: bool = field(default=False, metadata={"help": "add the mirror image of every crop"})
+    seed: NonNegativeInt = field(default=0, metadata={"help": "seed of the random crops"})
 
     # Run
-    rows_per_shard: int = field(
+    rows_per_shard: PositiveInt = field(
         default=10_000, metadata={"help": "images that become one file; of a stream, those of one of its shards do"}
     )
-    batch_size: int = field(default=64, metadata={"help": "crops per process and forward pass"})
-    mixed_precision: str = field(
+    batch_size: PositiveInt = field(default=64, metadata={"help": "crops per process and forward pass"})
+    mixed_precision: Annotated[str, OneOf("no", "fp16", "bf16")] = field(
         default="no", metadata={"help": "no, fp16 or bf16; half precision is faster and changes some of the codes"}
     )
     push_to_hub: bool = field(default=False, metadata={"help": "upload the result as a data set"})
@@ -90,13 +91,6 @@ class TokenizationArguments(DataArguments):
 
     def __post_init__(self):
         super().__post_init__()
-        for name in ("num_crops", "rows_per_shard", "batch_size"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"`{name}` must be at least 1, got {getattr(self, name)}.")
-        if self.num_labels is not None and self.num_labels < 0:
-            raise ValueError(f"`num_labels` must be at least 0, got {self.num_labels}.")
-        if self.mixed_precision not in ("no", "fp16", "bf16"):
-            raise ValueError(f"`mixed_precision` must be no, fp16 or bf16, got {self.mixed_precision!r}.")
         for name in AUGMENTATIONS:
             if getattr(self, name) != 0 and self.num_crops == 1:
                 raise ValueError(
@@ -116,10 +110,10 @@ class TokenizationArguments(DataArguments):
 class CropTransform(ImageTransform):
     """All crops of an image, each followed by its mirror image if `horizontal_flip`."""
 
-    def __init__(self, args: TokenizationArguments, image_size: tuple[int, int], num_channels: int):
-        super().__init__(args, image_size, num_channels, augment=args.num_crops > 1)
-        self.num_crops = args.num_crops
-        self.adds_mirrors = args.horizontal_flip
+    def __init__(self, config: TokenizationConfig, image_size: tuple[int, int], num_channels: int):
+        super().__init__(config, config if config.num_crops > 1 else None, image_size, num_channels)
+        self.num_crops = config.num_crops
+        self.adds_mirrors = config.horizontal_flip
         # Both sides become rows, nothing is left to chance.
         self.flips = False
 
@@ -133,57 +127,48 @@ class CropTransform(ImageTransform):
 
 
 def find_labels(
-    args: TokenizationArguments, dataset: AnyDataset
-) -> tuple[str | None, datasets.ClassLabel | datasets.Value | None]:
-    """The column of labels and the type they are stored with; neither where `num_labels` is 0."""
-    if args.num_labels == 0:
+    config: TokenizationConfig, dataset: AnyDataset
+) -> tuple[LabelCondition | None, datasets.ClassLabel | datasets.Value | None]:
+    """The labels and the type they are stored with; neither where `num_labels` is 0."""
+    if config.num_labels == 0:
         return None, None
-    column = find_label_column(dataset, args.label_column)
-    feature = features_of(dataset)[column]
-    if not isinstance(feature, datasets.ClassLabel):
-        if args.num_labels is None:
-            return column, datasets.Value("int64")
-        feature = datasets.ClassLabel(names=[str(label) for label in range(args.num_labels)])
-    if args.num_labels not in (None, len(feature.names)):
-        raise ValueError(f"`num_labels` is {args.num_labels}, but the data names the labels {feature.names}.")
-    check_labels(dataset, column, len(feature.names))
-    return column, feature
+    # Numbers whose names are not known remain what they are.
+    are_numbers = config.num_labels is None and isinstance(label_feature(dataset, config.label_column), datasets.Value)
+    if are_numbers and isinstance(dataset, datasets.IterableDataset):
+        return LabelCondition(find_label_column(dataset, config.label_column)), datasets.Value("int64")
+    condition, id2label = training_labels(dataset, config.label_column, config.num_labels)
+    names = list((id2label or {}).values())
+    return condition, datasets.Value("int64") if are_numbers else datasets.ClassLabel(names=names)
 
 
 def make_row_reader(
-    args: TokenizationArguments,
-    dataset: AnyDataset,
-    config: VQVAEConfig,
-    label_column: str | None = None,
-    num_labels: int | None = None,
+    config: TokenizationConfig, dataset: AnyDataset, vqvae: VQVAEConfig, condition: Condition | None = None
 ) -> ImageRows:
     """How an image becomes an item that holds all its crops."""
-    labels: dict[str, Any] = {"label_column": label_column, "num_labels": num_labels}
-    augment = args.num_crops > 1
-    read_row = image_rows(args, dataset, config.image_size, config.in_channels, augment, **labels)
-    read_row.transform = CropTransform(args, config.image_size, config.in_channels)
+    read_row = image_rows(config, None, dataset, vqvae.image_size, vqvae.in_channels, condition)
+    read_row.transform = CropTransform(config, vqvae.image_size, vqvae.in_channels)
     return read_row
 
 
 def make_units(
-    args: TokenizationArguments,
+    config: TokenizationConfig,
     dataset: AnyDataset,
     read_row: ImageRows,
     num_processes: int,
     begun: dict[str, Any],
 ) -> IndexedUnits | StreamedUnits:
     """What becomes a file each, cut as in the run that was `begun` in the same folder, if there was one."""
-    images_per_batch = max(1, args.batch_size // args.rows_per_image)
+    images_per_batch = max(1, config.batch_size // config.rows_per_image)
     if isinstance(dataset, datasets.Dataset):
-        return IndexedUnits(dataset, read_row, args.seed, args.rows_per_shard, images_per_batch)
-    return StreamedUnits(dataset, read_row, args.seed, images_per_batch, num_processes, begun.get("units"))
+        return IndexedUnits(dataset, read_row, config.seed, config.rows_per_shard, images_per_batch)
+    return StreamedUnits(dataset, read_row, config.seed, images_per_batch, num_processes, begun.get("units"))
 
 
 # --------------------------------------------------------------------------------------------------------------------
 # Run
 
 
-def tokenize_dataset(args: TokenizationArguments, accelerator: Accelerator) -> CodesCount:
+def tokenize_dataset(config: TokenizationConfig, accelerator: Accelerator) -> CodesCount:
     """
     Write the codes of all images of a data set as parquet files with the columns `codes` and, where the images have
     labels, `label`, and a data set card. All processes call it together. It may be killed at any time: called again
@@ -192,7 +177,7 @@ def tokenize_dataset(args: TokenizationArguments, accelerator: Accelerator) -> C
     What is drawn for an image depends on `seed` and its place in the data set (in its shard, if it is streamed).
 
     Args:
-        args ([`TokenizationArguments`]): The arguments.
+        args ([`TokenizationConfig`]): The arguments.
         accelerator (`Accelerator`): Device and precision of the tokenizer, and the processes.
 
     Returns:
@@ -204,66 +189,60 @@ def tokenize_dataset(args: TokenizationArguments, accelerator: Accelerator) -> C
             folder was begun with other arguments.
     """
     # Everything that can be wrong with the input is found before any work.
-    vqvae = VQVAEModel.from_pretrained(args.vqvae, dtype=torch.float32).eval().requires_grad_(False)
-    dataset = load_source("data", args.data, args.split, ["train"], args.streaming)
+    vqvae = VQVAEModel.from_pretrained(config.vqvae, dtype=torch.float32).eval().requires_grad_(False)
+    dataset = load_source("data", config.data, config.split, ["train"], config.streaming)
     if is_codes_dataset(dataset):
-        raise ValueError(f"`data` = {args.data!r} has a column of codes already.")
-    label_column, label_feature = find_labels(args, dataset)
-    num_labels = len(label_feature.names) if isinstance(label_feature, datasets.ClassLabel) else None
-    read_row = make_row_reader(args, dataset, vqvae.config, label_column, num_labels)
-    begun = read_codes_settings(args.output_dir)
-    units = make_units(args, dataset, read_row, accelerator.num_processes, begun)
-    settings = {name: value for name, value in asdict(args).items() if name not in FREE_ARGUMENTS}
+        raise ValueError(f"`data` = {config.data!r} has a column of codes already.")
+    condition, stored_label = find_labels(config, dataset)
+    read_row = make_row_reader(config, dataset, vqvae.config, condition)
+    begun = read_codes_settings(config.output_dir)
+    units = make_units(config, dataset, read_row, accelerator.num_processes, begun)
+    settings = {name: value for name, value in asdict(config).items() if name not in FREE_SETTINGS}
     settings |= {"vqvae": tokenizer_fingerprint(vqvae), **units.settings}
-    check_settings(args.output_dir, begun, settings)
-    repo_id = Path(args.output_dir).resolve().name
-    if args.push_to_hub and accelerator.is_main_process:
-        repo_id = HfApi().create_repo(args.hub_dataset_id or repo_id, repo_type="dataset", exist_ok=True).repo_id
+    check_settings(config.output_dir, begun, settings)
+    repo_id = Path(config.output_dir).resolve().name
+    if config.push_to_hub and accelerator.is_main_process:
+        repo_id = HfApi().create_repo(config.hub_dataset_id or repo_id, repo_type="dataset", exist_ok=True).repo_id
 
     accelerator.wait_for_everyone()
     if accelerator.is_main_process:
-        write_settings(Path(args.output_dir) / SETTINGS_FILE, settings)
+        write_settings(Path(config.output_dir) / SETTINGS_FILE, settings)
     accelerator.wait_for_everyone()
     vqvae.to(accelerator.device)
-    schema = codes_schema(vqvae, label_feature)
-    paths = [codes_path(args.output_dir, unit, units.number) for unit in range(units.number)]
-    write_units(args, vqvae, units, paths, schema, accelerator)
+    schema = codes_schema(vqvae, stored_label)
+    paths = [codes_path(config.output_dir, unit, units.number) for unit in range(units.number)]
+    write_units(config, vqvae, units, paths, schema, accelerator)
     accelerator.wait_for_everyone()
 
     missing = [path.name for path in paths if not path.exists()]
     if missing:
         raise ValueError(
-            f"`output_dir` = {args.output_dir!r} must be one folder for all processes, lacks {missing[0]}."
+            f"`output_dir` = {config.output_dir!r} must be one folder for all processes, lacks {missing[0]}."
         )
     count = count_codes(paths)
-    Tally(count.images, count.broken_images).check(args.max_broken_share)
+    Tally(count.images, count.broken_images).check(config.max_broken_share)
     if count.rows == 0:
-        raise ValueError(f"No image of `data` = {args.data!r} can be read.")
+        raise ValueError(f"No image of `data` = {config.data!r} can be read.")
     if accelerator.is_main_process:
         if count.broken_images > 0:
             logger.warning(f"{count.broken_images} of {count.images} images cannot be read and are left out.")
-        describe = partial(make_codes_card, args, vqvae, count, repo_id, has_labels=label_column is not None)
-        describe().save(Path(args.output_dir) / "README.md")
-        if args.push_to_hub:
-            push_codes(args.output_dir, repo_id, describe(split=re.split(r"\W", str(dataset.split))[0]))
+        describe = partial(make_codes_card, config, vqvae, count, repo_id, has_labels=condition is not None)
+        describe().save(Path(config.output_dir) / "README.md")
+        if config.push_to_hub:
+            push_codes(config.output_dir, repo_id, describe(split=re.split(r"\W", str(dataset.split))[0]))
     return count
 
 
 @torch.no_grad()
 def write_units(
-    args: TokenizationArguments,
+    config: TokenizationConfig,
     vqvae: VQVAEModel,
     units: IndexedUnits | StreamedUnits,
     paths: list[Path],
     schema: pyarrow.Schema,
     accelerator: Accelerator,
 ) -> None:
-    """
-    Write this process's share of `paths`, the files of all units, as far as they are missing.
-
-    Raises:
-        `ValueError`: If too many images cannot be read.
-    """
+    """Write the missing ones of this process's share of `paths`, the files of all units."""
     own = list(range(accelerator.process_index, units.number, accelerator.num_processes))
     missing = [unit for unit in own if not paths[unit].exists()]
     before = count_codes([paths[unit] for unit in own if paths[unit].exists()])
@@ -277,24 +256,21 @@ def write_units(
         mininterval=0.1 if sys.stderr.isatty() else 30,
     )
     files: dict[int, CodesFile] = {}
-    for part in units.parts(missing, args.dataloader_num_workers):
+    for part in units.parts(missing, config.dataloader_num_workers):
         if part.unit not in files:
             files[part.unit] = CodesFile(paths[part.unit], schema)
         file = files[part.unit]
         if part.tally.broken > 0 and total.last_reason is None:
-            logger.warning(
-                f"An image cannot be read: {part.tally.last_reason}. It is left out, as are further ones, which are only "
-                "counted."
-            )
+            warn_of_broken(part.tally)
         file.tally.add(part.tally)
         total.add(part.tally)
-        total.check(args.max_broken_share)
+        total.check(config.max_broken_share)
         if part.batch is not None:
             crops = part.batch["pixel_values"].flatten(0, 1)  # (images * rows per image, channels, height, width)
             with accelerator.autocast():
-                codes = torch.cat([encode_codes(vqvae, batch) for batch in crops.split(args.batch_size)])
+                codes = torch.cat([encode_codes(vqvae, batch) for batch in crops.split(config.batch_size)])
             labels = part.batch.get("class_labels")
-            file.add(codes, None if labels is None else labels.repeat_interleave(args.rows_per_image))
+            file.add(codes, None if labels is None else labels.repeat_interleave(config.rows_per_image))
         if part.is_last:
             files.pop(part.unit).finish()
         progress.update(part.tally.seen)
@@ -306,7 +282,7 @@ def write_units(
 
 
 def make_codes_card(
-    args: TokenizationArguments,
+    config: TokenizationConfig,
     vqvae: VQVAEModel,
     count: CodesCount,
     repo_id: str,
@@ -314,27 +290,19 @@ def make_codes_card(
     split: str | None = None,
 ) -> DatasetCard:
     """
-    What the files hold and how to use them.
-
-    Args:
-        args ([`TokenizationArguments`]): The arguments.
-        vqvae ([`VQVAEModel`]): The tokenizer.
-        count ([`~hf_var.data.codes_files.CodesCount`]): What the files hold.
-        repo_id (`str`): What the example loads.
-        has_labels (`bool`): Whether the rows have labels.
-        split (`str`, *optional*):
-            Name of the split for the card's metadata. Only on the Hub: of a folder with such metadata datasets caches
-            the rows by the folder's name alone, and takes them for those of any other folder with that name.
+    What the files hold and how to use them, for somebody who loads `repo_id`. The card's metadata name the `split` only on
+    the Hub: of a folder with such metadata datasets caches the rows by the folder's name alone, and takes them for those
+    of any other folder with that name.
     """
-    config: VQVAEConfig = vqvae.config
-    recipe = {name: value for name, value in asdict(args).items() if name not in ("push_to_hub", "hub_dataset_id")}
+    tokenizer: VQVAEConfig = vqvae.config
+    recipe = {name: value for name, value in asdict(config).items() if name not in ("push_to_hub", "hub_dataset_id")}
     configs = [{"config_name": "default", "data_files": [{"split": split, "path": FILES}]}]
     name = repo_id.split("/")[-1]
     card_data = DatasetCardData(
-        license=args.license,
+        license=config.license,
         pretty_name=name,
         tags=["image-tokens", "var"],
-        source_datasets=[args.data] if is_hub_name(args.data) else None,
+        source_datasets=[config.data] if is_hub_name(config.data) else None,
         configs=None if split is None else configs,
     )
     return DatasetCard.from_template(
@@ -342,14 +310,14 @@ def make_codes_card(
         template_path=str(Path(__file__).with_name("codes_card.md")),
         name=name,
         repo_id=repo_id,
-        source=args.data if is_hub_name(args.data) else Path(args.data).name,
+        source=config.data if is_hub_name(config.data) else Path(config.data).name,
         count=count,
-        rows_per_image=args.rows_per_image,
-        length=sum(config.scale_lengths),
-        codebook_size=config.codebook_size,
-        maps=[f"{height}x{width}" for height, width in config.scale_sizes],
+        rows_per_image=config.rows_per_image,
+        length=sum(tokenizer.scale_lengths),
+        codebook_size=tokenizer.codebook_size,
+        maps=[f"{height}x{width}" for height, width in tokenizer.scale_sizes],
         has_labels=has_labels,
-        vqvae=args.vqvae if is_hub_name(args.vqvae) else Path(args.vqvae).name,
+        vqvae=config.vqvae if is_hub_name(config.vqvae) else Path(config.vqvae).name,
         fingerprint=tokenizer_fingerprint(vqvae),
         split=split or "train",
         recipe=public_recipe(recipe),
@@ -357,14 +325,7 @@ def make_codes_card(
 
 
 def push_codes(output_dir: str | Path, repo_id: str, card: DatasetCard) -> None:
-    """
-    Upload the files of codes, in place of those that the repository has, and their card.
-
-    Args:
-        output_dir (`str`): Folder of the files.
-        repo_id (`str`): The repository, which exists.
-        card (`DatasetCard`): The card.
-    """
+    """Upload the files of codes, in place of those that the repository has, and their card."""
     card.push_to_hub(repo_id, repo_type="dataset", commit_message="Describe the codes of a data set")
     HfApi().upload_folder(
         repo_id=repo_id,

@@ -5,17 +5,17 @@ that share the units, nor on the workers that load them.
 """
 
 from collections.abc import Iterator
-from typing import Any, NamedTuple, cast
+from functools import partial
+from typing import Any, NamedTuple
 
 import datasets
 import torch
-from torch.utils.data import Dataset, IterableDataset, get_worker_info
 
-from .rows import ItemReader, RowReader, Tally, collate, make_loader, rows_of
+from .indexed import IndexedRows
+from .rows import RowReader, Tally, make_loader
+from .streamed import StreamedRows
 
 
-# Rows of a stream are numbered within their unit; so far apart are the first ones of two units.
-MOST_ROWS_OF_UNIT = 2**40
 # Where a stream has too few shards and is cut smaller. More of them cost less work when a run is killed.
 UNITS_PER_PROCESS = 16
 
@@ -37,33 +37,22 @@ class Part(NamedTuple):
     is_last: bool
 
 
-class IndexedUnits(Dataset):
-    """
-    Fixed ranges of rows of a data set with an index. What is drawn for a row depends on `seed` and its index.
-
-    Args:
-        dataset (`datasets.Dataset`): The rows.
-        read_row ([`RowReader`]): How a row becomes an item.
-        seed (`int`): Seed of all draws.
-        rows_per_unit (`int`): Rows of a unit.
-        rows_per_part (`int`): Rows that are read at a time.
-    """
+class IndexedUnits:
+    """Ranges of `rows_per_unit` rows of a data set with an index, read `rows_per_part` at a time."""
 
     def __init__(
         self, dataset: datasets.Dataset, read_row: RowReader, seed: int, rows_per_unit: int, rows_per_part: int
     ):
-        self.dataset: Any = read_row.prepare(dataset)
-        self.read_row = read_row
-        self.seed = seed
+        self.rows = IndexedRows(dataset, read_row, seed)
+        self.length = len(dataset)
         self.rows_per_unit = rows_per_unit
         self.rows_per_part = rows_per_part
-        self.number = -(-len(dataset) // rows_per_unit)
-        self.settings = {"images": len(dataset)}
+        self.number = -(-self.length // rows_per_unit)
+        self.settings = {"images": self.length}
 
     def rows_in(self, unit: int) -> range:
         """The rows of a unit."""
-        first = unit * self.rows_per_unit
-        return range(first, min(first + self.rows_per_unit, len(self.dataset)))
+        return range(unit * self.rows_per_unit, min((unit + 1) * self.rows_per_unit, self.length))
 
     def num_rows(self, units: list[int]) -> int | None:
         """The rows of several units."""
@@ -71,30 +60,20 @@ class IndexedUnits(Dataset):
 
     def parts(self, units: list[int], num_workers: int) -> Iterator[Part]:
         """All parts of `units`, one unit after the other, loaded by `num_workers` processes."""
-        keys = [(unit, first) for unit in units for first in self.rows_in(unit)[:: self.rows_per_part]]
-        return iter(make_loader(self, num_workers, cast(Any, keys)))
+        keys = [
+            (unit, rows[first : first + self.rows_per_part], first + self.rows_per_part >= len(rows))
+            for unit, rows in ((unit, self.rows_in(unit)) for unit in units)
+            for first in range(0, len(rows), self.rows_per_part)
+        ]
+        loader = make_loader(self.rows, num_workers, [rows for _, rows, _ in keys])
+        for (unit, _, is_last), (batch, tally) in zip(keys, loader, strict=True):
+            yield Part(unit, batch, tally, is_last)
 
-    def __getitem__(self, key: tuple[int, int]) -> Part:
-        unit, first = key
-        end = self.rows_in(unit).stop
-        stop = min(first + self.rows_per_part, end)
-        columns: Any = self.dataset[first:stop]
-        return _read_part(unit, columns, first, self.read_row, self.seed, is_last=stop == end)
 
-
-class StreamedUnits(IterableDataset):
+class StreamedUnits:
     """
-    The shards of a stream, or, where processes would have none, finer pieces of it, as far as its format can be cut. What
-    is drawn for a row depends on `seed` and its place in the unit.
-
-    Args:
-        dataset (`datasets.IterableDataset`): The rows.
-        read_row ([`RowReader`]): How a row becomes an item.
-        seed (`int`): Seed of all draws.
-        rows_per_part (`int`): Rows that are read at a time.
-        num_processes (`int`): Processes that share the units.
-        number (`int`, *optional*):
-            Units into which the stream was cut before; a run that goes on keeps them, however many processes it has now.
+    The shards of a stream, or, where `num_processes` would have none, finer pieces of it, if its format can be cut;
+    `number` are those of the run that is resumed, which keeps them however many processes it has now.
     """
 
     def __init__(
@@ -118,31 +97,19 @@ class StreamedUnits(IterableDataset):
         self.rows_per_part = rows_per_part
         self.number = min(number, prepared.num_shards)
         self.settings = {"shards": num_shards, "units": self.number}
-        self._units: list[int] = []
 
     def num_rows(self, units: list[int]) -> int | None:
-        """`None`: nobody knows before they are read."""
+        """`None`: unknown before they are read."""
         return None
 
     def parts(self, units: list[int], num_workers: int) -> Iterator[Part]:
         """All parts of `units`. Each of `num_workers` processes loads its own units, so that their parts take turns."""
-        self._units = units
-        return iter(make_loader(self, min(num_workers, len(units))))
-
-    def __iter__(self) -> Iterator[Part]:
-        info = get_worker_info()
-        for unit in self._units if info is None else self._units[info.id :: info.num_workers]:
-            number = unit * MOST_ROWS_OF_UNIT
-            # Not through iter(), which would split the shards between the workers a second time.
-            for columns in self.dataset.shard(self.number, unit).iter(self.rows_per_part):
-                part = _read_part(unit, columns, number, self.read_row, self.seed, is_last=False)
-                number += part.tally.seen
-                yield part
-            yield Part(unit, None, Tally(), is_last=True)
+        # Not through iter(), which would split the shards between the workers a second time.
+        opened = {unit: partial(_batches_of, self.dataset, self.number, unit, self.rows_per_part) for unit in units}
+        rows = StreamedRows(opened, self.read_row, self.seed)
+        for unit, loaded in make_loader(rows, min(num_workers, len(units))):
+            yield Part(unit, None, Tally(), True) if loaded is None else Part(unit, loaded.batch, loaded.tally, False)
 
 
-def _read_part(unit: int, columns: dict[str, Any], first: int, read_row: RowReader, seed: int, is_last: bool) -> Part:
-    reader = ItemReader(read_row, (seed,))
-    items = [reader.read(row, number) for number, row in enumerate(rows_of(columns), start=first)]
-    readable = [item for item in items if item is not None]
-    return Part(unit, collate(readable) if readable else None, reader.tally, is_last)
+def _batches_of(dataset: Any, number: int, unit: int, batch_size: int) -> Iterator[dict[str, Any]]:
+    return dataset.shard(number, unit).iter(batch_size)

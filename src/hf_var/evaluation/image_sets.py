@@ -2,14 +2,11 @@
 """Sets of images that others are compared with, read piece by piece and never in part without a word."""
 
 import hashlib
-import random
 import struct
 import zipfile
 import zlib
 from abc import ABC, abstractmethod
-from collections import deque
 from collections.abc import Iterable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any, cast
@@ -18,10 +15,8 @@ import datasets
 import numpy as np
 import torch
 from datasets.packaged_modules.imagefolder.imagefolder import ImageFolder
-from PIL import Image
 
 from .. import data
-from ..data.rows import BrokenImageError, rows_of
 from ..data.sources import features_of
 from ..hub.names import is_hub_name, without_folders
 
@@ -30,7 +25,6 @@ IMAGES_KEY = "arr_0"
 # Mean and covariance of the pool features, and of the spatial ones.
 STATISTICS_KEYS = ("mu", "sigma", "mu_s", "sigma_s")
 CHUNK_SIZE = 2**20
-DECODING_THREADS = 4
 # What zipfile, zlib and numpy raise when a file is damaged, cut off, or something else altogether.
 DAMAGES = (
     zipfile.BadZipFile,
@@ -287,15 +281,10 @@ class DatasetImages(ImageSet):
         self.num_images = len(dataset)
         if self.num_images < 2:
             raise ValueError(f"{self.name} must have at least 2 images, has {self.num_images}.")
-        settings = data.ImageArguments(image_column=image_column, interpolation=interpolation, resize_ratio=1.0)
-        self._read_row = data.image_rows(
-            settings, dataset, image_size or (1, 1), self._num_channels(dataset, image_column), augment=False
-        )
-        if image_size is None:
-            self._read_row.transform = cast(data.ImageTransform, _Unchanged(self._read_row.transform.num_channels))
-        self._dataset = cast(Any, self._read_row.prepare(dataset))
-        height, width = self._pixels(0, self._dataset[0]).shape[1:]
-        self.image_size = (height, width)
+        config = data.ReadingConfig(image_column=image_column, interpolation=interpolation, resize_ratio=1.0)
+        num_channels = self._num_channels(dataset, image_column)
+        self._images = data.OrderedImages(self.name, dataset, image_size, num_channels, config)
+        self.image_size = self._images.image_size
         self.description = {
             "kind": "hub" if is_hub_name(source) else "files",
             "name": without_folders(source),
@@ -308,23 +297,8 @@ class DatasetImages(ImageSet):
         }
 
     def _read(self, ranges: Iterator[tuple[int, int]]) -> Iterator[torch.ByteTensor]:
-        waiting: deque[list[Future[np.ndarray]]] = deque()
-        with ThreadPoolExecutor(DECODING_THREADS) as pool:
-            for start, stop in ranges:
-                rows = rows_of(self._dataset[start:stop])
-                waiting.append([pool.submit(self._pixels, number, row) for number, row in enumerate(rows, start)])
-                # One range is decoded while another one is in use.
-                if len(waiting) == 2:
-                    yield _stacked(waiting.popleft())
-            while waiting:
-                yield _stacked(waiting.popleft())
-
-    def _pixels(self, number: int, row: dict[str, Any]) -> np.ndarray:
-        try:
-            # Nothing is drawn: there is no augmentation.
-            return self._read_row(row, random.Random(0))["pixel_values"]
-        except BrokenImageError as error:
-            raise ValueError(f"Row {number} of {self.name} cannot be used: {error}") from error
+        for images in self._images.read(range(*ends) for ends in ranges):
+            yield cast(torch.ByteTensor, images.expand(-1, 3, -1, -1).contiguous())  # (batch, 3, height, width)
 
     def _num_channels(self, dataset: datasets.Dataset, image_column: str | None) -> int:
         column = data.find_image_column(dataset, image_column)
@@ -350,33 +324,6 @@ class DatasetImages(ImageSet):
                 f"{self.name} has {found} images, of which datasets reads {num_rows} where no split is chosen: it takes words "
                 "such as train or test in the names of files and folders for splits. Choose one, or rename them."
             )
-
-
-class _Unchanged:
-    """In place of an [`ImageTransform`]: images as they are, all of the first one's size."""
-
-    augment = False
-
-    def __init__(self, num_channels: int):
-        self.num_channels = num_channels
-        self.size: tuple[int, int] | None = None
-
-    def pixels(self, image: Image.Image | torch.Tensor, generator: random.Random) -> np.ndarray:
-        # Pillow's images have their channels last.
-        array = image.numpy() if isinstance(image, torch.Tensor) else np.moveaxis(np.asarray(image), -1, 0)
-        height, width = array.shape[1:]
-        self.size = self.size or (height, width)
-        if (height, width) != self.size:
-            raise BrokenImageError(
-                f"it has {_text((height, width))} pixels, the first image {_text(self.size)}. Images of several sizes have "
-                "to be brought to one `image_size`."
-            )
-        return array
-
-
-def _stacked(images: list[Future[np.ndarray]]) -> torch.ByteTensor:
-    pixels = torch.from_numpy(np.ascontiguousarray(np.stack([image.result() for image in images])))
-    return cast(torch.ByteTensor, pixels.expand(-1, 3, -1, -1).contiguous())  # (batch, 3, height, width)
 
 
 def _is_hidden(path: Path) -> bool:

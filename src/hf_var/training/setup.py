@@ -7,8 +7,7 @@ from typing import Any, NamedTuple
 
 from accelerate import Accelerator
 
-from ..data import AnyDataset, DataConfig, load_source
-from ..data.adapter import TrainingBatches, ValidationBatches
+from ..data import AnyDataset, DataConfig, TrainingBatches, ValidationBatches, load_source
 from ..data.rows import RowReader
 from .curves import curves_plot
 from .run import RunConfig, TrainingRun

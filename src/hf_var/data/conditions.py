@@ -1,0 +1,346 @@
+# SPDX-License-Identifier: Apache-2.0
+"""
+What an image is drawn for, from the row of a data set to the argument of a transformer: its class, or an embedding.
+
+A condition knows its column, and what of a row becomes `class_labels` or `class_embeds`. Row readers ask it and know
+nothing of labels themselves.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any, Protocol, cast
+
+import datasets
+import numpy as np
+import pyarrow
+import pyarrow.compute
+from transformers.utils import logging
+
+from .sources import AnyDataset, check_column, features_of
+
+
+logger = logging.get_logger(__name__)
+
+# More are numbers that mean something else, such as those of the images.
+MOST_CLASSES = 2**20
+TEXT_TYPES = ("string", "large_string", "string_view")
+
+
+class Condition(Protocol):
+    """
+    What becomes the condition of an item.
+
+    Attributes:
+        source_column (`str`): The column of the data set that is needed for it.
+    """
+
+    @property
+    def source_column(self) -> str: ...
+
+    def read(self, row: dict[str, Any]) -> dict[str, Any]:
+        """The entries of the item."""
+        ...
+
+
+@dataclass(frozen=True)
+class LabelCondition:
+    """
+    The class of an image, `class_labels`.
+
+    Args:
+        column (`str`): The column of labels; `json.label` is the field `label` of a column of structures `json`.
+        num_labels (`int`, *optional*): Number of classes, to check labels as they are read.
+        names (`tuple[str]`, *optional*): Names of the classes, where the column holds names.
+    """
+
+    column: str
+    num_labels: int | None = None
+    names: tuple[str, ...] | None = None
+
+    @property
+    def source_column(self) -> str:
+        return self.column.split(".")[0]
+
+    @cached_property
+    def _ids(self) -> dict[str, int]:
+        return {name: label for label, name in enumerate(self.names or ())}
+
+    def read(self, row: dict[str, Any]) -> dict[str, Any]:
+        label: Any = row
+        for name in [self.column] if self.column in row else self.column.split("."):
+            label = label[name]
+        if self.names is not None and isinstance(label, str):
+            if label not in self.names:
+                raise ValueError(
+                    f"`label_column` = {self.column!r} must hold one of {list(self.names)}, got {label!r}."
+                )
+            return {"class_labels": self.names.index(label)}
+        if not isinstance(label, (int, np.integer)):
+            raise ValueError(f"`label_column` = {self.column!r} must hold integers, got {label!r}.")
+        if label < 0 or (self.num_labels is not None and label >= self.num_labels):
+            limit = "at least 0" if self.num_labels is None else f"from 0 to {self.num_labels - 1}"
+            raise ValueError(f"`label_column` = {self.column!r} must hold labels {limit}, got {label}.")
+        return {"class_labels": int(label)}
+
+
+@dataclass(frozen=True)
+class EmbeddingCondition:
+    """
+    A precomputed embedding, `class_embeds`: see [`embedding_condition`].
+
+    Args:
+        column (`str`): The column.
+        size (`int`): Numbers in each row.
+    """
+
+    column: str
+    size: int
+
+    @property
+    def source_column(self) -> str:
+        return self.column
+
+    def read(self, row: dict[str, Any]) -> dict[str, Any]:
+        value = row[self.column]
+        embedding = np.asarray(np.nan if value is None else value, dtype=np.float32)
+        if embedding.shape != (self.size,) or not np.isfinite(embedding).all():
+            raise ValueError(
+                f"`condition_column` = {self.column!r} must hold {self.size} finite numbers in every row, got {value!r}."
+            )
+        return {"class_embeds": embedding}
+
+
+def as_condition(condition: Condition | str | None, num_labels: int | None) -> Condition | None:
+    """A column of labels as the condition that it is."""
+    return LabelCondition(condition, num_labels) if isinstance(condition, str) else condition
+
+
+# --------------------------------------------------------------------------------------------------------------------
+# Finding and checking
+
+
+def embedding_condition(dataset: AnyDataset, column: str) -> EmbeddingCondition:
+    """
+    The condition that a column of embeddings is.
+
+    Args:
+        dataset (`Dataset` or `IterableDataset`): The rows.
+        column (`str`): A column of lists or arrays of numbers, as many in every row.
+
+    Raises:
+        `ValueError`: If there is no such column, or it holds something else.
+    """
+    features = features_of(dataset)
+    check_column("condition_column", column, features)
+    feature: Any = features[column]
+    value = feature.feature if isinstance(feature, (datasets.List, datasets.LargeList)) else None
+    if not isinstance(value, datasets.Value) or not value.dtype.startswith("float"):
+        raise ValueError(f"`condition_column` = {column!r} must hold lists of floating point numbers, got {feature}.")
+    size = getattr(feature, "length", -1)
+    if size < 0:
+        first = next(iter(dataset.select_columns([column])), {column: None})[column]
+        size = len(first or [])
+    if size == 0:
+        raise ValueError(f"`condition_column` = {column!r} must hold at least one number, got an empty first row.")
+    condition = EmbeddingCondition(column, size)
+    if isinstance(dataset, datasets.Dataset):
+        for columns in dataset.select_columns([column]).with_format("numpy").iter(batch_size=4096):
+            embeddings = cast(Any, columns)[column]
+            if not (isinstance(embeddings, np.ndarray) and embeddings.ndim == 2 and np.isfinite(embeddings).all()):
+                # Says which row it is.
+                for embedding in embeddings:
+                    condition.read({column: embedding})
+    return condition
+
+
+def find_label_column(dataset: AnyDataset, column: str | None) -> str:
+    """The column of labels: `column`, or one that is called or typed like labels."""
+    features = features_of(dataset)
+    if column is not None:
+        _feature(features, column)
+        return column
+    typed = [name for name, feature in features.items() if isinstance(feature, datasets.ClassLabel)]
+    named = [name for name in ("label", "cls") if name in features]
+    for found in (named, typed):
+        if len(found) == 1:
+            return found[0]
+    raise ValueError(
+        f"Found no column of labels among the columns {list(features)}. Name it with `label_column`, or train without "
+        "classes with `num_labels` 0."
+    )
+
+
+def label_feature(dataset: AnyDataset, column: str | None) -> Any:
+    """The type of the column of labels, `ClassLabel` or `Value` of numbers; that of texts is `None`."""
+    feature = _feature(features_of(dataset), find_label_column(dataset, column))
+    return None if _holds_texts(feature) else feature
+
+
+def label_names(dataset: AnyDataset, column: str) -> dict[int, str]:
+    """
+    `id2label` of a column of labels: its names where it has some, in alphabetical order if they are texts, its numbers
+    otherwise.
+
+    Raises:
+        `ValueError`: If a stream does not tell how many labels there are, or the column holds no labels.
+    """
+    feature = _feature(features_of(dataset), column)
+    if isinstance(feature, datasets.ClassLabel):
+        return dict(enumerate(feature.names))
+    if isinstance(dataset, datasets.IterableDataset):
+        hint = "choose a column of numbers" if _holds_texts(feature) else "set `num_labels`"
+        raise ValueError(
+            f"`label_column` = {column!r} of a stream does not tell how many labels there are: {hint}, or read the data "
+            "without `streaming`."
+        )
+    labels = _labels(dataset, column)
+    if _holds_texts(feature):
+        return dict(enumerate(sorted(labels.unique().to_pylist())))
+    _, highest = _extremes(labels)
+    if highest >= MOST_CLASSES:
+        raise ValueError(
+            f"`label_column` = {column!r} holds numbers up to {highest}, too many for classes, which count from 0. Store "
+            "them as texts if each of them is a class, or name another column."
+        )
+    return {label: str(label) for label in range(highest + 1)}
+
+
+def check_labels(dataset: AnyDataset, column: str, num_labels: int, names: Sequence[str] | None = None) -> None:
+    """
+    Raise a `ValueError` if a label of `column` is not one of `num_labels` classes, or of `names` if it holds texts. Those
+    of a stream are looked at when their rows are read.
+    """
+    if isinstance(dataset, datasets.IterableDataset):
+        return
+    labels = _labels(dataset, column)
+    if _holds_texts(_feature(dataset.features, column)):
+        unknown = sorted(set(labels.unique().to_pylist()) - set(names or ()))
+        if unknown:
+            raise ValueError(f"`label_column` = {column!r} holds {unknown}, which are none of {list(names or ())}.")
+        return
+    lowest, highest = _extremes(labels)
+    if lowest < 0 or highest >= num_labels:
+        raise ValueError(
+            f"`label_column` = {column!r} must hold labels from 0 to {num_labels - 1}, got values from {lowest} to "
+            f"{highest}."
+        )
+
+
+def _labels(dataset: datasets.Dataset, column: str) -> pyarrow.ChunkedArray:
+    """A column of labels, known to be whole numbers or texts, without a Python object for every row."""
+    root = LabelCondition(column).source_column if column not in dataset.features else column
+    labels: Any = cast(Any, dataset.select_columns([root]).with_format("arrow")[:])[root]
+    for name in column.split(".")[1:] if root != column else ():
+        labels = cast(Any, pyarrow.compute).struct_field(labels, name)
+    if labels.null_count > 0:
+        raise ValueError(
+            f"`label_column` = {column!r} must hold a label in every row, got {labels.null_count} of {len(labels)} rows "
+            "without one. Leave these rows out, or train without classes with `num_labels` 0."
+        )
+    if not pyarrow.types.is_integer(labels.type) and not _holds_texts(_feature(dataset.features, column)):
+        raise ValueError(
+            f"`label_column` = {column!r} must hold integers or texts, got {labels.type}, such as {labels[0].as_py()!r}. "
+            "Convert it, or name another column."
+        )
+    return labels
+
+
+def _extremes(labels: pyarrow.ChunkedArray) -> tuple[int, int]:
+    return tuple(cast(Any, pyarrow.compute).min_max(labels).as_py().values())
+
+
+def _feature(features: datasets.Features, column: str) -> Any:
+    """The type of a column, or of a field of a column of structures."""
+    feature: Any = features
+    names = [column] if column in features else column.split(".")
+    for name in names:
+        if not isinstance(feature, Mapping) or name not in feature:
+            check_column("label_column", column, features)
+        feature = feature[name]
+    if isinstance(feature, Mapping):
+        raise ValueError(
+            f"`label_column` = {column!r} holds structures. Name one of {[f'{column}.{name}' for name in feature]}."
+        )
+    return feature
+
+
+def _holds_texts(feature: Any) -> bool:
+    return isinstance(feature, datasets.Value) and feature.dtype in TEXT_TYPES
+
+
+# --------------------------------------------------------------------------------------------------------------------
+# Training and validation
+
+
+def training_labels(
+    dataset: AnyDataset, label_column: str | None, num_labels: int | None, known: Mapping[int, str] | None = None
+) -> tuple[LabelCondition | None, dict[int, str] | None]:
+    """
+    The classes that a transformer is trained on, and their names; neither where `num_labels` is 0.
+
+    Args:
+        dataset (`Dataset` or `IterableDataset`): The rows.
+        label_column (`str`, *optional*): Name of the column of labels.
+        num_labels (`int`, *optional*): Number of classes; by default as many as in the data.
+        known (`dict[int, str]`, *optional*):
+            Names of a trained model's labels. Labels of the data that are numbers without names are these.
+
+    Raises:
+        `ValueError`: If there is no column of labels, or their number is another than `num_labels`.
+    """
+    if num_labels == 0:
+        return None, None
+    column = find_label_column(dataset, label_column)
+    feature = _feature(features_of(dataset), column)
+    is_number = not isinstance(feature, datasets.ClassLabel) and not _holds_texts(feature)
+    is_unknown_stream = _holds_texts(feature) and isinstance(dataset, datasets.IterableDataset)
+    if (is_number or is_unknown_stream) and known and num_labels in (None, len(known)):
+        id2label = dict(known)
+    elif is_number and num_labels is not None:
+        id2label = {label: str(label) for label in range(num_labels)}
+    else:
+        id2label = label_names(dataset, column)
+    if num_labels not in (None, len(id2label)):
+        raise ValueError(f"`num_labels` is {num_labels}, but the data names the labels {id2label}.")
+    condition = LabelCondition(column, len(id2label), tuple(id2label.values()) if _holds_texts(feature) else None)
+    check_labels(dataset, column, len(id2label), condition.names)
+    new = [name for name in id2label.values() if known and name not in known.values()]
+    if new:
+        logger.warning(f"The trained model does not know the labels {new}: they begin as the unconditional class.")
+    return condition, id2label
+
+
+def validation_labels(
+    dataset: AnyDataset, label_column: str | None, id2label: Mapping[int, str], has_names: bool
+) -> LabelCondition:
+    """
+    The classes of validation data, which must mean the same as those of the training.
+
+    Args:
+        dataset (`Dataset` or `IterableDataset`): The rows.
+        label_column (`str`, *optional*): Name of the column of labels.
+        id2label (`dict[int, str]`): Labels of the training.
+        has_names (`bool`): Whether the training data name them.
+
+    Raises:
+        `ValueError`: If labels have other names or are out of range.
+    """
+    column = find_label_column(dataset, label_column)
+    feature: Any = _feature(features_of(dataset), column)
+    names = tuple(id2label.values())
+    if has_names and isinstance(feature, datasets.ClassLabel) and feature.names != list(names):
+        raise ValueError(
+            f"`validation_data` has the labels {cast(list, feature.names)}, those of the training are {list(names)}."
+        )
+    check_labels(dataset, column, len(names), names)
+    return LabelCondition(column, len(names), names if _holds_texts(feature) else None)
+
+
+def has_label_names(dataset: AnyDataset, condition: LabelCondition | None) -> bool:
+    """Whether the data name the labels of a condition."""
+    if condition is None:
+        return False
+    return condition.names is not None or isinstance(
+        _feature(features_of(dataset), condition.column), datasets.ClassLabel
+    )

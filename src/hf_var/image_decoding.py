@@ -1,0 +1,198 @@
+# SPDX-License-Identifier: Apache-2.0
+"""
+The one decoder of images. A file, a picture or an array becomes a picture of 8 bits or a tensor, with a given number of
+channels: 16 bits keep their range, and what is transparent turns white where the result has no transparency.
+"""
+
+import io
+import os
+import warnings
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image, ImageOps
+
+
+PIL_MODES = {1: "L", 2: "LA", 3: "RGB", 4: "RGBA"}
+# Pillow itself refuses larger images.
+MOST_PIXELS = 178_956_970
+EXIF_ORIENTATION = 0x0112
+# Depths of sensors, whose values are often stored in 16 bits as they are.
+USUAL_BITS = (8, 10, 12, 14)
+INTEGER_RANGES = {torch.uint8: (0, 255), torch.uint16: (0, 65535), torch.bool: (0, 1)}
+
+ImageInput = bytes | str | os.PathLike | Image.Image | np.ndarray | torch.Tensor
+ValueRange = tuple[float, float] | list[float]
+
+
+class BrokenImageError(ValueError):
+    """An image cannot be read. Says which and why."""
+
+
+def decode_image(
+    image: ImageInput,
+    num_channels: int,
+    *,
+    value_range: ValueRange | None = None,
+    max_pixels: int = MOST_PIXELS,
+    name: str | None = None,
+) -> torch.Tensor:
+    """
+    Decode an image to a tensor.
+
+    Args:
+        image (`bytes`, `str`, `os.PathLike`, `PIL.Image.Image`, `np.ndarray` or `torch.Tensor`):
+            Content or path of a file, a picture, an array `(height, width)` or `(height, width, channels)`, or a tensor
+            `(channels, height, width)`. Arrays and tensors of floats hold values in `[0, 1]`, those of integers the whole
+            range of `uint8` or `uint16`.
+        num_channels (`int`):
+            Channels of the result. Files and pictures are brought to 1 (gray), 2 (gray with transparency), 3 (colour) or
+            4 (colour with transparency); arrays and tensors must have as many.
+        value_range (`tuple[float, float]`, *optional*):
+            Values that are black and white, where they are not those of the type: `(0, 4095)` for 12 bits in a file of 16.
+        max_pixels (`int`, *optional*, defaults to 178,956,970):
+            A file of more pixels is refused before it is decompressed.
+        name (`str`, *optional*): What messages call the image.
+
+    Returns:
+        `torch.Tensor` of shape `(num_channels, height, width)`: `uint8`, or for arrays and tensors of floats `float32` in
+        `[0, 1]`. [`normalize_pixels`] gives both the range of a model's inputs.
+
+    Raises:
+        [`BrokenImageError`]: A `ValueError`, if the image cannot be read, with the reason.
+    """
+    if isinstance(image, (np.ndarray, torch.Tensor)):
+        return _decode_array(image, num_channels, value_range, name)
+    picture = decode_picture(image, num_channels, value_range=value_range, max_pixels=max_pixels, name=name)
+    pixels = torch.from_numpy(np.array(picture))
+    return pixels[None] if pixels.ndim == 2 else pixels.movedim(-1, 0).contiguous()
+
+
+def decode_picture(
+    image: bytes | str | os.PathLike | Image.Image,
+    num_channels: int,
+    *,
+    value_range: ValueRange | None = None,
+    max_pixels: int = MOST_PIXELS,
+    name: str | None = None,
+) -> Image.Image:
+    """
+    The same for files and pictures, as a picture of 8 bits, turned the way that its EXIF data say: see [`decode_image`].
+
+    Raises:
+        [`BrokenImageError`]: A `ValueError`, if the image cannot be read, with the reason.
+    """
+    if num_channels not in PIL_MODES:
+        raise ValueError(f"`num_channels` must be one of {list(PIL_MODES)} for pictures, got {num_channels}.")
+    if name is None and isinstance(image, (str, os.PathLike)):
+        name = os.fspath(image)
+    try:
+        if not isinstance(image, Image.Image):
+            image = Image.open(io.BytesIO(image) if isinstance(image, bytes) else image)
+            if image.width * image.height > max_pixels:
+                raise ValueError(
+                    f"it has {image.width}x{image.height} pixels, more than `max_image_pixels` = {max_pixels}"
+                )
+            image.load()
+        if image.getexif().get(EXIF_ORIENTATION) is not None:
+            image = ImageOps.exif_transpose(image)
+        return with_channels(image, num_channels, value_range)
+    # Damaged files make Pillow raise almost anything: OSError, SyntaxError, struct.error, zlib.error, its own errors.
+    except Exception as error:
+        raise BrokenImageError(f"{name or 'an image without a name'}: {type(error).__name__}: {error}") from error
+
+
+def with_channels(image: Image.Image, num_channels: int, value_range: ValueRange | None = None) -> Image.Image:
+    """The picture as gray (1), gray with transparency (2), colour (3) or colour with transparency (4), 8 bits each."""
+    mode = PIL_MODES[num_channels]
+    if value_range is not None or image.mode.startswith("I") or image.mode == "F":
+        image = _with_range(image, value_range)
+    if image.mode == mode and "transparency" not in image.info:
+        return image
+    if image.has_transparency_data:
+        image = image.convert("RGBA")
+        if num_channels in (1, 3):
+            image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
+    elif image.mode not in ("1", "L", "RGB"):
+        image = image.convert("RGB")
+    return image.convert(mode)
+
+
+def normalize_pixels(pixels: torch.Tensor) -> torch.Tensor:
+    """Bytes, or floats in `[0, 1]`, to floats in `[-1, 1]`."""
+    if pixels.is_floating_point():
+        return pixels * 2 - 1
+    return pixels.float().div_(127.5).sub_(1)
+
+
+def _with_range(image: Image.Image, value_range: ValueRange | None) -> Image.Image:
+    """A picture of integers or floats as one of bytes, from black to white over `value_range`."""
+    if value_range is None:
+        if image.mode == "F":
+            raise ValueError(
+                "pixels that are floating point numbers have no known range: set `image_range` to their black and white"
+            )
+        # Pillow itself would cut off what is brighter than 255 of 65535.
+        levels = np.asarray(image)
+        _warn_of_range(int(levels.min()), int(levels.max()))
+        return Image.fromarray(np.round(levels.clip(0, 65535) / 257).astype(np.uint8))
+    if image.mode not in ("L", "RGB", "F") and not image.mode.startswith("I"):
+        raise ValueError(f"`image_range` is for gray and for colour without transparency, got the mode {image.mode}")
+    return Image.fromarray(
+        (_unit_range(np.asarray(image, dtype=np.float32), value_range) * 255).round().astype(np.uint8)
+    )
+
+
+def _warn_of_range(lowest: int, highest: int) -> None:
+    """Warn of values that are not those of 16 bits. The texts are few, so that each is shown once."""
+    if lowest < 0 or highest > 65535:
+        warnings.warn(
+            "An image has values below 0 or above 65535, which are cut off. Set `image_range` to the values that are black "
+            "and white.",
+            stacklevel=3,
+        )
+        return
+    bits = next((bits for bits in USUAL_BITS if 0 < highest < 2**bits), None)
+    if bits is not None:
+        warnings.warn(
+            f"An image of 16 bits has no value above {2**bits - 1} and is read as a dark one. If it was taken with {bits} "
+            f"bits, set `image_range` to 0 and {2**bits - 1}.",
+            stacklevel=3,
+        )
+
+
+def _unit_range(values: Any, value_range: ValueRange) -> Any:
+    lowest, highest = value_range
+    return (values.clip(lowest, highest) - lowest) / (highest - lowest)
+
+
+def _decode_array(
+    image: np.ndarray | torch.Tensor, num_channels: int, value_range: ValueRange | None, name: str | None
+) -> torch.Tensor:
+    name = name or "an image"
+    if isinstance(image, np.ndarray):
+        if image.dtype.kind not in "fbiu":
+            raise BrokenImageError(f"{name}: an array of {image.dtype} instead of numbers")
+        # Reversed views, for one, are no tensors.
+        pixels = torch.from_numpy(np.ascontiguousarray(image))
+        pixels = pixels[None] if pixels.ndim == 2 else pixels.movedim(-1, 0)
+        layout = f"(height, width, {num_channels})"
+    else:
+        pixels = image.detach().cpu()
+        layout = f"({num_channels}, height, width)"
+    if pixels.ndim != 3 or pixels.shape[0] != num_channels or pixels.numel() == 0:
+        raise BrokenImageError(f"{name}: an array of shape {tuple(image.shape)} instead of {layout}")
+    if value_range is not None:
+        return _unit_range(pixels.float(), value_range)
+    if pixels.is_floating_point():
+        pixels = pixels.float()
+        if not ((pixels >= 0) & (pixels <= 1)).all():
+            raise BrokenImageError(
+                f"{name}: floating point numbers must be in [0, 1], got values from {pixels.min():g} to {pixels.max():g}"
+            )
+        return pixels
+    if pixels.dtype not in INTEGER_RANGES:
+        raise BrokenImageError(f"{name}: integers must be uint8 or uint16, or have a known range, got {pixels.dtype}")
+    highest = INTEGER_RANGES[pixels.dtype][1]
+    return pixels if highest == 255 else (pixels.to(torch.float64) * (255 / highest)).round().to(torch.uint8)
