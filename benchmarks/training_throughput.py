@@ -83,8 +83,8 @@ def tokenizer_loop(script, args) -> Callable[[], Iterator[None]]:
 
 def transformer_loop(script, args) -> Callable[[], Iterator[None]]:
     vqvae, *_ = script.load_models(args)
-    rows, _, id2label = script.read_data(args, vqvae, None)
-    config = script.make_config(args, vqvae.config, id2label)
+    rows, _, conditioning = script.read_data(args, vqvae, None)
+    config = script.make_config(args, vqvae.config, conditioning)
     batches = TrainingBatches(rows.dataset, rows.reader, args.data, args.run.seed)
     inputs = [teacher_forcing(vqvae, batch) for _, batch in zip(range(NUM_BATCHES), batches, strict=False)]
     args = script.resolve_learning_rate(args, images_per_step=args.data.train_batch_size)

@@ -47,7 +47,7 @@ from hf_var.training.optimization import SCHEDULERS, Optimization, OptimizerConf
 from hf_var.training.run import RunConfig, TrainingRun
 from hf_var.training.setup import Rows, card_contents, load_splits, make_batches
 from hf_var.training.sharding import whole_model
-from hf_var.training.teacher_forcing import teacher_forcing
+from hf_var.training.teacher_forcing import is_raster, teacher_forcing
 
 
 logger = logging.get_logger("hf_var.train_var")
@@ -81,6 +81,9 @@ class ScriptConfig(CheckedFields):
     num_labels: NonNegativeInt | None = field(
         default=None, metadata={"help": "0: without classes; default: as many as in the data"}
     )
+    condition_column: str | None = field(
+        default=None, metadata={"help": "column of embeddings that the images are conditioned on in place of classes"}
+    )
     augmented_copies: NonNegativeInt = field(
         default=0,
         metadata={"help": "tokenize this many augmented copies of each image first; 0: tokenize every batch anew"},
@@ -93,6 +96,10 @@ class ScriptConfig(CheckedFields):
         super().__post_init__()
         if self.vqvae is None and self.pretrained_var is None:
             raise ValueError("`vqvae` must name the folder or the repository of a trained tokenizer.")
+        if self.condition_column is not None and self.num_labels not in (None, 0):
+            raise ValueError(
+                f"`num_labels` must be 0 with `condition_column` = {self.condition_column!r}, got {self.num_labels}."
+            )
 
 
 @dataclass(kw_only=True)
@@ -152,11 +159,23 @@ def read_arguments(argv: Sequence[str]) -> Arguments:
     args = Arguments(*parse_arguments(list(Arguments.__annotations__.values()), argv))
     if args.lora.lora_rank > 0 and args.script.pretrained_var is None:
         raise ValueError(f"`lora_rank` = {args.lora.lora_rank} adapts a trained transformer: set `pretrained_var`.")
+    if args.script.condition_column is not None and args.data.label_column is not None:
+        raise ValueError(
+            f"`label_column` = {args.data.label_column!r} and `condition_column` = {args.script.condition_column!r} "
+            "exclude each other."
+        )
     return args
 
 
 # --------------------------------------------------------------------------------------------------------------------
 # Data
+
+
+class Conditioning(NamedTuple):
+    """What a transformer is conditioned on: classes with these names, embeddings of this width, or nothing."""
+
+    id2label: dict[int, str] | None
+    condition_channels: int | None
 
 
 def check_codes(args: Arguments, argument: str, dataset: AnyDataset, vqvae: VQVAEModel) -> None:
@@ -174,20 +193,40 @@ def check_codes(args: Arguments, argument: str, dataset: AnyDataset, vqvae: VQVA
 
 def read_data(
     args: Arguments, vqvae: VQVAEModel, pretrained: VARTransformer | None
-) -> tuple[Rows, Rows | None, dict[int, str] | None]:
-    """Rows of the training and of its validation, if it has one, and the names of the labels."""
+) -> tuple[Rows, Rows | None, Conditioning]:
+    """Rows of the training and of its validation, if it has one, and what the images are conditioned on."""
     train, validation = load_splits(args.data, args.run)
     check_codes(args, "train_data", train, vqvae)
+    if validation is not None:
+        check_codes(args, "validation_data", validation, vqvae)
+    conditioning, for_training, for_validation = read_conditions(args, train, validation, pretrained)
+    rows = Rows(train, make_row_reader(args, vqvae.config, train, for_training, args.augment))
+    if validation is None:
+        return rows, None, conditioning
+    return rows, Rows(validation, make_row_reader(args, vqvae.config, validation, for_validation, None)), conditioning
+
+
+def read_conditions(
+    args: Arguments, train: AnyDataset, validation: AnyDataset | None, pretrained: VARTransformer | None
+) -> tuple[Conditioning, data.Condition | None, data.Condition | None]:
+    """What the images are conditioned on, and how it is read from the rows of the training and of the validation."""
+    column, for_validation = args.script.condition_column, None
+    if column is not None:
+        for_training = data.embedding_condition(train, column)
+        if validation is not None:
+            for_validation = data.embedding_condition(validation, column)
+            if for_validation.size != for_training.size:
+                raise ValueError(
+                    f"`condition_column` = {column!r} must hold {for_training.size} numbers in `validation_data` as in "
+                    f"`train_data`, got {for_validation.size}."
+                )
+        return Conditioning(None, for_training.size), for_training, for_validation
     known = None if pretrained is None else pretrained.config.id2label
     labels, id2label = data.training_labels(train, args.data.label_column, args.script.num_labels, known)
-    rows = Rows(train, make_row_reader(args, vqvae.config, train, labels, args.augment))
-    if validation is None:
-        return rows, None, id2label
-    check_codes(args, "validation_data", validation, vqvae)
-    if labels is not None:
+    if validation is not None and labels is not None:
         has_names = data.has_label_names(train, labels)
-        labels = data.validation_labels(validation, args.data.label_column, id2label, has_names)
-    return rows, Rows(validation, make_row_reader(args, vqvae.config, validation, labels, None)), id2label
+        for_validation = data.validation_labels(validation, args.data.label_column, id2label, has_names)
+    return Conditioning(id2label, None), labels, for_validation
 
 
 def make_row_reader(
@@ -209,7 +248,10 @@ def tokenize_copies(args: Arguments, rows: Rows, vqvae: VQVAEModel, show_progres
     if copies == 0 or data.is_codes_dataset(rows.dataset):
         return rows
     codes = data.tokenized_copies(rows.dataset, rows.reader, args.data, args.run.seed, vqvae, copies, show_progress)
-    return Rows(codes, data.codes_rows("class_labels" if "class_labels" in codes.features else None))
+    condition = "class_labels" if "class_labels" in codes.features else None
+    if "class_embeds" in codes.features:
+        condition = data.embedding_condition(codes, "class_embeds")
+    return Rows(codes, data.codes_rows(condition))
 
 
 # --------------------------------------------------------------------------------------------------------------------
@@ -233,17 +275,18 @@ def load_models(args: Arguments) -> tuple[VQVAEModel, VARTransformer | None, dic
 def make_config(
     args: Arguments,
     tokenizer: VQVAEConfig,
-    id2label: dict[int, str] | None,
+    conditioning: Conditioning,
     pretrained: VARTransformer | None = None,
 ) -> VARConfig:
     """Configuration of the transformer: that of the arguments and the tokenizer, or `pretrained`'s with other labels."""
     given = given_fields(args.model)
-    if "block_sizes" in given:
-        raise ValueError("`block_sizes` cannot be set here: a scale is predicted at once.")
     shared = {name: getattr(tokenizer, name) for name in ("codebook_size", "latent_channels", "patch_nums")}
     for name, value in shared.items():
         if given.setdefault(name, value) != value:
             raise ValueError(f"`{name}` is {value} in the tokenizer, got {given[name]}.")
+    width = conditioning.condition_channels
+    if given.setdefault("condition_channels", width) != width:
+        raise ValueError(f"`condition_channels` is {width} in `condition_column`, got {given['condition_channels']}.")
     values = given
     if pretrained is not None:
         values = {name: getattr(pretrained.config, name) for name in inspect.get_annotations(VARConfig)}
@@ -251,7 +294,14 @@ def make_config(
             if name not in FREE_CONFIG_FIELDS and values[name] != value:
                 raise ValueError(f"`{name}` is {values[name]} in `pretrained_var`, got {value}.")
         values |= given
-    return VARConfig(num_labels=0, **values) if id2label is None else VARConfig(id2label=id2label, **values)
+    id2label = conditioning.id2label
+    config = VARConfig(num_labels=0, **values) if id2label is None else VARConfig(id2label=id2label, **values)
+    if is_raster(tokenizer, config.block_sizes) and args.samples.num_samples > 0:
+        raise ValueError(
+            f"`num_samples` must be 0 with `block_sizes` all ones, since the pipeline does not sample in raster order, got "
+            f"{args.samples.num_samples}."
+        )
+    return config
 
 
 def make_transformer(args: Arguments, config: VARConfig, pretrained: VARTransformer | None) -> VARTransformer:
@@ -299,49 +349,80 @@ def first_metrics(args: Arguments, vqvae: VQVAEModel, transformer: VARTransforme
     }
 
 
-def sample_images(args: Arguments, pipeline: VARPipeline, accelerator: Accelerator) -> Image.Image:
-    """Images of classes from the first to the last, a row of eight beside each other."""
+def make_pipeline(transformer: VARTransformer, vqvae: VQVAEModel, sampling: dict[str, float]) -> VARPipeline | None:
+    """What samples, with its defaults; no pipeline samples in raster order."""
+    if is_raster(vqvae.config, transformer.config.block_sizes):
+        return None
+    pipeline = VARPipeline(transformer=transformer, vqvae=vqvae, **sampling)
+    pipeline.set_progress_bar_config(disable=True)
+    return pipeline
+
+
+def sample_images(
+    args: Arguments, pipeline: VARPipeline, batches: data.TrainingBatches, accelerator: Accelerator
+) -> Image.Image:
+    """
+    Images of classes from the first to the last, or of the embeddings of the first training images, a row of eight beside
+    each other.
+    """
     number, num_labels = args.samples.num_samples, pipeline.transformer.config.num_labels
-    labels = [index * num_labels // number if num_labels > 0 else None for index in range(number)]
     generators = [torch.Generator().manual_seed(args.run.seed + index) for index in range(number)]
+    if args.script.condition_column is not None:
+        condition = {"class_embeds": batches.first_items(number)["class_embeds"]}
+    else:
+        labels = [index * num_labels // number if num_labels > 0 else None for index in range(number)]
+        condition = {"class_labels": labels}
     with accelerator.autocast():
-        images = pipeline(labels, generator=generators).images
+        images = pipeline(**condition, generator=generators).images
     columns = min(number, 8)
     images += [Image.new(images[0].mode, images[0].size)] * (-number % columns)
     return make_image_grid(images, rows=len(images) // columns, cols=columns)
 
 
-def whole_pipeline(args: Arguments, pipeline: VARPipeline, config: VARConfig) -> VARPipeline | None:
+def whole_transformer(args: Arguments, transformer: VARTransformer) -> VARTransformer | None:
     """
-    `pipeline`, or if its transformer is sharded one with a whole copy, in the first process alone; for all processes
-    together.
+    `transformer`, or if it is sharded a whole copy, in the first process alone; for all processes together.
     """
-    transformer = whole_model(pipeline.transformer, lambda: make_transformer(args, config, None))
-    if transformer is None or transformer is pipeline.transformer:
-        return None if transformer is None else pipeline
-    return VARPipeline(transformer, pipeline.vqvae, **{name: pipeline.config[name] for name in SAMPLING})
+    return whole_model(transformer, lambda: make_transformer(args, transformer.config, None))
 
 
-def save(args: Arguments, pipeline: VARPipeline, folder: Path, is_final: bool = False) -> None:
+def save(
+    args: Arguments,
+    transformer: VARTransformer,
+    vqvae: VQVAEModel,
+    sampling: dict[str, float],
+    folder: Path,
+    is_final: bool = False,
+) -> VARPipeline | None:
     """
-    Save a pipeline. Adapters are saved for themselves as well, and alone as long as they are trained: they become part of
-    the weights that are saved at the end.
+    Save a pipeline, or in raster order its models. Adapters are saved for themselves as well, and alone as long as they are
+    trained: they become part of the weights that are saved at the end.
     """
     if args.lora.lora_rank > 0:
-        save_lora(pipeline.transformer, folder / LORA_FOLDER)
+        save_lora(transformer, folder / LORA_FOLDER)
         if not is_final:
-            return
+            return None
+    pipeline = make_pipeline(transformer, vqvae, sampling)
+    if pipeline is None:
+        transformer.save_pretrained(folder / "transformer")
+        vqvae.save_pretrained(folder / "vqvae")
+        return None
+    if args.lora.lora_rank > 0:
         pipeline.fuse_lora()
     pipeline.save_pretrained(str(folder))
+    return pipeline
 
 
-def describe(args: Arguments, pipeline: VARPipeline, run: TrainingRun) -> None:
-    """Plot the training's curves and write the model card."""
+def describe(args: Arguments, pipeline: VARPipeline | None, run: TrainingRun) -> None:
+    """Plot the training's curves and write the model card, where there is a pipeline."""
+    contents = card_contents(run, METRICS, CURVES, CAPTIONS)
+    if pipeline is None:
+        return
     write_pipeline_card(
         args.run.output_dir,
         pipeline,
         public_arguments(*args[:-1], given_fields(args.model)),
-        **card_contents(run, METRICS, CURVES, CAPTIONS),
+        **contents,
         repo_id=args.hub.hub_model_id,
         license=args.hub.license,
         data_license=args.hub.data_license,
@@ -357,8 +438,8 @@ def main(argv: Sequence[str] | None = None) -> None:
 
     # Everything that can be wrong with the input is found before any work.
     vqvae, pretrained, sampling = load_models(args)
-    train_rows, validation_rows, id2label = read_data(args, vqvae, pretrained)
-    config = make_config(args, vqvae.config, id2label, pretrained)
+    train_rows, validation_rows, conditioning = read_data(args, vqvae, pretrained)
+    config = make_config(args, vqvae.config, conditioning, pretrained)
 
     seed, batch_size = args.run.seed, args.data.train_batch_size
     accelerator = make_accelerator(args.run, batch_size, args.optimizer.max_grad_norm)
@@ -368,8 +449,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     set_seed(seed)
     transformer = make_transformer(args, config, pretrained)
     set_seed(seed, device_specific=True)
-    pipeline = VARPipeline(transformer=transformer, vqvae=vqvae.to(accelerator.device), **sampling)
-    pipeline.set_progress_bar_config(disable=True)
+    pipeline = make_pipeline(transformer, vqvae.to(accelerator.device), sampling)
     if args.hub.push_to_hub and accelerator.is_main_process:
         repo_id = create_repository(args.run.output_dir, args.hub.hub_model_id)
         args = args._replace(hub=replace(args.hub, hub_model_id=repo_id))
@@ -378,7 +458,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     show_progress = accelerator.is_local_main_process
     train_rows = tokenize_copies(args, train_rows, vqvae, show_progress)
     batches, validation = make_batches(args.data, seed, accelerator, train_rows, validation_rows)
-    make_inputs = partial(teacher_forcing, vqvae)
+    make_inputs = partial(teacher_forcing, vqvae, block_sizes=config.block_sizes)
     optimization = Optimization(accelerator, transformer, args.optimizer, args.run.max_train_steps)
     predictions = CodePredictions(config.scale_lengths, accelerator.device)
 
@@ -416,20 +496,20 @@ def main(argv: Sequence[str] | None = None) -> None:
                         run.write(metrics, prefix="validation_")
                     if is_sampled:
                         # In all processes, whose parts of a sharded model are needed.
-                        run.write_image("samples", sample_images(args, pipeline, accelerator))
+                        run.write_image("samples", sample_images(args, pipeline, batches, accelerator))
                     if is_pushed:
-                        whole = whole_pipeline(args, pipeline, config)
+                        whole = whole_transformer(args, transformer)
                         if accelerator.is_main_process:
-                            pusher.push(partial(save, args, whole), f"Step {run.step}")
+                            pusher.push(partial(save, args, whole, vqvae, sampling), f"Step {run.step}")
                 run.restart_clock()
             run.save_if_due()
 
         accelerator.wait_for_everyone()
         with optimization.averaged():
-            whole = whole_pipeline(args, pipeline, config)
+            whole = whole_transformer(args, transformer)
             if accelerator.is_main_process:
-                save(args, whole, Path(args.run.output_dir), is_final=True)
-                describe(args, whole, run)
+                saved = save(args, whole, vqvae, sampling, Path(args.run.output_dir), is_final=True)
+                describe(args, saved, run)
                 if args.hub.push_to_hub:
                     pusher.finish()
                     push_result(args.run.output_dir, args.hub.hub_model_id)

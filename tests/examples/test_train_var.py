@@ -13,13 +13,13 @@ from pathlib import Path
 
 import pytest
 import torch
-from datasets import Dataset, Features, Value
+from datasets import Dataset, Features, List, Value
 from datasets import Image as DatasetImage
 from PIL import Image
 from safetensors.torch import load_file
 from torch.nn import functional
 
-from hf_var import VARPipeline, data
+from hf_var import VARPipeline, VARTransformer, data
 from hf_var.cli.arguments import read_recipe
 
 from .conftest import (
@@ -321,7 +321,8 @@ def test_new_labels_keep_what_the_model_knows(tmp_path: Path, var_folder: str, i
         torch.testing.assert_close(row, expected, rtol=0, atol=1e-6)
     # Dropout may change, and is built into the layers.
     args = train_var.read_arguments([*arguments, "--drop_path_rate", "0.5", "--output_dir", ""])
-    config = train_var.make_config(args, before.vqvae.config, {0: "cat"}, before.transformer)
+    labels = train_var.Conditioning({0: "cat"}, None)
+    config = train_var.make_config(args, before.vqvae.config, labels, before.transformer)
     transformer = train_var.make_transformer(args, config, before.transformer)
     assert [layer.drop_path.rate for layer in transformer.layers] == [0.0, 0.5]
     assert torch.equal(transformer.head.weight, before.transformer.head.weight)
@@ -368,6 +369,62 @@ def test_streamed_codes_are_trained_on(tmp_path: Path, vqvae_folder: str, images
     assert same_weights(resumed, whole)
 
 
+@pytest.mark.parametrize("width", [5, 16], ids=["another_width", "that_of_the_transformer"])
+def test_embeddings_condition_a_transformer(width: int, tmp_path: Path, vqvae_folder: str) -> None:
+    embeddings = torch.randn(6, width, generator=torch.Generator().manual_seed(0))
+    features = Features({"image": DatasetImage(), "meaning": List(Value("float32"), length=width)})
+    rows = {"image": random_images(6), "meaning": embeddings.tolist()}
+    Dataset.from_dict(rows, features=features).to_parquet(tmp_path / "embedded.parquet")
+    images = str(tmp_path / "embedded.parquet")
+    arguments = ["--train_data", images, "--validation_data", images, "--vqvae", vqvae_folder, *TINY_VAR, *SHORT_RUN]
+    arguments += ["--condition_column", "meaning", "--initializer_adaln_gamma_factor", "1", "--num_samples", "3"]
+    arguments += ["--initializer_head_factor", "1", "--learning_rate", "1e-2", "--class_dropout_prob", "0.3"]
+    train_var.main([*arguments, "--output_dir", str(tmp_path / "var")])
+    assert read_log(tmp_path / "var")[-1]["validation_loss"] > 0
+    assert Image.open(tmp_path / "var/samples.png").size == (24, 8)
+    # The same from codes that were made before.
+    train_var.main([*arguments, "--augmented_copies", "2", "--output_dir", str(tmp_path / "copies")])
+
+    pipeline = VARPipeline.from_pretrained(tmp_path / "var")
+    assert pipeline.transformer.config.num_labels == 0
+    assert pipeline.transformer.config.condition_channels == width
+    arguments = {"generator": torch.Generator().manual_seed(1), "guidance_scale": 3.0, "output_type": "np"}
+    sampled = pipeline(class_embeds=embeddings[:2], **arguments).images
+    assert sampled.shape == (2, 8, 8, 1)
+    codes = torch.randint(16, (1, 21), generator=torch.Generator().manual_seed(0))
+    inputs = pipeline.vqvae.teacher_forcing(codes)
+    with torch.no_grad():
+        first, second, nothing = (
+            pipeline.transformer(class_embeds=embeds, scale_inputs=inputs).logits
+            for embeds in (embeddings[:1], embeddings[1:2], pipeline.transformer.get_class_embeds(torch.tensor([-1])))
+        )
+        unconditional = pipeline.transformer(scale_inputs=inputs).logits
+    assert (first - second).abs().max() > 1e-3
+    assert torch.equal(nothing, unconditional)
+
+
+def test_raster_order_is_trained(tmp_path: Path, vqvae_folder: str, images_parquet: str) -> None:
+    arguments = ["--train_data", images_parquet, "--validation_data", images_parquet, "--vqvae", vqvae_folder]
+    arguments += [*TINY_VAR, *SHORT_RUN, "--block_sizes", *["1"] * 21, "--num_samples", "0"]
+    train_var.main([*arguments, "--output_dir", str(tmp_path), "--learning_rate", "1e-2", "--max_train_steps", "6"])
+    transformer = VARTransformer.from_pretrained(tmp_path / "transformer").eval()
+    assert transformer.config.block_lengths == [1] * 21
+    vqvae = train_var.VQVAEModel.from_pretrained(tmp_path / "vqvae").eval()
+    codes = torch.randint(16, (2, 21), generator=torch.Generator().manual_seed(0))
+    inputs = train_var.teacher_forcing(vqvae, {"codes": codes}, transformer.config.block_sizes)
+    assert inputs["scale_inputs"].shape == (2, 20, 4)
+    # A token is read by those after it alone.
+    changed = codes.clone()
+    changed[:, 7] = (codes[:, 7] + 1) % 16
+    others = train_var.teacher_forcing(vqvae, {"codes": changed}, transformer.config.block_sizes)
+    labels = torch.tensor([0, 1])
+    with torch.no_grad():
+        logits, other_logits = (transformer(labels, both["scale_inputs"]).logits for both in (inputs, others))
+    torch.testing.assert_close(logits[:, :8], other_logits[:, :8], rtol=0, atol=1e-6)
+    assert (logits[:, 8] - other_logits[:, 8]).abs().max() > 1e-6
+    assert read_log(tmp_path)[-1]["validation_loss"] < 5
+
+
 def test_adapter_and_merged_pipeline_are_the_same_model(tmp_path: Path, var_folder: str, images_parquet: str) -> None:
     arguments = ["--pretrained_var", var_folder, "--train_data", images_parquet, *SHORT_RUN, "--lora_rank", "4"]
     arguments += ["--validation_data", images_parquet, "--max_train_steps", "6", "--learning_rate", "1e-2"]
@@ -403,7 +460,17 @@ def test_adapter_and_merged_pipeline_are_the_same_model(tmp_path: Path, var_fold
         (["--push_steps", "5"], "`push_steps` = 5 needs `push_to_hub`"),
         (["--lr_final_ratio", "2"], "`lr_final_ratio` must be a share from 0 to 1, got 2.0"),
         (["--lr_scheduler", "constant"], "`lr_final_ratio` goes with `lr_scheduler` linear or cosine, got 'constant'"),
-        (["--block_sizes", "1", "1"], "`block_sizes` cannot be set here"),
+        (["--block_sizes", *["1"] * 21], "`num_samples` must be 0 with `block_sizes` all ones"),
+        (["--block_sizes", "5", "16"], "`block_sizes` must be one block per scale, .*, or all ones for raster order"),
+        (["--condition_column", "label"], "`condition_column` = 'label' must hold lists of floating point numbers"),
+        (
+            ["--condition_column", "x", "--num_labels", "3"],
+            "`num_labels` must be 0 with `condition_column` = 'x', got 3",
+        ),
+        (
+            ["--condition_column", "x", "--label_column", "y"],
+            "`label_column` = 'y' and `condition_column` = 'x' exclude",
+        ),
         (["--weight_decay_end", "-1"], "`weight_decay_end` must be at least 0, got -1.0"),
     ],
 )

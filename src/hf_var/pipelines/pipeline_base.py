@@ -173,7 +173,7 @@ class VARPipelineBase(CompilationMixin, EditingMixin, LoraMixin):
             return ids, None, len(ids)
         if class_labels is not None:
             raise ValueError("Pass one of `class_labels` and `class_embeds`, not both.")
-        width = self.transformer.config.hidden_size
+        width = self.transformer.config.condition_size
         if not isinstance(class_embeds, torch.Tensor) or class_embeds.ndim != 2 or class_embeds.shape[1] != width:
             shape = (
                 tuple(class_embeds.shape) if isinstance(class_embeds, torch.Tensor) else type(class_embeds).__name__
