@@ -20,7 +20,6 @@ from safetensors.torch import load_file
 from torch.nn import functional
 
 from hf_var import VARPipeline, VARTransformer, data
-from hf_var.cli.arguments import read_recipe
 
 from .conftest import (
     REPOSITORY,
@@ -69,9 +68,9 @@ def test_recipe_takes_two_steps(
 ) -> None:
     source = ["--train_data", images_parquet, "--validation_data", images_parquet, "--output_dir", str(tmp_path)]
     source += ["--torch_compile", "false", "--dataloader_num_workers", "0", "--lr_stable_steps", "1", *SHORT_RUN]
-    settings = read_recipe(recipe)
-    source += ["--augmented_copies", "2"] if settings.get("augmented_copies") else []
-    if "pretrained_var" in settings:
+    settings = train_var.read_arguments([str(recipe)])
+    source += ["--augmented_copies", "2"] if settings.script.augmented_copies > 0 else []
+    if settings.script.pretrained_var is not None:
         source += ["--pretrained_var", var_folder, "--lr_stable_steps", "0"]
     else:
         source += ["--vqvae", vqvae_folder, *TINY_VAR, "--patch_nums", "1", "2", "4"]
@@ -88,7 +87,7 @@ def test_recipe_takes_two_steps(
     assert pipeline("newt", output_type="np").images.shape == (1, 8, 8, 1)
     config = pipeline.transformer.config
     for name in ("initializer_adaln_gamma_factor", "shared_adaln", "label_smoothing"):
-        assert getattr(config, name) == settings.get(name, getattr(config, name))
+        assert getattr(config, name) == train_var.given_fields(settings.model).get(name, getattr(config, name))
 
 
 def test_result_describes_itself(tmp_path: Path, vqvae_folder: str, images_parquet: str) -> None:
