@@ -26,12 +26,11 @@ from pathlib import Path
 
 import torch
 
-from hf_var import VARConfig, VQVAEConfig, VQVAEModel, data
-from hf_var.training.arguments import given_config_fields, parse_arguments, with_config_fields
+from hf_var.data import TrainingBatches
 from hf_var.training.codebook import MovingAverageCodebook
 from hf_var.training.losses import reconstruction_loss
 from hf_var.training.optimization import make_optimizer
-from hf_var.training.teacher_forcing import TeacherForcing
+from hf_var.training.teacher_forcing import teacher_forcing
 
 
 ROUNDS = 3
@@ -50,27 +49,28 @@ def load_script(name: str):
 
 
 def tokenizer_loop(script, args) -> Callable[[], Iterator[None]]:
-    config = VQVAEConfig(**given_config_fields(args, VQVAEConfig))
-    source = data.load_source("train_data", args.train_data, args.train_split, ["train"], args.streaming)
-    batches = data.TrainingBatches(source, script.make_row_reader(args, config, source, augment=True), args, args.seed)
-    memory_format = torch.channels_last if args.channels_last else torch.contiguous_format
+    config = script.make_config(args)
+    source, _ = script.load_splits(args.data, args.run)
+    rows = script.make_row_reader(args, config, source, augment=True)
+    batches = TrainingBatches(source, rows, args.data, args.run.seed)
+    memory_format = torch.channels_last if args.script.channels_last else torch.contiguous_format
     images = [
         batch["pixel_values"].contiguous(memory_format=memory_format)
         for _, batch in zip(range(NUM_BATCHES), batches, strict=False)
     ]
 
     def steps() -> Iterator[None]:
-        torch.manual_seed(args.seed)
-        vqvae = VQVAEModel(config).train().to(memory_format=memory_format)
-        vqvae.codebook.requires_grad_(args.codebook_update == "gradient")
-        moving_average = MovingAverageCodebook(vqvae, args.codebook_decay) if args.codebook_update == "ema" else None
-        optimizer = make_optimizer(vqvae, args)
+        torch.manual_seed(args.run.seed)
+        vqvae = script.make_model(args, config)
+        moving_average = MovingAverageCodebook(vqvae) if args.codebook.codebook_update == "ema" else None
+        optimizer = make_optimizer(vqvae, args.optimizer)
+        objective = args.reconstruction
         for pixel_values in itertools.cycle(images):
-            with torch.autocast("cpu", dtype=torch.bfloat16, enabled=args.mixed_precision == "bf16"):
+            with torch.autocast("cpu", dtype=torch.bfloat16, enabled=args.run.mixed_precision == "bf16"):
                 output = vqvae(pixel_values)
-            loss = reconstruction_loss(output.sample, pixel_values, args.l1_weight, args.l2_weight)
-            (loss + args.quantizer_weight * output.loss).backward()
-            torch.nn.utils.clip_grad_norm_(vqvae.parameters(), args.max_grad_norm)
+            loss = reconstruction_loss(output.sample, pixel_values, objective.l1_weight, objective.l2_weight)
+            (loss + objective.quantizer_weight * output.loss).backward()
+            torch.nn.utils.clip_grad_norm_(vqvae.parameters(), args.optimizer.max_grad_norm)
             optimizer.step()
             optimizer.zero_grad()
             if moving_average is not None:
@@ -82,21 +82,18 @@ def tokenizer_loop(script, args) -> Callable[[], Iterator[None]]:
 
 
 def transformer_loop(script, args) -> Callable[[], Iterator[None]]:
-    vqvae, _ = script.load_models(args)
-    source = script.load_data(args, "train_data", ["train"], vqvae)
-    label_column, id2label = data.training_labels(source, args.label_column, args.num_labels)
-    config = script.make_config(args, vqvae.config, id2label)
-    rows = script.make_row_reader(args, vqvae.config, source, label_column, config.num_labels, augment=True)
-    batches = data.TrainingBatches(source, rows, args, args.seed)
-    teacher_forcing = TeacherForcing(vqvae)
-    inputs = [teacher_forcing(batch) for _, batch in zip(range(NUM_BATCHES), batches, strict=False)]
-    args.learning_rate = args.learning_rate or args.base_learning_rate
+    vqvae, *_ = script.load_models(args)
+    rows, _, conditioning = script.read_data(args, vqvae, None)
+    config = script.make_config(args, vqvae.config, conditioning)
+    batches = TrainingBatches(rows.dataset, rows.reader, args.data, args.run.seed)
+    inputs = [teacher_forcing(vqvae, batch) for _, batch in zip(range(NUM_BATCHES), batches, strict=False)]
+    args = script.resolve_learning_rate(args, images_per_step=args.data.train_batch_size)
 
     def steps() -> Iterator[None]:
         transformer = script.make_transformer(args, config, None)
-        optimizer = make_optimizer(transformer, args)
+        optimizer = make_optimizer(transformer, args.optimizer)
         for batch in itertools.cycle(inputs):
-            with torch.autocast("cpu", dtype=torch.bfloat16, enabled=args.mixed_precision == "bf16"):
+            with torch.autocast("cpu", dtype=torch.bfloat16, enabled=args.run.mixed_precision == "bf16"):
                 loss = transformer(**batch).loss
             loss.backward()
             optimizer.step()
@@ -129,15 +126,14 @@ def main() -> None:
     if name not in ("train_vqvae", "train_var"):
         raise SystemExit("The first argument is train_vqvae or train_var, then come the script's.")
     script = load_script(name)
+    args = script.read_arguments(arguments)
     if name == "train_vqvae":
-        args = parse_arguments(with_config_fields(script.VQVAETrainingArguments, VQVAEConfig), arguments)
         loop, more = tokenizer_loop(script, args), ["--unquantized_steps", "0", "--kmeans_images", "0"]
     else:
-        args = parse_arguments(with_config_fields(script.VARTrainingArguments, VARConfig), arguments)
         loop, more = transformer_loop(script, args), ["--num_samples", "0"]
     rates: dict[str, list[float]] = {"bare": [], "script": []}
     for _ in range(ROUNDS):
-        rates["bare"].append(bare_rate(loop(), STEPS[name], args.train_batch_size))
+        rates["bare"].append(bare_rate(loop(), STEPS[name], args.data.train_batch_size))
         rates["script"].append(script_rate(script, STEPS[name], arguments, more))
     medians = {name: statistics.median(values) for name, values in rates.items()}
     for name, values in rates.items():

@@ -20,7 +20,7 @@ SOURCES = sorted(PACKAGE.rglob("*.py"))
 MAX_LINES = 400
 OFFLOAD_DECORATOR = "diffusers.utils.accelerate_utils.apply_forward_hook"
 AVERAGE = "diffusers.training_utils.EMAModel"
-TRAINING_ARGUMENTS = "hf_var.training.arguments.TrainingArguments"
+RUN_CONFIG = "hf_var.training.run.RunConfig"
 IMPORT_DECORATOR = "from diffusers.utils.accelerate_utils import apply_forward_hook"
 STAGES = {"scales", "ranges", "fingerprints", "image_decoding", "autoencoders", "priors"}
 LIBRARY = STAGES | {"pipelines", "registration", "conversion", "scoring"}
@@ -58,8 +58,8 @@ MAY_IMPORT: dict[str, tuple[set[str], set[str]]] = {
     "data": ({"scales", "ranges", "fingerprints", "image_decoding", "autoencoders", "hub"}, CORE | READ),
     # Neither imports the other.
     "training": (
-        STAGES | FLOOR | {"precision", "compatibility"},
-        CORE | {"accelerate", "matplotlib", "peft", "sklearn", "tqdm", "yaml", AVERAGE},
+        STAGES | FLOOR | {"modes", "precision", "compatibility"},
+        CORE | {"accelerate", "matplotlib", "peft", "sklearn", "tqdm", AVERAGE},
     ),
     "evaluation": (
         STAGES | FLOOR | {"__init__", "downloads", "fingerprints", "pipelines"},
@@ -138,13 +138,13 @@ def test_imports_run_downwards(path):
         ("pipelines/sampling.py", "import accelerate.utils", "accelerate.utils"),
         ("conversion.py", "from .cli import main", "hf_var.cli.main"),
         ("priors/layers.py", "from ..autoencoders import VQVAEModel", "hf_var.autoencoders.VQVAEModel"),
-        ("data/images.py", "from ..training.arguments import TrainingArguments", TRAINING_ARGUMENTS),
+        ("data/images.py", "from ..training.run import RunConfig", RUN_CONFIG),
         ("data/codes.py", "from ..priors import VARTransformer", "hf_var.priors.VARTransformer"),
         ("metrics/likelihood.py", "from ..training import teacher_forcing", "hf_var.training.teacher_forcing"),
         ("metrics/reconstruction.py", "from ..data import ValidationBatches", "hf_var.data.ValidationBatches"),
-        ("hub/cards.py", "from hf_var.training.arguments import TrainingArguments", TRAINING_ARGUMENTS),
+        ("hub/cards.py", "from hf_var.training.run import RunConfig", RUN_CONFIG),
         ("hub/cards.py", "from ..pipelines import VARPipeline", "hf_var.pipelines.VARPipeline"),
-        ("evaluation/run.py", "from ..training.arguments import TrainingArguments", TRAINING_ARGUMENTS),
+        ("evaluation/run.py", "from ..training.run import RunConfig", RUN_CONFIG),
         ("training/run.py", "from ..evaluation import report", "hf_var.evaluation.report"),
         (
             "training/run.py",

@@ -132,7 +132,7 @@ def test_resumed_run_equals_the_uninterrupted_one(
     # As if killed while the checkpoint of step 4 was being written, with step 5 in the log.
     shutil.copytree(whole, resumed)
     (resumed / "checkpoints/step-00000004").rename(resumed / "checkpoints/unfinished-step-00000004")
-    (resumed / "checkpoints/unfinished-step-00000004/optimizer.bin").unlink()
+    (resumed / "checkpoints/unfinished-step-00000004/optimization.safetensors").unlink()
     shutil.rmtree(resumed / "checkpoints/step-00000006")
     (resumed / weights).unlink()
     main([*arguments, "--output_dir", str(resumed), "--resume_from_checkpoint", "latest"])
@@ -177,8 +177,7 @@ def write_codes(path: Path, vqvae: VQVAEModel, images_parquet: str, fingerprint:
     import pyarrow.parquet
 
     images = Dataset.from_parquet(images_parquet)
-    args = train_var.VARTrainingArguments(train_data="", output_dir="", vqvae="", resize_ratio=1.0)
-    transform = train_var.data.ImageTransform(args, None, (8, 8), 1)
+    transform = train_var.data.ImageTransform(train_var.DataConfig(train_data="", resize_ratio=1.0), None, (8, 8), 1)
     with torch.no_grad():
         # In batches of the training's size: rounding, which decides between codes as good as equal, depends on it.
         batches = torch.stack([transform(image) for image in images["image"]]).split(4)

@@ -13,15 +13,13 @@ from pathlib import Path
 
 import pytest
 import torch
-from datasets import Dataset, Features, Value
+from datasets import Dataset, Features, List, Value
 from datasets import Image as DatasetImage
 from PIL import Image
 from safetensors.torch import load_file
 from torch.nn import functional
 
-from hf_var import VARPipeline, data
-from hf_var.training.arguments import read_recipe
-from hf_var.training.teacher_forcing import TeacherForcing
+from hf_var import VARPipeline, VARTransformer, data
 
 from .conftest import (
     REPOSITORY,
@@ -43,7 +41,7 @@ RECIPES = sorted((REPOSITORY / "examples/recipes").glob("var_*.yaml"))
 WEIGHTS = "transformer/model.safetensors"
 TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
 # Everything that draws random numbers or has a state.
-EVERYTHING = ["--dropout", "0.1", "--drop_path_rate", "0.2", "--class_dropout_prob", "0.3", "--input_noise", "0.2"]
+EVERYTHING = ["--dropout", "0.1", "--drop_path_rate", "0.2", "--class_dropout_prob", "0.3"]
 EVERYTHING += ["--ema_decay", "0.9", "--augment_rotation", "10", "--weight_decay_end", "0.2", "--lr_stable_steps", "3"]
 
 train_var = load_script(SCRIPT)
@@ -70,9 +68,9 @@ def test_recipe_takes_two_steps(
 ) -> None:
     source = ["--train_data", images_parquet, "--validation_data", images_parquet, "--output_dir", str(tmp_path)]
     source += ["--torch_compile", "false", "--dataloader_num_workers", "0", "--lr_stable_steps", "1", *SHORT_RUN]
-    settings = read_recipe(recipe)
-    source += ["--augmented_copies", "2"] if settings.get("augmented_copies") else []
-    if "pretrained_var" in settings:
+    settings = train_var.read_arguments([str(recipe)])
+    source += ["--augmented_copies", "2"] if settings.script.augmented_copies > 0 else []
+    if settings.script.pretrained_var is not None:
         source += ["--pretrained_var", var_folder, "--lr_stable_steps", "0"]
     else:
         source += ["--vqvae", vqvae_folder, *TINY_VAR, "--patch_nums", "1", "2", "4"]
@@ -89,7 +87,7 @@ def test_recipe_takes_two_steps(
     assert pipeline("newt", output_type="np").images.shape == (1, 8, 8, 1)
     config = pipeline.transformer.config
     for name in ("initializer_adaln_gamma_factor", "shared_adaln", "label_smoothing"):
-        assert getattr(config, name) == settings.get(name, getattr(config, name))
+        assert getattr(config, name) == train_var.given_fields(settings.model).get(name, getattr(config, name))
 
 
 def test_result_describes_itself(tmp_path: Path, vqvae_folder: str, images_parquet: str) -> None:
@@ -125,17 +123,17 @@ def test_validation_is_the_likelihood_of_the_saved_model(
     steps = [*TINY_VAR, *SHORT_RUN, "--max_train_steps", "8", "--learning_rate", "1e-2", "--ema_decay", "0.5"]
     # None of these belongs into a likelihood.
     steps += ["--class_dropout_prob", "0.9", "--label_smoothing", "0.3", "--drop_path_rate", "0.5", "--dropout", "0.5"]
-    steps += ["--input_noise", "0.5", "--initializer_adaln_gamma_factor", "1", "--initializer_head_factor", "1"]
+    steps += ["--initializer_adaln_gamma_factor", "1", "--initializer_head_factor", "1"]
     train_var.main([*source, "--output_dir", str(tmp_path), *steps, "--resize_ratio", "1"])
     pipeline = VARPipeline.from_pretrained(tmp_path)
     images = data.load_source("train_data", images_parquet, None, ["train"])
-    args = train_var.VARTrainingArguments(train_data="", output_dir="", vqvae="", resize_ratio=1.0, train_batch_size=4)
-    rows = data.image_rows(args, None, images, (8, 8), 1, label_column="label", num_labels=3)
+    config = data.DataConfig(train_data="", train_batch_size=4, resize_ratio=1.0)
+    rows = data.image_rows(config, None, images, (8, 8), 1, label_column="label", num_labels=3)
     with torch.no_grad():
         # In the script's batches: rounding, which decides between codes as good as equal, depends on their size.
         batches = [
             (pipeline.vqvae.encode(batch["pixel_values"]).codes, batch["class_labels"])
-            for batch in data.ValidationBatches(images, rows, args)
+            for batch in data.ValidationBatches(images, rows, config)
         ]
         codes, class_labels = (torch.cat(parts) for parts in zip(*batches, strict=True))
         logits = pipeline.transformer(class_labels, pipeline.vqvae.teacher_forcing(codes)).logits
@@ -152,7 +150,7 @@ def test_validation_is_the_likelihood_of_the_saved_model(
 def test_two_processes_equal_one_that_accumulates(tmp_path: Path, vqvae_folder: str, images_parquet: str) -> None:
     source = ["--train_data", images_parquet, "--validation_data", images_parquet, "--vqvae", vqvae_folder]
     # What draws from a process's own random numbers differs.
-    still = ["--class_dropout_prob", "0", "--drop_path_rate", "0", "--input_noise", "0.2", "--augment_rotation", "10"]
+    still = ["--class_dropout_prob", "0", "--drop_path_rate", "0", "--augment_rotation", "10"]
     # Seven validation batches for two processes.
     arguments = [*source, *TINY_VAR, *SHORT_RUN, *still, "--max_train_steps", "6", "--checkpointing_steps", "4"]
     arguments += [
@@ -305,21 +303,6 @@ def test_sharded_training_equals_that_of_whole_models(
         assert same_weights(sharded, tmp_path / "uninterrupted")
 
 
-def test_input_noise_changes_what_is_read_alone(vqvae_folder: str) -> None:
-    vqvae = train_var.VQVAEModel.from_pretrained(vqvae_folder).eval()
-    codes = torch.randint(16, (50, 21), generator=torch.Generator().manual_seed(0))
-    plain, noisy = TeacherForcing(vqvae), TeacherForcing(vqvae, input_noise=0.3, seed=1)
-    given = plain({"codes": codes}, position=0)
-    assert torch.equal(noisy({"codes": codes})["scale_inputs"], given["scale_inputs"])
-    first, again, second = (noisy({"codes": codes}, position=position) for position in (0, 0, 1))
-    assert torch.equal(first["labels"], codes)
-    assert torch.equal(first["scale_inputs"], again["scale_inputs"])
-    assert not torch.equal(first["scale_inputs"], second["scale_inputs"])
-    # The second scale reads the first one's code alone, which is another one in 0.3 * 15 / 16 of the images.
-    changed = (first["scale_inputs"][:, :4] != given["scale_inputs"][:, :4]).any(dim=(1, 2)).float().mean()
-    assert changed.item() == pytest.approx(0.28, abs=0.15)
-
-
 def test_new_labels_keep_what_the_model_knows(tmp_path: Path, var_folder: str, images_folder: str) -> None:
     # The folder's classes in another order than those of the pretrained model, with a new one in place of "dog".
     images = tmp_path / "images"
@@ -336,9 +319,9 @@ def test_new_labels_keep_what_the_model_knows(tmp_path: Path, var_folder: str, i
     for row, expected in zip(new, (cat, newt, unconditional, unconditional), strict=True):
         torch.testing.assert_close(row, expected, rtol=0, atol=1e-6)
     # Dropout may change, and is built into the layers.
-    arguments_class = train_var.with_config_fields(train_var.VARTrainingArguments, train_var.VARConfig)
-    args = train_var.parse_arguments(arguments_class, [*arguments, "--drop_path_rate", "0.5", "--output_dir", ""])
-    config = train_var.make_config(args, before.vqvae.config, {0: "cat"}, before.transformer)
+    args = train_var.read_arguments([*arguments, "--drop_path_rate", "0.5", "--output_dir", ""])
+    labels = train_var.Conditioning({0: "cat"}, None)
+    config = train_var.make_config(args, before.vqvae.config, labels, before.transformer)
     transformer = train_var.make_transformer(args, config, before.transformer)
     assert [layer.drop_path.rate for layer in transformer.layers] == [0.0, 0.5]
     assert torch.equal(transformer.head.weight, before.transformer.head.weight)
@@ -385,6 +368,62 @@ def test_streamed_codes_are_trained_on(tmp_path: Path, vqvae_folder: str, images
     assert same_weights(resumed, whole)
 
 
+@pytest.mark.parametrize("width", [5, 16], ids=["another_width", "that_of_the_transformer"])
+def test_embeddings_condition_a_transformer(width: int, tmp_path: Path, vqvae_folder: str) -> None:
+    embeddings = torch.randn(6, width, generator=torch.Generator().manual_seed(0))
+    features = Features({"image": DatasetImage(), "meaning": List(Value("float32"), length=width)})
+    rows = {"image": random_images(6), "meaning": embeddings.tolist()}
+    Dataset.from_dict(rows, features=features).to_parquet(tmp_path / "embedded.parquet")
+    images = str(tmp_path / "embedded.parquet")
+    arguments = ["--train_data", images, "--validation_data", images, "--vqvae", vqvae_folder, *TINY_VAR, *SHORT_RUN]
+    arguments += ["--condition_column", "meaning", "--initializer_adaln_gamma_factor", "1", "--num_samples", "3"]
+    arguments += ["--initializer_head_factor", "1", "--learning_rate", "1e-2", "--class_dropout_prob", "0.3"]
+    train_var.main([*arguments, "--output_dir", str(tmp_path / "var")])
+    assert read_log(tmp_path / "var")[-1]["validation_loss"] > 0
+    assert Image.open(tmp_path / "var/samples.png").size == (24, 8)
+    # The same from codes that were made before.
+    train_var.main([*arguments, "--augmented_copies", "2", "--output_dir", str(tmp_path / "copies")])
+
+    pipeline = VARPipeline.from_pretrained(tmp_path / "var")
+    assert pipeline.transformer.config.num_labels == 0
+    assert pipeline.transformer.config.condition_channels == width
+    arguments = {"generator": torch.Generator().manual_seed(1), "guidance_scale": 3.0, "output_type": "np"}
+    sampled = pipeline(class_embeds=embeddings[:2], **arguments).images
+    assert sampled.shape == (2, 8, 8, 1)
+    codes = torch.randint(16, (1, 21), generator=torch.Generator().manual_seed(0))
+    inputs = pipeline.vqvae.teacher_forcing(codes)
+    with torch.no_grad():
+        first, second, nothing = (
+            pipeline.transformer(class_embeds=embeds, scale_inputs=inputs).logits
+            for embeds in (embeddings[:1], embeddings[1:2], pipeline.transformer.get_class_embeds(torch.tensor([-1])))
+        )
+        unconditional = pipeline.transformer(scale_inputs=inputs).logits
+    assert (first - second).abs().max() > 1e-3
+    assert torch.equal(nothing, unconditional)
+
+
+def test_raster_order_is_trained(tmp_path: Path, vqvae_folder: str, images_parquet: str) -> None:
+    arguments = ["--train_data", images_parquet, "--validation_data", images_parquet, "--vqvae", vqvae_folder]
+    arguments += [*TINY_VAR, *SHORT_RUN, "--block_sizes", *["1"] * 21, "--num_samples", "0"]
+    train_var.main([*arguments, "--output_dir", str(tmp_path), "--learning_rate", "1e-2", "--max_train_steps", "6"])
+    transformer = VARTransformer.from_pretrained(tmp_path / "transformer").eval()
+    assert transformer.config.block_lengths == [1] * 21
+    vqvae = train_var.VQVAEModel.from_pretrained(tmp_path / "vqvae").eval()
+    codes = torch.randint(16, (2, 21), generator=torch.Generator().manual_seed(0))
+    inputs = train_var.teacher_forcing(vqvae, {"codes": codes}, transformer.config.block_sizes)
+    assert inputs["scale_inputs"].shape == (2, 20, 4)
+    # A token is read by those after it alone.
+    changed = codes.clone()
+    changed[:, 7] = (codes[:, 7] + 1) % 16
+    others = train_var.teacher_forcing(vqvae, {"codes": changed}, transformer.config.block_sizes)
+    labels = torch.tensor([0, 1])
+    with torch.no_grad():
+        logits, other_logits = (transformer(labels, both["scale_inputs"]).logits for both in (inputs, others))
+    torch.testing.assert_close(logits[:, :8], other_logits[:, :8], rtol=0, atol=1e-6)
+    assert (logits[:, 8] - other_logits[:, 8]).abs().max() > 1e-6
+    assert read_log(tmp_path)[-1]["validation_loss"] < 5
+
+
 def test_adapter_and_merged_pipeline_are_the_same_model(tmp_path: Path, var_folder: str, images_parquet: str) -> None:
     arguments = ["--pretrained_var", var_folder, "--train_data", images_parquet, *SHORT_RUN, "--lora_rank", "4"]
     arguments += ["--validation_data", images_parquet, "--max_train_steps", "6", "--learning_rate", "1e-2"]
@@ -414,14 +453,23 @@ def test_adapter_and_merged_pipeline_are_the_same_model(tmp_path: Path, var_fold
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--input_noise", "1"], "`input_noise` must be at least 0 and below 1, got 1.0"),
         (["--base_learning_rate", "0"], "`base_learning_rate` must be positive"),
         (["--lora_rank", "4"], "`lora_rank` = 4 adapts a trained transformer"),
         (["--lora_rank", "-1"], "`lora_rank` must be at least 0, got -1"),
         (["--push_steps", "5"], "`push_steps` = 5 needs `push_to_hub`"),
         (["--lr_final_ratio", "2"], "`lr_final_ratio` must be a share from 0 to 1, got 2.0"),
         (["--lr_scheduler", "constant"], "`lr_final_ratio` goes with `lr_scheduler` linear or cosine, got 'constant'"),
-        (["--block_sizes", "1", "1"], "`block_sizes` cannot be set here"),
+        (["--block_sizes", *["1"] * 21], "`num_samples` must be 0 with `block_sizes` all ones"),
+        (["--block_sizes", "5", "16"], "`block_sizes` must be one block per scale, .*, or all ones for raster order"),
+        (["--condition_column", "label"], "`condition_column` = 'label' must hold lists of floating point numbers"),
+        (
+            ["--condition_column", "x", "--num_labels", "3"],
+            "`num_labels` must be 0 with `condition_column` = 'x', got 3",
+        ),
+        (
+            ["--condition_column", "x", "--label_column", "y"],
+            "`label_column` = 'y' and `condition_column` = 'x' exclude",
+        ),
         (["--weight_decay_end", "-1"], "`weight_decay_end` must be at least 0, got -1.0"),
     ],
 )

@@ -21,7 +21,8 @@ from PIL import Image
 from safetensors.torch import load_file
 
 from hf_var import VARConfig, VARPipeline, VARTransformer, VQVAEModel
-from hf_var.training.run import TrainingRun, make_accelerator
+from hf_var.training.accelerator import make_accelerator
+from hf_var.training.run import RunConfig, TrainingRun
 
 from .conftest import (
     REPOSITORY,
@@ -65,9 +66,7 @@ def same_weights(first: Path, second: Path) -> bool:
 def test_recipe_takes_two_steps(recipe: Path, tmp_path: Path, images_parquet: str) -> None:
     # The sizes of the test's images; what the recipe is about, objective and codebook, stays.
     small = ["--base_channels", "8", "--norm_num_groups", "2"]
-    settings = train_vqvae.parse_arguments(
-        train_vqvae.with_config_fields(train_vqvae.VQVAETrainingArguments, train_vqvae.VQVAEConfig), [str(recipe)]
-    )
+    settings = train_vqvae.read_arguments([str(recipe)])
     config = train_vqvae.make_config(settings)
     if config.has_trainable_codes:
         small += ["--latent_channels", "4", "--codebook_size", "16", "--kmeans_images", "24"]
@@ -77,7 +76,7 @@ def test_recipe_takes_two_steps(recipe: Path, tmp_path: Path, images_parquet: st
     data = ["--train_data", images_parquet, "--validation_data", images_parquet, "--output_dir", str(tmp_path)]
     data += ["--streaming", "false", "--dataloader_num_workers", "0", "--rfid_extractor", RFID_EXTRACTOR]
     steps = ["--unquantized_steps", "1", "--discriminator_start", "1"]
-    lpips = ["--lpips_weights", "random"] if settings.lpips_weight > 0 else []
+    lpips = ["--lpips_weights", "random"] if settings.reconstruction.lpips_weight > 0 else []
     narrow = ["--discriminator_channels", "8"]
     run_script(SCRIPT, str(recipe), *data, *small, "--patch_nums", *schedule, *SHORT_RUN, *steps, *lpips, *narrow)
     assert len(losses(tmp_path)) == 2
@@ -406,21 +405,21 @@ def test_bad_arguments_are_refused_before_any_work(
 
 def test_weights_that_are_not_finite_are_not_saved(tmp_path: Path, images_parquet: str) -> None:
     model = torch.nn.Linear(2, 2)
-    args = train_vqvae.VQVAETrainingArguments(train_data="", output_dir=str(tmp_path), report_to="none")
-    run = TrainingRun(make_accelerator(args), args, "test")
-    run.check_weights(model)
-    with torch.no_grad():
-        model.bias[1] = float("inf")
-    with pytest.raises(ValueError, match="weights are not finite"):
-        run.check_weights(model)
+    config = RunConfig(output_dir=str(tmp_path), report_to="none")
+    run = TrainingRun(config, make_accelerator(config, 1, 1.0), "test", batch_size=1)
+    with run.started({"model": model}):
+        run.check_weights()
+        with torch.no_grad():
+            model.bias[1] = float("inf")
+        with pytest.raises(ValueError, match="weights are not finite"):
+            run.check_weights()
 
 
 def test_recipes_say_what_they_build_on() -> None:
-    arguments = train_vqvae.with_config_fields(train_vqvae.VQVAETrainingArguments, train_vqvae.VQVAEConfig)
     recipes = REPOSITORY / "examples/recipes"
     shared = yaml.safe_load((recipes / "vqvae_cifar10.yaml").read_text())
     for name, patch_nums in (("plain", [8]), ("rq", [8, 8])):
-        settings = train_vqvae.parse_arguments(arguments, [str(recipes / f"vqvae_cifar10_{name}.yaml")])
-        assert settings.codebook_size == shared["codebook_size"]
-        assert settings.max_train_steps == shared["max_train_steps"]
-        assert train_vqvae.given_config_fields(settings, train_vqvae.VQVAEConfig)["patch_nums"] == patch_nums
+        settings = train_vqvae.read_arguments([str(recipes / f"vqvae_cifar10_{name}.yaml")])
+        assert settings.model.codebook_size == shared["codebook_size"]
+        assert settings.run.max_train_steps == shared["max_train_steps"]
+        assert train_vqvae.given_fields(settings.model)["patch_nums"] == patch_nums

@@ -2,7 +2,7 @@
 """What the card of a tokenizer says, and what it keeps to itself. `test_training_result.py` publishes one and runs its example."""
 
 import re
-from dataclasses import asdict, fields, replace
+from dataclasses import asdict, fields
 from pathlib import Path
 
 import pytest
@@ -10,11 +10,14 @@ import torch
 from huggingface_hub import ModelCard
 
 from hf_var import VQVAEConfig, VQVAEModel
+from hf_var.cli.arguments import config_fields_class, parse_arguments
+from hf_var.data import AugmentConfig, DataConfig
 from hf_var.hub.cards import write_model_card
-from hf_var.training.arguments import TrainingArguments, parse_arguments, with_config_fields
+from hf_var.training.optimization import OptimizerConfig
+from hf_var.training.run import RunConfig
 
 
-Arguments = with_config_fields(TrainingArguments, VQVAEConfig)
+CONFIGURATIONS = [DataConfig, AugmentConfig, RunConfig, OptimizerConfig, config_fields_class(VQVAEConfig)]
 
 
 @pytest.fixture(scope="module")
@@ -31,7 +34,16 @@ def make_vqvae(patch_nums: tuple) -> VQVAEModel:
 def make_recipe(folder: Path, **values) -> dict:
     (folder / "data" / "birds").mkdir(parents=True, exist_ok=True)
     paths = {"train_data": str(folder / "data" / "birds"), "output_dir": str(folder / "result")}
-    return asdict(Arguments(**{**paths, **values}))
+    return recipe_of({**paths, **values})
+
+
+def recipe_of(values: dict) -> dict:
+    """All arguments with `values` among them."""
+    recipe = {}
+    for configuration in CONFIGURATIONS:
+        names = {field.name for field in fields(configuration)}
+        recipe |= asdict(configuration(**{name: value for name, value in values.items() if name in names}))
+    return recipe
 
 
 def written(folder: Path, vqvae: VQVAEModel, recipe: dict, **values) -> tuple[ModelCard, str]:
@@ -110,9 +122,11 @@ def test_recipe_of_the_card_is_a_recipe(vqvae, tmp_path, monkeypatch) -> None:
     _, text = written(tmp_path, vqvae, recipe)
     (block,) = re.findall(r"```yaml\n(.*?)```", text, re.DOTALL)
     (tmp_path / "recipe.yaml").write_text(block)
-    read = parse_arguments(Arguments, [str(tmp_path / "recipe.yaml")])
-    assert read == replace(Arguments(**recipe), train_data="birds", output_dir="result")
-    assert {name for name in (field.name for field in fields(read)) if getattr(read, name) is not None} > set(values)
+    read = {}
+    for configuration in parse_arguments(CONFIGURATIONS, [str(tmp_path / "recipe.yaml")]):
+        read |= asdict(configuration)
+    assert read == recipe_of(recipe | {"train_data": "birds", "output_dir": "result"})
+    assert {name for name, value in read.items() if value is not None} > set(values)
 
 
 def test_pictures_are_shown_by_name(vqvae, tmp_path) -> None:

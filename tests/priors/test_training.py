@@ -343,3 +343,28 @@ def test_contrast_of_these_tests():
     with torch.no_grad():
         logits = model(**tiny_inputs(model.config)).logits
     assert min(logits.std(dim).mean() for dim in (0, 1, 2)) > 0.3
+
+
+@pytest.mark.parametrize("condition_channels", [None, 5])
+def test_a_dropped_embedding_is_the_unconditional_class(condition_channels):
+    model = tiny_model(condition_channels=condition_channels).train()
+    embeds = torch.randn(3, model.config.condition_size)
+    inputs = tiny_inputs(model.config)
+    inputs.pop("class_labels", None)
+    unconditional = model.get_class_embeds(torch.full((3,), -1))
+    with torch.no_grad():
+        for probability, expected in ((1.0, unconditional), (0.0, embeds)):
+            model.config.class_dropout_prob = probability
+            found = model.train()(class_embeds=embeds, **inputs).logits
+            torch.testing.assert_close(found, model.eval()(class_embeds=expected, **inputs).logits)
+    # Every parameter has a gradient, which distributed training waits for.
+    model.train()(class_embeds=embeds, **inputs).loss.backward()
+    assert all(parameter.grad is not None for parameter in model.parameters())
+
+
+def test_embeddings_of_another_width_are_named():
+    model = tiny_model(condition_channels=5)
+    with pytest.raises(ValueError, match=r"`class_embeds` must have the shape \(batch, 5\), got \(2, 32\)"):
+        model(class_embeds=torch.zeros(2, 32))
+    with pytest.raises(ValueError, match="`condition_channels` must be an integer of at least 1, got 0"):
+        tiny_model(condition_channels=0)

@@ -11,7 +11,7 @@ import torch
 from accelerate import Accelerator, debug_launcher
 from torch import nn
 
-from hf_var.training.adversary import Adversary
+from hf_var.training.adversary import Adversary, AdversaryConfig
 from hf_var.training.discriminators import make_discriminator
 from hf_var.training.losses import reconstruction_loss
 
@@ -22,9 +22,15 @@ def train(folder: str, num_batches: int) -> None:
     torch.manual_seed(0)
     decoder, network = nn.Conv2d(3, 3, 3, padding=1), make_discriminator("stylegan", 3, (8, 8), 4, base_channels=8)
     model, discriminator = accelerator.prepare(decoder, network)
-    adversary = Adversary(
-        discriminator, start=1, ramp_steps=2, r1_weight=1.0, lecam_weight=0.5, augmentation=("color", "translation")
+    config = AdversaryConfig(
+        adversarial_weight=0.8,
+        discriminator_start=1,
+        discriminator_ramp_steps=2,
+        r1_weight=1.0,
+        lecam_weight=0.5,
+        diffaugment=["color", "translation"],
     )
+    adversary = Adversary(config, discriminator)
     optimizer = torch.optim.SGD([*model.parameters(), *discriminator.parameters()], lr=0.1)
     for step in range(4):
         for batch in range(num_batches):
@@ -42,7 +48,8 @@ def train(folder: str, num_batches: int) -> None:
                     optimizer.zero_grad()
         adversary.finish_step()
     if accelerator.is_main_process:
-        learned = dict(network.state_dict(), **adversary.state_dict(), last_layer=decoder.weight.detach())
+        averages = adversary.state_dict()["lecam_averages"]
+        learned = dict(network.state_dict(), lecam_averages=averages, last_layer=decoder.weight.detach())
         torch.save(learned, Path(folder) / f"{accelerator.num_processes}.pt")
     accelerator.end_training()
 

@@ -6,6 +6,7 @@ What they end with is written to folders `1` and `2` of the folder given.
 
 import json
 import sys
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -16,10 +17,10 @@ from torch.distributed.fsdp import fully_shard
 
 from hf_var import VARConfig, VARPipeline, VARTransformer, VQVAEConfig, VQVAEModel
 from hf_var.metrics.likelihood import measure_likelihood
-from hf_var.training.arguments import TrainingArguments
-from hf_var.training.optimization import AveragedWeights, averaged_weights, make_optimizer
+from hf_var.training.average import AveragedWeights, averaged_weights
+from hf_var.training.optimization import OptimizerConfig, make_optimizer
 from hf_var.training.sharding import whole_model
-from hf_var.training.teacher_forcing import TeacherForcing
+from hf_var.training.teacher_forcing import teacher_forcing
 
 
 PATCH_NUMS = (1, 2)
@@ -69,14 +70,13 @@ def train(folder: str) -> None:
         for layer in transformer.layers:
             fully_shard(layer, mesh=mesh)
         fully_shard(transformer, mesh=mesh)
-    args = TrainingArguments(train_data="", output_dir="", learning_rate=1e-2)
-    optimizer = make_optimizer(transformer, args)
+    optimizer = make_optimizer(transformer, OptimizerConfig(learning_rate=1e-2))
     average = AveragedWeights(transformer, 0.5)
-    teacher_forcing = TeacherForcing(vqvae, input_noise=0.2, seed=5)
+    make_inputs = partial(teacher_forcing, vqvae)
     for step in range(3):
         # One process takes both batches of a step as one.
         numbers = [2 * step + rank] if size > 1 else [2 * step, 2 * step + 1]
-        parts = [teacher_forcing(codes(number, 4), position=number) for number in numbers]
+        parts = [make_inputs(codes(number, 4)) for number in numbers]
         loss = transformer(**{name: torch.cat([part[name] for part in parts]) for name in parts[0]}).loss
         loss.backward()
         torch.nn.utils.clip_grad_norm_(transformer.parameters(), 0.5)
@@ -94,7 +94,7 @@ def train(folder: str) -> None:
     # Three batches for two processes.
     validation = [codes(100 + number, 2) for number in range(3)][rank::size]
     with averaged_weights(average, transformer):
-        figures = measure_likelihood(transformer, teacher_forcing, validation, accelerator)
+        figures = measure_likelihood(transformer, make_inputs, validation, accelerator)
         pipeline = VARPipeline(transformer=transformer, vqvae=vqvae)
         pipeline.set_progress_bar_config(disable=True)
         drawn = pipeline([0, 2], generator=torch.Generator().manual_seed(0)).codes

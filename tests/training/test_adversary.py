@@ -10,8 +10,7 @@ import torch
 from torch import nn
 
 from hf_var import VQVAEConfig, VQVAEModel
-from hf_var.training.adversary import (
-    Adversary,
+from hf_var.training.adversarial_losses import (
     LeCamPenalty,
     adaptive_weight,
     adversarial_ramp,
@@ -21,6 +20,7 @@ from hf_var.training.adversary import (
     non_saturating_generator_loss,
     r1_penalty,
 )
+from hf_var.training.adversary import Adversary, AdversaryConfig
 from hf_var.training.discriminators import make_discriminator
 from hf_var.training.losses import reconstruction_loss
 
@@ -36,6 +36,10 @@ def make_network(kind: str = "patchgan", size: tuple[int, int] = (8, 8), batch_s
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(1)
         return make_discriminator(kind, 3, size, batch_size, base_channels=8, num_layers=1)
+
+
+def make_adversary(network: nn.Module, seed: int = 0, **values) -> Adversary:
+    return Adversary(AdversaryConfig(**{"adversarial_weight": 0.8, **values}), network, seed)
 
 
 def make_images(batch_size: int = 4, seed: int = 0) -> torch.Tensor:
@@ -212,7 +216,7 @@ def play(adversary: Adversary, vqvae: VQVAEModel, images: torch.Tensor, step: in
 
 def test_each_loss_moves_its_own_player_alone() -> None:
     vqvae, network, images = make_vqvae(), make_network("stylegan"), make_images()
-    adversary = Adversary(network, r1_weight=1.0, lecam_weight=0.1, augmentation=("color",))
+    adversary = make_adversary(network, r1_weight=1.0, lecam_weight=0.1, diffaugment=["color"])
     sample = vqvae(images).sample
     last_layer = vqvae.decoder.conv_out.weight
     loss, figures = adversary.generator_loss(sample, sample.square().mean(), last_layer, step=0, position=0)
@@ -241,10 +245,16 @@ def test_each_loss_moves_its_own_player_alone() -> None:
 def test_the_parts_add_up(kind, loss) -> None:
     images, fake = make_images(), make_images(seed=5)
     network = make_network(kind)
-    adversary = Adversary(
-        network, loss=loss, weight=0.5, adaptive=False, ramp_steps=4, r1_weight=3.0, lecam_weight=2.0
+    adversary = make_adversary(
+        network,
+        adversarial_loss=loss,
+        adversarial_weight=0.5,
+        adaptive_weight=False,
+        discriminator_ramp_steps=4,
+        r1_weight=3.0,
+        lecam_weight=2.0,
     )
-    adversary.load_state_dict({"lecam_averages": torch.tensor([0.7, -0.4])})
+    adversary.load_state_dict({"lecam_averages": torch.tensor([0.7, -0.4]), "optimization": None})
     compute_discriminator, compute_generator = {
         "hinge": (hinge_discriminator_loss, hinge_generator_loss),
         "non_saturating": (non_saturating_discriminator_loss, non_saturating_generator_loss),
@@ -274,7 +284,9 @@ def test_the_parts_add_up(kind, loss) -> None:
 
 def test_the_adaptive_weight_multiplies() -> None:
     vqvae, images = make_vqvae(), make_images()
-    adversary = Adversary(make_network(), weight=0.5, adaptive_minimum=7.0, adaptive_maximum=7.0)
+    adversary = make_adversary(
+        make_network(), adversarial_weight=0.5, adaptive_weight_min=7.0, adaptive_weight_max=7.0
+    )
     loss, _, figures = play(adversary, vqvae, images)
     assert figures["adversarial_weight"].item() == pytest.approx(3.5)
     assert loss == pytest.approx(3.5 * figures["generator_loss"].item())
@@ -282,7 +294,7 @@ def test_the_adaptive_weight_multiplies() -> None:
 
 def test_it_starts_late_and_gently() -> None:
     vqvae, images = make_vqvae(), make_images()
-    adversary = Adversary(make_network(), start=3, ramp_steps=2)
+    adversary = make_adversary(make_network(), discriminator_start=3, discriminator_ramp_steps=2)
     assert [adversary.is_active(step) for step in range(5)] == [False, False, False, True, True]
     losses = {step: play(adversary, vqvae, images, step=step) for step in (3, 4, 5, 6)}
     assert losses[3][0] == 0
@@ -296,8 +308,8 @@ def test_it_starts_late_and_gently() -> None:
 
 def test_augmentation_follows_from_seed_and_position() -> None:
     def figures(seed: int, position: int) -> list[float]:
-        policies = ("color", "translation", "cutout")
-        adversary = Adversary(make_network(), augmentation=policies, seed=seed)
+        policies = ["color", "translation", "cutout"]
+        adversary = make_adversary(make_network(), diffaugment=policies, seed=seed)
         found = play(adversary, make_vqvae(), make_images(), position=position)[2]
         return [found[name].item() for name in ("generator_loss", "real_logits", "fake_logits")]
 
@@ -312,8 +324,8 @@ def test_augmentation_follows_from_seed_and_position() -> None:
 
 
 def test_lecam_survives_a_checkpoint() -> None:
-    def make_adversary() -> Adversary:
-        return Adversary(make_network(), lecam_weight=1.0)
+    def fresh() -> Adversary:
+        return make_adversary(make_network(), lecam_weight=1.0)
 
     def run(adversary: Adversary, steps: range) -> list[float]:
         losses = []
@@ -322,13 +334,13 @@ def test_lecam_survives_a_checkpoint() -> None:
             adversary.finish_step()
         return losses
 
-    whole = run(make_adversary(), range(4))
-    first, second = make_adversary(), make_adversary()
-    assert first.state_dict() == {"lecam_averages": None}
+    whole = run(fresh(), range(4))
+    first, second = fresh(), fresh()
+    assert first.state_dict() == {"lecam_averages": None, "optimization": None}
     begin = run(first, range(2))
     second.load_state_dict(first.state_dict())
     assert begin + run(second, range(2, 4)) == whole
-    assert whole[3] != run(make_adversary(), range(2, 4))[1]
+    assert whole[3] != run(fresh(), range(2, 4))[1]
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
@@ -336,7 +348,7 @@ def test_lecam_survives_a_checkpoint() -> None:
 def test_half_precision_gives_nearly_the_same(kind, dtype) -> None:
     def figures(enabled: bool):
         vqvae, network = make_vqvae(), make_network(kind)
-        adversary = Adversary(network, r1_weight=1.0, lecam_weight=1.0)
+        adversary = make_adversary(network, r1_weight=1.0, lecam_weight=1.0)
         with torch.autocast("cpu", dtype, enabled=enabled):
             loss, _, found = play(adversary, vqvae, make_images())
         assert all(figure.dtype == torch.float32 for figure in found.values())
@@ -348,7 +360,7 @@ def test_half_precision_gives_nearly_the_same(kind, dtype) -> None:
 
 def test_a_tokenizer_and_its_adversary_learn_together() -> None:
     vqvae, network, images = make_vqvae(), make_network(), make_images(8)
-    adversary = Adversary(network, start=10, ramp_steps=10, weight=0.1)
+    adversary = make_adversary(network, discriminator_start=10, discriminator_ramp_steps=10, adversarial_weight=0.1)
     optimizers = [torch.optim.Adam(module.parameters(), lr=2e-3, betas=(0.5, 0.9)) for module in (vqvae, network)]
     errors = []
     for step in range(40):
@@ -386,15 +398,23 @@ def test_two_processes_equal_accumulation(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("arguments", "message"),
+    ("values", "message"),
     [
-        ({"loss": "wasserstein"}, "`loss` must be one of hinge, non_saturating, got 'wasserstein'"),
-        ({"weight": -1.0}, "`weight` must be at least 0, got -1.0"),
+        (
+            {"adversarial_loss": "wasserstein"},
+            "`adversarial_loss` must be one of hinge, non_saturating, got 'wasserstein'",
+        ),
+        ({"discriminator": "resnet"}, "`discriminator` must be one of patchgan, stylegan, got 'resnet'"),
+        ({"discriminator_layers": 0}, "`discriminator_layers` must be at least 1, got 0"),
+        ({"adversarial_weight": -1.0}, "`adversarial_weight` must be at least 0, got -1.0"),
         ({"r1_weight": -1.0}, "`r1_weight` must be at least 0"),
-        ({"adaptive_minimum": 2.0, "adaptive_maximum": 1.0}, "`adaptive_maximum` must be at least.*2.0, got 1.0"),
-        ({"augmentation": ("blur",)}, "`augmentation` must be of color, translation, cutout, got 'blur'"),
+        (
+            {"adaptive_weight_min": 2.0, "adaptive_weight_max": 1.0},
+            "`adaptive_weight_max` must be at least.*2.0, got 1.0",
+        ),
+        ({"diffaugment": ["blur"]}, r"`diffaugment\[0\]` must be one of color, translation, cutout, got 'blur'"),
     ],
 )
-def test_bad_arguments(arguments, message) -> None:
+def test_bad_values_are_named(values, message) -> None:
     with pytest.raises(ValueError, match=message):
-        Adversary(make_network(), **arguments)
+        AdversaryConfig(**values)

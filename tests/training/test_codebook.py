@@ -7,10 +7,10 @@ import torch
 from hf_var import VQVAEConfig, VQVAEModel
 from hf_var.training.codebook import (
     MovingAverageCodebook,
-    VQVAEWarmup,
     initialize_codebook,
     restart_dead_codes,
 )
+from hf_var.training.warmup import VQVAEWarmup
 
 
 def make_vqvae(**config) -> VQVAEModel:

@@ -6,8 +6,7 @@ import torch
 from accelerate import Accelerator
 
 from hf_var.precision import fp32_precision
-from hf_var.training.arguments import TrainingArguments
-from hf_var.training.run import MATMUL_PRECISIONS, TrainingRun
+from hf_var.training.run import MATMUL_PRECISIONS, RunConfig, TrainingRun
 
 
 def settings() -> tuple[str, str]:
@@ -34,10 +33,9 @@ def test_settings_are_put_back_after_an_error(precision: str, expected: tuple[st
 
 def test_a_run_sets_them_until_it_ends(tmp_path) -> None:
     before = settings()
-    args = TrainingArguments(train_data="", output_dir=str(tmp_path), matmul_precision="bf16", report_to="none")
-    run = TrainingRun(Accelerator(cpu=True), args, "test")
-    assert settings() == ("bf16", "tf32")
-    run.end()
+    config = RunConfig(output_dir=str(tmp_path), matmul_precision="bf16", report_to="none")
+    with TrainingRun(config, Accelerator(cpu=True), "test", batch_size=1).started({}):
+        assert settings() == ("bf16", "tf32")
     assert settings() == before
 
 
@@ -51,5 +49,5 @@ def test_products_stay_close() -> None:
 
 
 def test_other_precisions_are_refused() -> None:
-    with pytest.raises(ValueError, match="`matmul_precision` must be ieee, tf32 or bf16, got 'fp8'"):
-        TrainingArguments(train_data="", output_dir="", matmul_precision="fp8")
+    with pytest.raises(ValueError, match="`matmul_precision` must be one of ieee, tf32, bf16, got 'fp8'"):
+        RunConfig(output_dir="", matmul_precision="fp8")

@@ -1,10 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Repositories and uploads: of a result, and of what is there while the training goes on."""
+"""Repositories and uploads, of a result and of what a training has so far."""
 
 import glob
 import shutil
 import tempfile
 import threading
+from collections.abc import Callable
 from pathlib import Path
 
 from huggingface_hub import HfApi
@@ -60,27 +61,19 @@ def push_result(output_dir: str | Path, repo_id: str | None = None) -> str:
 
 class BackgroundPush:
     """
-    Uploads folders while the training goes on, one at a time. For one process of a run, after
+    Uploads what a training has so far while it goes on, one upload at a time. For one process of a run, after
     [`create_repository`].
 
-    A folder must not change while it is uploaded. Each upload therefore has its own, which is removed after it:
-
-    ```python
-    if pusher.is_free:
-        folder = pusher.new_folder()
-        pipeline.save_pretrained(folder)
-        pusher.push(folder, f"Step {step}")
-    ```
+    Not by `HfApi.run_as_future`: a program that is stopped would wait for the threads of its pool.
 
     Args:
         repo_id (`str`): Repository, with its namespace.
-        output_dir (`str`): Where the folders lie meanwhile. What a killed run left of its own is removed.
+        output_dir (`str`): Holds the folders that are uploaded. Those of a killed run are removed.
     """
 
     def __init__(self, repo_id: str, output_dir: str | Path):
         self.repo_id = repo_id
         self.output_dir = Path(output_dir)
-        self._folders: set[Path] = set()
         self._thread: threading.Thread | None = None
         for leftover in self.output_dir.glob(f"{PREFIX}*"):
             shutil.rmtree(leftover)
@@ -90,36 +83,24 @@ class BackgroundPush:
         """Whether no upload is under way."""
         return self._thread is None or not self._thread.is_alive()
 
-    def new_folder(self) -> Path:
-        """An empty folder in `output_dir`, to be filled and passed to [`BackgroundPush.push`]."""
-        self.output_dir.mkdir(parents=True, exist_ok=True)
-        folder = Path(tempfile.mkdtemp(prefix=PREFIX, dir=self.output_dir))
-        self._folders.add(folder)
-        return folder
-
-    def push(self, folder: str | Path, message: str) -> bool:
+    def push(self, save: Callable[[Path], None], message: str) -> bool:
         """
-        Begin to upload everything in a folder, and return at once. An upload that fails is reported by a warning.
+        Begin to upload what `save` writes into a new folder, and return at once. An upload that fails is reported by a
+        warning.
 
         Args:
-            folder (`str`): One of [`BackgroundPush.new_folder`]; it is removed in any case.
+            save (`Callable`): Writes the result into the folder that it gets, which is removed after the upload.
             message (`str`): Message of the commit.
 
         Returns:
             `bool`: Whether the upload began; it does not while the one before is under way.
-
-        Raises:
-            `ValueError`: If the folder is another one, or was passed before.
         """
-        folder = Path(folder)
-        if folder not in self._folders:
-            raise ValueError(f"`folder` must be one of `new_folder()`, since it is removed, got {str(folder)!r}.")
-        self._folders.remove(folder)
         if not self.is_free:
-            shutil.rmtree(folder)
             return False
-        # A program that stops does not wait for this thread, as it would for those of the client's pool. A commit is made
-        # as a whole or not at all.
+        self.output_dir.mkdir(parents=True, exist_ok=True)
+        folder = Path(tempfile.mkdtemp(prefix=PREFIX, dir=self.output_dir))
+        save(folder)
+        # A commit is made as a whole or not at all.
         self._thread = threading.Thread(target=self._upload, args=(folder, message), daemon=True)
         self._thread.start()
         return True
@@ -134,6 +115,6 @@ class BackgroundPush:
             HfApi().upload_folder(repo_id=self.repo_id, folder_path=folder, commit_message=message)
         # Whatever goes wrong there, the training is worth more than the upload.
         except Exception as error:
-            logger.warning(f"The upload {message!r} to {self.repo_id} failed, the training goes on: {error}")
+            logger.warning(f"The upload {message!r} to {self.repo_id} failed, the training continues: {error}")
         finally:
             shutil.rmtree(folder, ignore_errors=True)

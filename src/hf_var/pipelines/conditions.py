@@ -66,8 +66,8 @@ def class_condition(
     if class_labels is not None:
         raise ValueError("Pass one of `class_labels` and `class_embeds`, not both.")
     shape = tuple(class_embeds.shape) if isinstance(class_embeds, torch.Tensor) else type(class_embeds).__name__
-    if not isinstance(shape, tuple) or len(shape) != 2 or shape[1] != config.hidden_size:
-        raise ValueError(f"`class_embeds` must have the shape (batch, {config.hidden_size}), got {shape}.")
+    if not isinstance(shape, tuple) or len(shape) != 2 or shape[1] != config.condition_size:
+        raise ValueError(f"`class_embeds` must have the shape (batch, {config.condition_size}), got {shape}.")
     return Condition(
         {"class_embeds": class_embeds},
         lambda: {"class_embeds": transformer.get_class_embeds(unconditional)},  # pyright: ignore

@@ -150,7 +150,7 @@ class VARPipelineBase(LoraMixin):
             labels (`int`, `str`, `None`, `torch.Tensor` or a list of these): As for a call.
 
         Returns:
-            `torch.FloatTensor` of shape `(batch, hidden_size)`.
+            `torch.FloatTensor` of shape `(batch, condition_size)`.
 
         Raises:
             `ValueError`: If a label is out of range, unknown or ambiguous, or the weights are offloaded.

@@ -104,7 +104,7 @@ class VARPipeline(VARPipelineBase):
             callback_on_step_end_tensor_inputs (`list[str]`, *optional*, defaults to `["latents"]`):
                 Tensors that the callback gets: `latents`, and `images` `(batch, channels, height, width)` in [0, 1],
                 which are decoded for it.
-            class_embeds (`torch.FloatTensor` of shape `(batch, hidden_size)`, *optional*):
+            class_embeds (`torch.FloatTensor` of shape `(batch, condition_size)`, *optional*):
                 Class embeddings in place of `class_labels`, see [`~VARPipeline.get_class_embeds`].
             logits_processor (`LogitsProcessor` or `LogitsProcessorList`, *optional*):
                 transformers' interface: changes the guided logits of a scale before temperature and filters. Every token

@@ -33,6 +33,9 @@ class VARConfig(ScheduleMixin, PreTrainedConfig):
         block_sizes (`list[int]`, *optional*):
             Lengths of the blocks that are predicted in one step each. `None` means one block per scale; all ones means
             raster order, one token after the other.
+        condition_channels (`int`, *optional*):
+            Width of the class embeddings, which a linear layer then brings to `hidden_size`, for embeddings that another
+            model made. `None` means `hidden_size`, without a layer.
         hidden_size (`int`, *optional*, defaults to 1024):
             Width of the transformer.
         num_hidden_layers (`int`, *optional*, defaults to 16):
@@ -56,7 +59,8 @@ class VARConfig(ScheduleMixin, PreTrainedConfig):
             Probability to skip the branches of the last layer in training; it grows linearly from 0 at the first.
             `None` means the rule of the released models, `0.1 * num_hidden_layers / 24`.
         class_dropout_prob (`float`, *optional*, defaults to 0.1):
-            Probability to replace a label by the unconditional one in training, for classifier-free guidance.
+            Probability to replace the class or its embedding by the unconditional one in training, for classifier-free
+            guidance.
         label_smoothing (`float`, *optional*, defaults to 0.0):
             Label smoothing of the loss.
         initializer_range (`float`, *optional*):
@@ -93,6 +97,7 @@ class VARConfig(ScheduleMixin, PreTrainedConfig):
     latent_channels: int = 32
     patch_nums: list[int | list[int]] | tuple[int | tuple[int, int], ...] = (1, 2, 3, 4, 5, 6, 8, 10, 13, 16)
     block_sizes: list[int] | None = None
+    condition_channels: int | None = None
     hidden_size: int = 1024
     num_hidden_layers: int = 16
     num_attention_heads: int = 16
@@ -129,6 +134,8 @@ class VARConfig(ScheduleMixin, PreTrainedConfig):
             num_hidden_layers=self.num_hidden_layers,
             num_attention_heads=self.num_attention_heads,
         )
+        if self.condition_channels is not None:
+            check_positive_integers(condition_channels=self.condition_channels)
         check_fractions(
             dropout=self.dropout,
             attention_dropout=self.attention_dropout,
@@ -204,6 +211,11 @@ class VARConfig(ScheduleMixin, PreTrainedConfig):
     def block_ends(self) -> list[int]:
         """Position past the last token of every block."""
         return list(accumulate(self.block_lengths))
+
+    @property
+    def condition_size(self) -> int:
+        """Width of class embeddings, `class_embeds`."""
+        return self.hidden_size if self.condition_channels is None else self.condition_channels
 
     @property
     def head_dim(self) -> int:

@@ -216,7 +216,9 @@ class VAREmbeddings(nn.Module):
         self.scale_lengths = config.scale_lengths
         self.scale_ends = [sum(config.scale_lengths[: scale + 1]) for scale in range(len(config.scale_lengths))]
         # The last row is the unconditional class.
-        self.class_embedding = nn.Embedding(self.num_labels + 1, config.hidden_size)
+        self.class_embedding = nn.Embedding(self.num_labels + 1, config.condition_size)
+        has_projection = config.condition_channels is not None
+        self.condition_proj = nn.Linear(config.condition_size, config.hidden_size) if has_projection else None
         self.input_proj = nn.Linear(config.latent_channels, config.hidden_size)
         self.start_position = nn.Parameter(torch.empty(config.block_lengths[0], config.hidden_size))
         self.level_embedding = nn.Parameter(torch.empty(len(config.patch_nums), config.hidden_size))
@@ -233,7 +235,11 @@ class VAREmbeddings(nn.Module):
 
     def embed_labels(self, class_labels: torch.Tensor) -> torch.Tensor:
         labels = torch.where(class_labels < 0, self.num_labels, class_labels)
-        return self.class_embedding(labels)  # (batch, hidden)
+        return self.class_embedding(labels)  # (batch, condition_size)
+
+    def project_condition(self, class_embeds: torch.Tensor) -> torch.Tensor:
+        """Class embeddings in the width of the transformer, `(batch, hidden)`."""
+        return class_embeds if self.condition_proj is None else self.condition_proj(class_embeds)
 
     def forward(self, condition: torch.Tensor | None, scale_inputs: torch.Tensor | None, begin: int) -> torch.Tensor:
         tokens = []

@@ -206,8 +206,8 @@ class VARTransformer(PreTrainedModel):
                 [`VQVAEModel.next_scale`] make them. Left out, the first block is run alone.
             labels (`torch.LongTensor` of shape `(batch, length)`, *optional*):
                 Codes of the blocks of this call, for the loss; -100 leaves a token out.
-            class_embeds (`torch.FloatTensor` of shape `(batch, hidden_size)`, *optional*):
-                Class embeddings in place of `class_labels`, for instance between two classes.
+            class_embeds (`torch.FloatTensor` of shape `(batch, config.condition_size)`, *optional*):
+                Class embeddings in place of `class_labels`, for instance between two classes or from another model.
             cache (`Cache`, *optional*):
                 The blocks before, changed in place: a [`VARCache`], or transformers' `DynamicCache`, which needs the
                 class at every call. Training with checkpointed layers computes without a cache.
@@ -244,7 +244,8 @@ class VARTransformer(PreTrainedModel):
                 raise ValueError("`class_embeds` must be passed with an image's first block only: the cache keeps it.")
             class_embedding = condition = None
         else:
-            class_embedding = self._embed_class(class_labels, class_embeds, scale_inputs, labels, begin)
+            embeds = self._embed_class(class_labels, class_embeds, scale_inputs, labels, begin)
+            class_embedding = self.embeddings.project_condition(embeds)
             condition = class_embedding if self.shared_adaln is None else self.shared_adaln(class_embedding)
         _check_batch(
             cache,
@@ -286,7 +287,7 @@ class VARTransformer(PreTrainedModel):
 
     def get_class_embeds(self, class_labels: torch.LongTensor) -> torch.Tensor:
         """
-        What `forward` makes of `(batch,)` class labels: `class_embeds` of shape `(batch, hidden_size)`; -1 and
+        What `forward` makes of `(batch,)` class labels: `class_embeds` of shape `(batch, config.condition_size)`; -1 and
         `config.num_labels` are unconditional. A `ValueError` if the weights are offloaded.
         """
         if (device := self.embeddings.class_embedding.weight.device).type == "meta":
@@ -305,12 +306,18 @@ class VARTransformer(PreTrainedModel):
         if class_embeds is not None:
             if class_labels is not None:
                 raise ValueError("Pass one of `class_labels` and `class_embeds`, not both.")
-            if class_embeds.ndim != 2 or class_embeds.shape[-1] != self.config.hidden_size:
+            if class_embeds.ndim != 2 or class_embeds.shape[-1] != self.config.condition_size:
                 raise ValueError(
-                    f"`class_embeds` must have the shape (batch, {self.config.hidden_size}), got "
+                    f"`class_embeds` must have the shape (batch, {self.config.condition_size}), got "
                     f"{tuple(class_embeds.shape)}."
                 )
-            return class_embeds.to(self.embeddings.start_position.dtype)
+            class_embeds = class_embeds.to(self.embeddings.start_position.dtype)
+            if not self.training:
+                return class_embeds
+            # Even if no row is dropped: distributed training waits for a gradient of every parameter.
+            unconditional = torch.full(class_embeds.shape[:1], num_labels, device=class_embeds.device)
+            dropped = self._dropped_classes(unconditional)
+            return torch.where(dropped[:, None], self.embeddings.embed_labels(unconditional), class_embeds)
         if class_labels is None:
             if begin > 0:
                 raise ValueError(
@@ -334,10 +341,12 @@ class VARTransformer(PreTrainedModel):
                     f"{class_labels.tolist()}."
                 )
         if self.training and self.config.class_dropout_prob > 0:
-            # Classifier-free guidance needs the unconditional class now and then (Ho and Salimans 2022).
-            dropped = torch.rand(class_labels.shape, device=class_labels.device) < self.config.class_dropout_prob
-            class_labels = torch.where(dropped, num_labels, class_labels)
+            class_labels = torch.where(self._dropped_classes(class_labels), num_labels, class_labels)
         return self.embeddings.embed_labels(class_labels)
+
+    def _dropped_classes(self, class_labels: torch.Tensor) -> torch.Tensor:
+        """Whose class is hidden: classifier-free guidance needs the unconditional one, too (Ho and Salimans 2022)."""
+        return torch.rand(class_labels.shape, device=class_labels.device) < self.config.class_dropout_prob
 
     def _check_blocks(
         self, begin: int, scale_inputs: torch.Tensor | None, labels: torch.Tensor | None

@@ -1,16 +1,24 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Checkpoints that are whole or absent, and a log that a resumed run continues."""
+"""Checkpoints that are whole or absent. Each part of a run is a file with the part's name."""
 
-import json
 import os
 import shutil
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from accelerate import Accelerator
+from accelerate.utils import DistributedType
+from torch import nn
+
+from .random_state import random_state, set_random_state
+from .sharding import load_model_state, model_state
+from .state_files import read_state, write_state
 
 
 PREFIX = "step-"
+# What Accelerate itself saves where DeepSpeed holds weights and optimizer.
+DEEPSPEED_FOLDER = "deepspeed"
 
 
 def checkpoint_folders(output_dir: str | Path) -> list[Path]:
@@ -37,7 +45,7 @@ def find_checkpoint(output_dir: str | Path, resume_from_checkpoint: str | None) 
         if names:
             raise ValueError(
                 f"`output_dir` = {str(output_dir)!r} has the checkpoints {names} of another run, which a new one would "
-                "replace. Go on with them by `resume_from_checkpoint` latest, or take another folder."
+                "replace. Continue it with `resume_from_checkpoint` latest, or choose another folder."
             )
         return None
     if resume_from_checkpoint == "latest":
@@ -51,9 +59,12 @@ def find_checkpoint(output_dir: str | Path, resume_from_checkpoint: str | None) 
     return folder
 
 
-def save_checkpoint(accelerator: Accelerator, output_dir: str | Path, step: int, total_limit: int) -> None:
+def save_checkpoint(
+    accelerator: Accelerator, output_dir: str | Path, step: int, total_limit: int, parts: Mapping[str, Any]
+) -> None:
     """
-    Save everything that was prepared or registered with `accelerator`, and remove all but the newest checkpoints.
+    Save the parts of a run, models and other objects with a `state_dict`, by name, and the random numbers of every
+    process; then remove all but the newest checkpoints.
 
     A checkpoint is written under another name and renamed when it is complete, and renamed before it is removed: a run
     may be killed at any moment, and whatever is called a checkpoint is a whole one.
@@ -63,8 +74,16 @@ def save_checkpoint(accelerator: Accelerator, output_dir: str | Path, step: int,
     if accelerator.is_main_process:
         for leftover in folder.parent.glob("unfinished-*"):
             shutil.rmtree(leftover)
+        unfinished.mkdir(parents=True)
     accelerator.wait_for_everyone()
-    accelerator.save_state(str(unfinished))
+    if accelerator.distributed_type == DistributedType.DEEPSPEED:
+        accelerator.save_state(str(unfinished / DEEPSPEED_FOLDER))
+    for name, part in parts.items():
+        # In all processes, each of which may have a part of it.
+        state = model_state(part) if isinstance(part, nn.Module) else part.state_dict()
+        if accelerator.is_main_process:
+            write_state(unfinished / f"{name}.safetensors", state)
+    write_state(unfinished / random_state_name(accelerator.process_index), random_state(accelerator.device))
     accelerator.wait_for_everyone()
     if accelerator.is_main_process:
         if folder.exists():
@@ -74,8 +93,31 @@ def save_checkpoint(accelerator: Accelerator, output_dir: str | Path, step: int,
             _remove(old)
 
 
+def load_checkpoint(accelerator: Accelerator, folder: str | Path, parts: Mapping[str, Any]) -> None:
+    """
+    Load what [`save_checkpoint`] saved.
+
+    Raises:
+        `ValueError`: If a part is missing, damaged, or is that of another run.
+    """
+    if accelerator.distributed_type == DistributedType.DEEPSPEED:
+        accelerator.load_state(str(Path(folder) / DEEPSPEED_FOLDER))
+    for name, part in parts.items():
+        state = read_state(Path(folder) / f"{name}.safetensors")
+        if isinstance(part, nn.Module):
+            load_model_state(part, state)
+        else:
+            part.load_state_dict(state)
+    set_random_state(read_state(Path(folder) / random_state_name(accelerator.process_index)), accelerator.device)
+
+
+def random_state_name(process_index: int) -> str:
+    """The file with the random numbers of a process."""
+    return f"random_state_{process_index}.safetensors"
+
+
 def remove_later_checkpoints(output_dir: str | Path, step: int) -> None:
-    """Remove the checkpoints after `step`, from which a run goes on: they belong to a course that it will not take."""
+    """Remove the checkpoints after `step`, from which a run is resumed: it will not come by them again."""
     for folder in checkpoint_folders(output_dir):
         if checkpoint_step(folder) > step:
             _remove(folder)
@@ -85,37 +127,3 @@ def _remove(folder: Path) -> None:
     removed = folder.with_name(f"unfinished-removed-{folder.name}")
     os.replace(folder, removed)
     shutil.rmtree(removed)
-
-
-class TrainingLog:
-    """
-    `train_log.jsonl` in the output folder: one line of JSON for each time something was logged.
-
-    Args:
-        output_dir (`str`): Folder of the run.
-        first_step (`int`): Lines after this step are those of a run which was stopped, and are written again.
-        is_active (`bool`): Whether this process writes.
-    """
-
-    def __init__(self, output_dir: str | Path, first_step: int, is_active: bool):
-        self.path = Path(output_dir) / "train_log.jsonl"
-        self.is_active = is_active
-        if is_active:
-            self.path.parent.mkdir(parents=True, exist_ok=True)
-            # Whole lines alone: a run that was killed while writing leaves a part of one.
-            lines = self.path.read_text().splitlines(keepends=True) if first_step > 0 and self.path.exists() else []
-            kept = [line for line in lines if line.endswith("\n") and json.loads(line)["step"] <= first_step]
-            shortened = self.path.with_suffix(".unfinished")
-            shortened.write_text("".join(kept))
-            os.replace(shortened, self.path)
-
-    def write(self, step: int, **values: Any) -> None:
-        """Add a line."""
-        if self.is_active:
-            with self.path.open("a") as file:
-                file.write(json.dumps({"step": step, **values}) + "\n")
-
-    def last(self, name: str) -> Any:
-        """The newest value of a figure, `None` if there is none."""
-        lines = [json.loads(line) for line in self.path.read_text().splitlines() if f'"{name}"' in line]
-        return lines[-1][name] if lines else None

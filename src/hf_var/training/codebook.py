@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """
-A good start for the codebook, a second life for codes that nobody uses, and codes that follow a moving average.
+k-means initialization, restarts of dead codes and moving averages for the codebook.
 
 Without them a tokenizer trained from scratch settles on a few codes per scale: an untrained encoder's features lie close
 together, the few codes nearest to them take all gradients, and the rest are never chosen again.
@@ -10,39 +10,16 @@ from typing import Any, cast
 
 import torch
 from accelerate.utils import broadcast, reduce
-from torch import nn
 from torch.nn import functional
 
-from ..autoencoders import VQVAEConfig, VQVAEModel, VQVAEOutput
+from ..autoencoders import VQVAEConfig, VQVAEModel
 from ..metrics.codebook_usage import is_dead
 
 
-# At most so many vectors of each scale go into k-means.
+# k-means sees at most this many vectors of each scale.
 VECTORS_PER_SCALE = 8192
-
-
-class VQVAEWarmup(nn.Module):
-    """
-    A tokenizer whose `forward` can leave the quantizer out, as if the codebook were infinitely fine. Both ways are one
-    `forward`, because that is what distributed training watches.
-
-    Args:
-        vqvae ([`VQVAEModel`]): The tokenizer.
-    """
-
-    def __init__(self, vqvae: VQVAEModel):
-        super().__init__()
-        self.vqvae = vqvae
-
-    def forward(self, pixel_values: torch.Tensor, quantize: bool = True) -> VQVAEOutput:
-        """Output of [`VQVAEModel`], without codes unless `quantize`."""
-        # Distributed training waits for a gradient of every parameter: the quantizer may not be used at all, and a
-        # schedule of few scales does not use all refinement convolutions.
-        parameters = [item for name, item in self.vqvae.named_parameters() if name.startswith("quantizer.")]
-        nothing = 0.0 * torch.stack([parameter.sum() for parameter in parameters]).sum() if parameters else 0.0
-        output = self.vqvae(pixel_values, quantize=quantize)
-        output.loss = output.loss + nothing
-        return output
+# The weight of the past in a code's moving average, gamma in van den Oord et al. (2017), appendix A.1.
+DECAY = 0.99
 
 
 @torch.no_grad()
@@ -55,13 +32,6 @@ def initialize_codebook(
     What a scale looks up depends on the codes of the scales before it: the first round takes those to be exact, every
     further round starts from the codes so far and looks at the residuals that they really leave. With several
     processes all take the codes of the first.
-
-    Args:
-        vqvae ([`VQVAEModel`]): The tokenizer, changed in place.
-        features (`torch.FloatTensor` of shape `(images, latent_channels, height, width)`): The encoder's output.
-        seed (`int`): Seed of the choice of vectors and of k-means.
-        rounds (`int`, *optional*, defaults to 3): Runs of k-means.
-        vectors_per_scale (`int`, *optional*, defaults to 8192): At most so many vectors of each scale are used.
 
     Raises:
         `ValueError`: If the images give fewer vectors than there are codes.
@@ -110,20 +80,11 @@ def restart_dead_codes(
     threshold: float = 0.03,
 ) -> torch.Tensor:
     """
-    Move the codes that are hardly ever chosen to random vectors that the quantizer looks up right now.
+    Move the codes that are hardly ever chosen to random vectors that the quantizer looks up right now, and return them.
 
-    Args:
-        vqvae ([`VQVAEModel`]): The tokenizer, changed in place.
-        hits (`torch.LongTensor` of shape `(codebook_size,)`):
-            How often each code was chosen lately, the same in all processes.
-        inputs (`torch.FloatTensor` of shape `(batch, length, latent_channels)`):
-            What the quantizer looked up, `quantizer_inputs` of the tokenizer's output.
-        seed (`int`): Seed of the choice of vectors.
-        threshold (`float`, *optional*, defaults to 0.03):
-            A code is dead if it was chosen less than this many times as often as the average code.
-
-    Returns:
-        `torch.LongTensor`: The codes that moved.
+    A code is dead if it was chosen less than `threshold` times as often as the average code. `hits`, how often each code
+    was chosen lately, is the same in all processes; `inputs` `(batch, length, latent_channels)` are what was looked up,
+    `quantizer_inputs` of the tokenizer's output.
     """
     weight = vqvae.codebook.vectors
     dead = is_dead(hits, threshold).nonzero().flatten().to(weight.device)
@@ -151,13 +112,13 @@ class MovingAverageCodebook:
 
     Args:
         vqvae ([`VQVAEModel`]):
-            The tokenizer, where it is trained and with the weights that all processes begin with. Its codebook is to have no
+            The tokenizer, on its device and with the weights that all processes begin with. Its codebook must not have a
             gradient.
-        decay (`float`): Weight of the past, gamma in the paper.
+        decay (`float`, *optional*, defaults to 0.99): Weight of the past.
         epsilon (`float`, *optional*, defaults to 1e-5): Pseudo-count that keeps codes without vectors finite.
     """
 
-    def __init__(self, vqvae: VQVAEModel, decay: float, epsilon: float = 1e-5):
+    def __init__(self, vqvae: VQVAEModel, decay: float = DECAY, epsilon: float = 1e-5):
         self.vqvae = vqvae
         self.decay = decay
         self.epsilon = epsilon
@@ -202,11 +163,11 @@ class MovingAverageCodebook:
         self.sums[chosen] = weight[chosen] * size
 
     def state_dict(self) -> dict[str, torch.Tensor]:
-        """For Accelerate's checkpoints."""
+        """What a checkpoint holds."""
         return {"sizes": self.sizes, "sums": self.sums}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """For Accelerate's checkpoints."""
+        """Continue where [`MovingAverageCodebook.state_dict`] was taken."""
         self.sizes.copy_(state_dict["sizes"])
         self.sums.copy_(state_dict["sums"])
 

@@ -40,7 +40,7 @@ def make_discriminator(
             Halvings of [`PatchDiscriminator`]; the other kind always goes down to 4 pixels.
 
     Raises:
-        `ValueError`: If the kind is unknown or the images are too small.
+        `ValueError`: If the images are too small.
     """
     if kind == "patchgan":
         discriminator = PatchDiscriminator(in_channels, base_channels, num_layers)
@@ -50,10 +50,8 @@ def make_discriminator(
                 f"`num_layers` = {num_layers}, got {image_size[0]}x{image_size[1]}. Take fewer layers or a stylegan."
             )
         return discriminator
-    if kind == "stylegan":
-        group_size = max(size for size in range(1, 5) if batch_size % size == 0)
-        return StyleGANDiscriminator(in_channels, image_size, base_channels, group_size=group_size)
-    raise ValueError(f"`kind` of the discriminator must be one of {', '.join(DISCRIMINATORS)}, got {kind!r}.")
+    group_size = max(size for size in range(1, 5) if batch_size % size == 0)
+    return StyleGANDiscriminator(in_channels, image_size, base_channels, group_size=group_size)
 
 
 class PatchDiscriminator(nn.Module):
@@ -70,16 +68,10 @@ class PatchDiscriminator(nn.Module):
         base_channels (`int`, *optional*, defaults to 64):
             Channels after the first layer, doubled by each further one up to eight times as many.
         num_layers (`int`, *optional*, defaults to 3): Halvings of the resolution.
-
-    Raises:
-        `ValueError`: If a number is not positive.
     """
 
     def __init__(self, in_channels: int, base_channels: int = 64, num_layers: int = 3):
         super().__init__()
-        for name, value in (("base_channels", base_channels), ("num_layers", num_layers)):
-            if value < 1:
-                raise ValueError(f"`{name}` must be at least 1, got {value}.")
         self.num_layers = num_layers
         self.conv_in = nn.Conv2d(in_channels, base_channels, kernel_size=4, stride=2, padding=1)
         widths = [base_channels * min(2**layer, 8) for layer in range(num_layers + 1)]
@@ -135,12 +127,12 @@ class StyleGANDiscriminator(nn.Module):
         in_channels (`int`): Channels of the images.
         image_size (`tuple[int, int]`): Height and width of the images, at least 8 each.
         base_channels (`int`, *optional*, defaults to 64): Channels at full resolution, doubled by each halving.
-        max_channels (`int`, *optional*, defaults to 512): At most so many channels.
+        max_channels (`int`, *optional*, defaults to 512): Limit of the channels.
         group_size (`int`, *optional*, defaults to 4):
             Images that [`MinibatchStandardDeviation`] compares with each other.
 
     Raises:
-        `ValueError`: If the images are too small or a number is not positive.
+        `ValueError`: If the images are too small.
     """
 
     def __init__(
@@ -157,10 +149,6 @@ class StyleGANDiscriminator(nn.Module):
                 f"`image_size` must be at least 8 pixels per side for a stylegan discriminator, got "
                 f"{image_size[0]}x{image_size[1]}."
             )
-        numbers = (("base_channels", base_channels), ("max_channels", max_channels), ("group_size", group_size))
-        for name, value in numbers:
-            if value < 1:
-                raise ValueError(f"`{name}` must be at least 1, got {value}.")
         # Down to 4 pixels on the shorter side, or what is left of a size that is no power of two.
         num_blocks = int(math.log2(min(image_size) / 4))
         widths = [min(base_channels * 2**level, max_channels) for level in range(num_blocks + 1)]

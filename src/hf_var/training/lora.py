@@ -4,6 +4,7 @@
 import copy
 import json
 from collections.abc import Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
@@ -14,10 +15,27 @@ from torch import nn
 from ..compatibility import add_adapter
 from ..priors import VARTransformer
 from ..priors.configuration_var import ADAPTER_LABELS_NAME
+from ..ranges import CheckedFields, Decay, NonNegativeInt, PositiveFloat
 
 
 # The projections of attention and feed-forward layers, where a transformer has most of its weights.
 LORA_TARGETS = ("q_proj", "k_proj", "v_proj", "o_proj", "fc1", "fc2")
+
+
+@dataclass(kw_only=True)
+class LoraFields(CheckedFields):
+    """Arguments of [`add_lora`] on a command line."""
+
+    lora_rank: NonNegativeInt = field(
+        default=0, metadata={"help": "train adapters of this rank and the class embedding alone; 0: all weights"}
+    )
+    lora_alpha: PositiveFloat | None = field(
+        default=None, metadata={"help": "scale of the adapters; default: lora_rank"}
+    )
+    lora_dropout: Decay = 0.0
+    lora_target_modules: list[str] | None = field(
+        default=None, metadata={"help": "default: all projections of attention and feed-forward layers"}
+    )
 
 
 def add_lora(

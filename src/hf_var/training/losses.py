@@ -1,24 +1,74 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Reconstruction losses on pixels."""
+"""Reconstruction losses: distances of pixels, and LPIPS."""
+
+from dataclasses import dataclass, field
+from typing import cast
 
 import torch
+from torch import nn
 from torch.nn import functional
+
+from ..autoencoders import VQVAEOutput
+from ..ranges import CheckedFields, NonNegativeFloat
+
+
+@dataclass(kw_only=True)
+class ReconstructionConfig(CheckedFields):
+    """Weights of a tokenizer's objective, without the adversary."""
+
+    l1_weight: NonNegativeFloat = field(
+        default=0.0, metadata={"help": "weight of the mean absolute error of the pixels"}
+    )
+    l2_weight: NonNegativeFloat = field(
+        default=1.0, metadata={"help": "weight of the mean squared error of the pixels"}
+    )
+    lpips_weight: NonNegativeFloat = field(default=0.0, metadata={"help": "weight of the perceptual distance LPIPS"})
+    lpips_weights: str | None = field(
+        default=None,
+        metadata={"help": "file of torchvision's VGG16 weights; default: downloaded; random: for tests"},
+    )
+    quantizer_weight: NonNegativeFloat = field(
+        default=1.0, metadata={"help": "weight of the codebook and commitment terms"}
+    )
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.l1_weight + self.l2_weight == 0:
+            raise ValueError("One of `l1_weight` and `l2_weight` must be positive, got 0.0 for both.")
+
+
+class ReconstructionObjective:
+    """
+    What a tokenizer's reconstruction costs.
+
+    Args:
+        config ([`ReconstructionConfig`]): The weights.
+        perceptual_loss (`nn.Module`, *optional*): LPIPS, needed if it has a weight.
+    """
+
+    def __init__(self, config: ReconstructionConfig, perceptual_loss: nn.Module | None):
+        self.config = config
+        self.perceptual_loss = perceptual_loss
+
+    def __call__(
+        self, output: VQVAEOutput, target: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor, dict[str, torch.Tensor]]:
+        """The loss of pixels and features, the quantizer's, both with their weights, and what they are made of."""
+        config, sample = self.config, cast(torch.Tensor, output.sample)
+        reconstruction = reconstruction_loss(sample, target, config.l1_weight, config.l2_weight)
+        quantizer_loss = cast(torch.Tensor, output.loss)
+        metrics = {"reconstruction_loss": reconstruction, "quantizer_loss": quantizer_loss}
+        if config.lpips_weight > 0 and self.perceptual_loss is not None:
+            metrics["lpips_loss"] = self.perceptual_loss(sample, target).mean()
+            reconstruction = reconstruction + config.lpips_weight * metrics["lpips_loss"]
+        return reconstruction, config.quantizer_weight * quantizer_loss, metrics
 
 
 def reconstruction_loss(
     sample: torch.Tensor, target: torch.Tensor, l1_weight: float, l2_weight: float
 ) -> torch.Tensor:
     """
-    Weighted sum of mean absolute and mean squared error, in fp32 whatever the dtype of the images.
-
-    Args:
-        sample (`torch.FloatTensor` of shape `(batch, channels, height, width)`): Reconstructions.
-        target (`torch.FloatTensor` of shape `(batch, channels, height, width)`): What they should be.
-        l1_weight (`float`): Weight of the mean absolute error.
-        l2_weight (`float`): Weight of the mean squared error.
-
-    Returns:
-        `torch.FloatTensor` of shape `()`.
+    Weighted sum of mean absolute and mean squared error of `sample` and `target`, in fp32 whatever their dtype.
     """
     sample, target = sample.float(), target.float()
     # A term without weight costs nothing.

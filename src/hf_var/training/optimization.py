@@ -1,147 +1,210 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Optimizer, its schedules and averaged weights."""
+"""All that happens to weights in a training: gradients, optimizer, schedules and the average."""
 
 import math
-from collections.abc import Iterator
-from contextlib import contextmanager
-from typing import Any, cast
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, field
+from typing import Annotated, Any
 
 import torch
-from diffusers.training_utils import EMAModel
+from accelerate import Accelerator
 from torch import nn
 from transformers import get_scheduler, get_wsd_schedule
 
-from .arguments import DECAYS, TrainingArguments
-from .sharding import is_sharded, saved_tensor, spread_like
+from ..ranges import CheckedFields, Decay, NonNegativeFloat, NonNegativeInt, OneOf, PositiveFloat, Share
+from .average import AveragedWeights, averaged_weights
+from .sharding import saved_tensor, spread_like
 
 
+# Those of transformers' get_scheduler that need no further arguments.
+SCHEDULERS = ("linear", "cosine", "cosine_with_restarts", "polynomial", "constant", "constant_with_warmup")
+# Those of them that end where `lr_final_ratio` says.
+DECAYS = ("linear", "cosine")
 # Tables of vectors: decay would pull positions, levels and codes towards each other.
 UNDECAYED_NAMES = ("position", "level_embedding", "offset", "codebook")
 
 
-class AveragedWeights(EMAModel):
+@dataclass(kw_only=True)
+class OptimizerConfig(CheckedFields):
+    """How an [`Optimization`] moves the weights."""
+
+    learning_rate: PositiveFloat = field(default=3e-4, metadata={"help": "largest learning rate"})
+    lr_scheduler: Annotated[str, OneOf(*SCHEDULERS)] = field(
+        default="cosine", metadata={"help": ", ".join(SCHEDULERS)}
+    )
+    lr_warmup_steps: NonNegativeInt = field(
+        default=100, metadata={"help": "steps over which the learning rate rises from zero"}
+    )
+    lr_stable_steps: NonNegativeInt = field(
+        default=0, metadata={"help": "steps at the largest learning rate before a linear or cosine decay"}
+    )
+    lr_final_ratio: Share = field(
+        default=0.0, metadata={"help": "a linear or cosine decay ends at this share of the largest learning rate"}
+    )
+    adam_beta1: Decay = 0.9
+    adam_beta2: Decay = 0.95
+    weight_decay: NonNegativeFloat = field(
+        default=0.05, metadata={"help": "acts on matrices, not on biases and other vectors"}
+    )
+    weight_decay_end: NonNegativeFloat | None = field(
+        default=None, metadata={"help": "weight decay of the last step, reached by a cosine; default: weight_decay"}
+    )
+    max_grad_norm: PositiveFloat = field(default=2.0, metadata={"help": "gradients are scaled down to this norm"})
+    ema_decay: Decay = field(
+        default=0.999, metadata={"help": "of the averaged weights, which are saved; 0: no average"}
+    )
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for name in ("lr_stable_steps", "lr_final_ratio"):
+            if getattr(self, name) > 0 and self.lr_scheduler not in DECAYS:
+                raise ValueError(
+                    f"`{name}` goes with `lr_scheduler` {' or '.join(DECAYS)}, got {self.lr_scheduler!r}."
+                )
+
+
+class Optimization:
     """
-    diffusers' moving average of parameters, whose state holds whole tensors even where every process has a part of each.
+    A model's optimizer with its schedules, clipping and average.
+
+    ```python
+    with accelerator.accumulate(optimization.model):
+        optimization.minimize(loss)
+    if accelerator.sync_gradients:
+        optimization.finish_step()
+    ```
+
+    Learning rate and weight decay follow from the configuration and the number of steps alone, so that a resumed run
+    takes those of its own arguments.
 
     Args:
-        model (`nn.Module`): All of its parameters are averaged.
-        decay (`float`): Weight of the past, once enough steps were taken: before, it is `(1 + steps) / (10 + steps)`.
+        accelerator (`Accelerator`): Prepares model and optimizer.
+        weights (`nn.Module`): The model whose parameters are optimized and averaged.
+        config ([`OptimizerConfig`]): The hyper-parameters.
+        num_steps (`int`): Length of the schedules.
+        model (`nn.Module`, *optional*, defaults to `weights`): The model that is called, around `weights`.
     """
 
-    def __init__(self, model: nn.Module, decay: float):
-        # One call for all parameters: with small models a loop over them costs as much as a layer. torch has none for
-        # parameters that are spread over processes.
-        super().__init__(model.parameters(), decay=decay, foreach=not is_sharded(model))
-        # DeepSpeed trains in half precision, in which a slow average stands still.
-        self.shadow_params = [parameter.float() for parameter in self.shadow_params]
+    def __init__(
+        self,
+        accelerator: Accelerator,
+        weights: nn.Module,
+        config: OptimizerConfig,
+        num_steps: int,
+        model: nn.Module | None = None,
+    ):
+        self.accelerator = accelerator
+        self.weights = weights
+        self.config = config
+        self.num_steps = num_steps
+        self.steps = 0
+        self.gradient_norm: torch.Tensor | float | None = None
+        self._optimizer = make_optimizer(weights, config)
+        self._ratio_at = _learning_rate_schedule(self._optimizer, config, num_steps)
+        self.model, self._prepared = accelerator.prepare(weights if model is None else model, self._optimizer)
+        self.average = AveragedWeights(weights, config.ema_decay) if config.ema_decay > 0 else None
+
+    def minimize(self, loss: torch.Tensor) -> None:
+        """After a forward pass: add up its gradients, and after the last one of a step move the weights."""
+        self.accelerator.backward(loss)
+        if self.accelerator.sync_gradients:
+            self.gradient_norm = self.accelerator.clip_grad_norm_(self.model.parameters(), self.config.max_grad_norm)
+        self._prepared.step()
+        self._prepared.zero_grad()
+
+    def finish_step(self) -> None:
+        """After an optimizer step: move the schedules and the average."""
+        self.steps += 1
+        self._follow_schedules()
+        if self.average is not None:
+            self.average.step(self.weights.parameters())
+
+    def averaged(self) -> AbstractContextManager[nn.Module]:
+        """The averaged weights in place of the present ones, for the time of a block."""
+        return averaged_weights(self.average, self.weights)
+
+    @property
+    def learning_rate(self) -> float:
+        """That of the next step."""
+        return self._optimizer.param_groups[0]["lr"]
 
     def state_dict(self) -> dict[str, Any]:
-        """For Accelerate's checkpoints; all processes have to call it together."""
-        state = super().state_dict()
-        return state | {"shadow_params": [saved_tensor(parameter) for parameter in state["shadow_params"]]}
+        """Steps, moments and averages by the names of the parameters. All processes have to call this together."""
+        names = {id(parameter): name for name, parameter in self.weights.named_parameters()}
+        moments = {
+            names[id(parameter)]: {key: saved_tensor(moment) for key, moment in state.items()}
+            for parameter, state in self._optimizer.state.items()
+        }
+        average = None if self.average is None else self.average.state_dict()
+        return {"steps": self.steps, "moments": moments, "average": average}
 
+    @torch.no_grad()
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """For Accelerate's checkpoints."""
-        own = self.shadow_params
-        super().load_state_dict(state_dict)
-        shadows = zip(self.shadow_params, own, strict=True)
-        # Accelerate loads what is registered with it on the CPU.
-        self.shadow_params = [spread_like(tensor, example).to(example.device) for tensor, example in shadows]
+        """Continue where [`Optimization.state_dict`] was taken."""
+        parameters = dict(self.weights.named_parameters())
+        for name, moments in state_dict["moments"].items():
+            self._optimizer.state[parameters[name]] = {
+                key: _moment_like(moment, parameters[name]) for key, moment in moments.items()
+            }
+        if self.average is not None:
+            self.average.load_state_dict(state_dict["average"])
+        self.steps = state_dict["steps"]
+        if self.steps > 0:
+            self._follow_schedules()
+
+    def _follow_schedules(self) -> None:
+        config = self.config
+        for group in self._optimizer.param_groups:
+            group["lr"] = config.learning_rate * self._ratio_at(self.steps)
+        if config.weight_decay_end is not None:
+            share = 0.5 + 0.5 * math.cos(math.pi * self.steps / self.num_steps)
+            weight_decay = config.weight_decay_end + (config.weight_decay - config.weight_decay_end) * share
+            self._optimizer.param_groups[0]["weight_decay"] = weight_decay
 
 
-def make_optimizer(
-    model: nn.Module, args: TrainingArguments, learning_rate: float | None = None, beta1: float | None = None
-) -> torch.optim.AdamW:
-    """
-    AdamW whose weight decay acts on matrices and convolutions alone.
-
-    Args:
-        model (`nn.Module`): Its parameters that need a gradient are optimized.
-        args ([`TrainingArguments`]): Weight decay, learning rate and betas.
-        learning_rate (`float`, *optional*): In place of that of `args`.
-        beta1 (`float`, *optional*): In place of that of `args`.
-    """
+def make_optimizer(model: nn.Module, config: OptimizerConfig) -> torch.optim.AdamW:
+    """AdamW for the parameters that need a gradient, whose weight decay acts on matrices and convolutions alone."""
     decayed, undecayed = [], []
     for name, parameter in model.named_parameters():
         if parameter.requires_grad:
             is_matrix = parameter.ndim > 1 and not any(part in name for part in UNDECAYED_NAMES)
             (decayed if is_matrix else undecayed).append(parameter)
     groups = [
-        {"params": decayed, "weight_decay": args.weight_decay},
+        {"params": decayed, "weight_decay": config.weight_decay},
         {"params": undecayed, "weight_decay": 0.0},
     ]
     # One kernel for all parameters: with small models the loop over them takes longer than the arithmetic.
-    betas = (args.adam_beta1 if beta1 is None else beta1, args.adam_beta2)
-    return torch.optim.AdamW(
-        groups, lr=args.learning_rate if learning_rate is None else learning_rate, betas=betas, fused=True
-    )
+    betas = (config.adam_beta1, config.adam_beta2)
+    return torch.optim.AdamW(groups, lr=config.learning_rate, betas=betas, fused=True)
 
 
-def make_scheduler(
-    optimizer: torch.optim.Optimizer, args: TrainingArguments, first_step: int = 0
-) -> torch.optim.lr_scheduler.LambdaLR:
-    """
-    The schedule of the learning rate: `lr_warmup_steps` up from zero, `lr_stable_steps` at its largest, then down to
-    `lr_final_ratio` of it as `lr_scheduler` says.
-
-    Args:
-        optimizer (`torch.optim.Optimizer`): The optimizer.
-        args ([`TrainingArguments`]): The arguments.
-        first_step (`int`, *optional*, defaults to 0): Step of the run at which the schedule begins.
-    """
-    num_steps = args.max_train_steps - first_step
-    if args.lr_scheduler in DECAYS and args.lr_stable_steps + args.lr_final_ratio > 0:
-        return get_wsd_schedule(
+def _learning_rate_schedule(
+    optimizer: torch.optim.Optimizer, config: OptimizerConfig, num_steps: int
+) -> Callable[[int], float]:
+    """The learning rate of each step, as a share of the largest one; that of the first is set."""
+    if config.lr_scheduler in DECAYS and config.lr_stable_steps + config.lr_final_ratio > 0:
+        scheduler: Any = get_wsd_schedule(
             optimizer,
-            num_warmup_steps=args.lr_warmup_steps,
-            num_stable_steps=args.lr_stable_steps,
-            num_decay_steps=max(num_steps - args.lr_warmup_steps - args.lr_stable_steps, 0),
-            decay_type=args.lr_scheduler,
-            min_lr_ratio=args.lr_final_ratio,
+            num_warmup_steps=config.lr_warmup_steps,
+            num_stable_steps=config.lr_stable_steps,
+            num_decay_steps=max(num_steps - config.lr_warmup_steps - config.lr_stable_steps, 0),
+            decay_type=config.lr_scheduler,
+            min_lr_ratio=config.lr_final_ratio,
         )
-    scheduler = get_scheduler(
-        args.lr_scheduler, optimizer, num_warmup_steps=args.lr_warmup_steps, num_training_steps=num_steps
-    )
-    return cast(torch.optim.lr_scheduler.LambdaLR, scheduler)
+    else:
+        scheduler = get_scheduler(
+            config.lr_scheduler,
+            optimizer,
+            num_warmup_steps=config.lr_warmup_steps,
+            num_training_steps=num_steps,
+        )
+    return scheduler.lr_lambdas[0]
 
 
-def schedule_weight_decay(optimizer: Any, args: TrainingArguments, step: int) -> None:
-    """Move the weight decay of [`make_optimizer`]'s first group along half a cosine to `weight_decay_end`, if there is one."""
-    if args.weight_decay_end is not None:
-        share = 0.5 + 0.5 * math.cos(math.pi * step / args.max_train_steps)
-        weight_decay = args.weight_decay_end + (args.weight_decay - args.weight_decay_end) * share
-        optimizer.param_groups[0]["weight_decay"] = weight_decay
-
-
-@contextmanager
-def averaged_weights(average: AveragedWeights | None, model: nn.Module) -> Iterator[nn.Module]:
-    """`model` with the averaged weights inside the block and with its own ones after it."""
-    if average is None:
-        yield model
-        return
-    parameters = list(model.parameters())
-    average.store(parameters)
-    average.copy_to(parameters)
-    try:
-        yield model
-    finally:
-        average.restore(parameters)
-
-
-@torch.no_grad()
-def restart_average(
-    average: AveragedWeights, model: nn.Module, parameter: nn.Parameter, rows: torch.Tensor | None = None
-) -> None:
-    """
-    Let the average of `parameter` of `model` begin at its present value, because it jumped.
-
-    Args:
-        average ([`AveragedWeights`]): Average of the parameters of `model`.
-        model (`nn.Module`): The model.
-        parameter (`nn.Parameter`): One of its parameters.
-        rows (`torch.LongTensor`, *optional*): Only these rows jumped.
-    """
-    index = next(index for index, other in enumerate(model.parameters()) if other is parameter)
-    shadow = average.shadow_params[index]
-    chosen = slice(None) if rows is None else rows
-    shadow[chosen] = parameter[chosen].to(shadow)
+def _moment_like(moment: torch.Tensor, parameter: torch.Tensor) -> torch.Tensor:
+    if moment.ndim < parameter.ndim:
+        # The number of steps.
+        return moment.to(parameter.device)
+    # In the parameter's memory format, which the fused kernel expects.
+    return torch.empty_like(parameter).copy_(spread_like(moment, parameter))

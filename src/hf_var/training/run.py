@@ -1,34 +1,32 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The bookkeeping of a training run: resuming, losses, progress, log and checkpoints."""
+"""A training run: its steps, losses, log, checkpoints and end."""
 
 import math
-import os
 import shutil
 import signal
 import sys
-import threading
 import time
-from collections.abc import Mapping
-from contextlib import ExitStack
-from dataclasses import asdict
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, cast
+from typing import Annotated, Any, cast
 
 import numpy as np
 import torch
 from accelerate import Accelerator
-from accelerate.utils import TorchDynamoPlugin
 from matplotlib.figure import Figure
 from PIL import Image
 from torch import nn
-from torch.distributed.fsdp import MixedPrecisionPolicy
 from tqdm.auto import tqdm
 from transformers.utils import logging
 
 from ..precision import ONEDNN_MATMUL, fp32_precision
-from .arguments import TrainingArguments
-from .checkpoints import TrainingLog, checkpoint_step, find_checkpoint, remove_later_checkpoints, save_checkpoint
+from ..ranges import CheckedFields, NonNegativeInt, OneOf, PositiveInt
+from .checkpoints import checkpoint_step, find_checkpoint, load_checkpoint, remove_later_checkpoints, save_checkpoint
+from .log import TrainingLog
 from .sharding import whole_tensor
+from .stopping import StopRequest
 
 
 logger = logging.get_logger(__name__)
@@ -41,120 +39,131 @@ MATMUL_PRECISIONS = {
 }
 
 
-def make_accelerator(args: TrainingArguments) -> Accelerator:
-    """
-    The `Accelerator` that `args` describe.
+@dataclass(kw_only=True)
+class RunConfig(CheckedFields):
+    """How long and how precisely a training runs, and what it writes."""
 
-    Raises:
-        `ValueError`: If it is configured for DeepSpeed's ZeRO stage 3, or for another accumulation of gradients.
-    """
-    is_sharded = os.environ.get("ACCELERATE_USE_FSDP", "false") == "true"
-    # Compiled as a whole, a sharded model could not be called as it is, to validate and to draw.
-    compilation = TorchDynamoPlugin(backend=cast(Any, "inductor"), use_regional_compilation=is_sharded)
-    accelerator = Accelerator(
-        mixed_precision=args.mixed_precision,
-        gradient_accumulation_steps=args.gradient_accumulation_steps,
-        log_with=None if args.report_to == "none" else args.report_to,
-        project_dir=args.output_dir,
-        dynamo_plugin=compilation if args.torch_compile else None,
+    output_dir: str = field(metadata={"help": "folder for the trained model, its log and its checkpoints"})
+    max_train_steps: PositiveInt = field(default=10_000, metadata={"help": "optimizer steps"})
+    gradient_accumulation_steps: PositiveInt = field(default=1, metadata={"help": "forward passes per optimizer step"})
+    mixed_precision: Annotated[str, OneOf("no", "fp16", "bf16")] = field(
+        default="no", metadata={"help": "no, fp16 or bf16"}
     )
-    if accelerator.gradient_accumulation_steps != args.gradient_accumulation_steps:
-        raise ValueError(
-            f"`gradient_accumulation_steps` is {args.gradient_accumulation_steps}, but Accelerate's configuration says "
-            f"{accelerator.gradient_accumulation_steps}: leave it out there."
-        )
-    keep_full_precision(getattr(accelerator.state, "fsdp_plugin", None), args.mixed_precision)
-    plugin = getattr(accelerator.state, "deepspeed_plugin", None)
-    if plugin is not None:
-        if plugin.zero_stage == 3:
-            raise ValueError(
-                "DeepSpeed's `zero_stage` must be 1 or 2, got 3. To split the weights as well, use FSDP2."
-            )
-        # Accelerate would take them from a data loader, and clip at 1.
-        plugin.deepspeed_config["train_micro_batch_size_per_gpu"] = args.train_batch_size
-        plugin.deepspeed_config["gradient_clipping"] = args.max_grad_norm
-    return accelerator
-
-
-def keep_full_precision(plugin: Any, mixed_precision: str) -> None:
-    """
-    Let a model that FSDP2 splits return fp32 and add up its gradients in it, as autocast does. Accelerate would have both
-    in half precision, in which losses and averages over processes are too coarse.
-
-    Args:
-        plugin (`FullyShardedDataParallelPlugin`, *optional*): Changed in place.
-        mixed_precision (`str`): no, fp16 or bf16.
-    """
-    if plugin is not None and plugin.fsdp_version == 2 and mixed_precision != "no":
-        half = {"fp16": torch.float16, "bf16": torch.bfloat16}[mixed_precision]
-        plugin.mixed_precision_policy = MixedPrecisionPolicy(half, torch.float32, torch.float32)
+    matmul_precision: Annotated[str, OneOf(*MATMUL_PRECISIONS)] = field(
+        default="ieee",
+        metadata={
+            "help": "ieee, or tf32 or bf16: what factors of fp32 matrix products may be rounded to where it is faster"
+        },
+    )
+    gradient_checkpointing: bool = field(
+        default=False, metadata={"help": "compute activations twice instead of keeping them"}
+    )
+    torch_compile: bool = field(default=False, metadata={"help": "compile the model with torch.compile"})
+    seed: NonNegativeInt = field(
+        default=0, metadata={"help": "fixes the initial weights, the data's order and all random numbers"}
+    )
+    checkpointing_steps: NonNegativeInt = field(default=1000, metadata={"help": "0: no checkpoints"})
+    checkpoints_total_limit: PositiveInt = field(default=2, metadata={"help": "older checkpoints are removed"})
+    resume_from_checkpoint: str | None = field(
+        default=None, metadata={"help": "latest, or a folder; latest starts afresh where there is no checkpoint yet"}
+    )
+    validation_steps: NonNegativeInt = field(default=0, metadata={"help": "validate this often; 0: at the end only"})
+    logging_steps: PositiveInt = field(default=10, metadata={"help": "write the loss to train_log.jsonl this often"})
+    report_to: str = field(default="tensorboard", metadata={"help": "a tracker of Accelerate, or none"})
 
 
 class TrainingRun:
     """
     Counts optimizer steps and does what is due after each.
 
-    Figures are kept on their device and read when they are logged, saved or judged, so that other steps need not wait
+    ```python
+    run = TrainingRun(config, accelerator, "train", batch_size)
+    with run.started({"model": model, "optimization": optimization, "batches": batches}):
+        for batch in run.until_the_end(batches):
+            ...
+            run.add(loss)
+            if accelerator.sync_gradients:
+                run.finish_step(learning_rate)
+                run.save_if_due()
+    ```
+
+    Metrics are kept on their device and read when they are logged, saved or judged, so that other steps need not wait
     for it.
 
-    A machine that is taken away sends SIGTERM first: the run then writes a checkpoint after the step it is at, with
-    several processes after that of the one that is furthest behind, and exits.
+    After SIGTERM a run writes a checkpoint after the step it is at, with several processes after that of the one that is
+    furthest behind, and exits.
 
     Args:
-        accelerator (`Accelerator`): Everything that a checkpoint must hold is prepared or registered with it before
-            [`TrainingRun.resume`].
-        args ([`TrainingArguments`]): The arguments.
+        config ([`RunConfig`]): The arguments.
+        accelerator (`Accelerator`): That of [`make_accelerator`].
         name (`str`): Name of the run for trackers.
+        batch_size (`int`): Images per process and forward pass.
         tokens_per_image (`int`, *optional*): To log tokens per second beside images.
+
+    Raises:
+        `ValueError`: If there is no checkpoint to resume from, or one of another run where none is to be resumed.
     """
 
     def __init__(
-        self, accelerator: Accelerator, args: TrainingArguments, name: str, tokens_per_image: int | None = None
+        self,
+        config: RunConfig,
+        accelerator: Accelerator,
+        name: str,
+        batch_size: int,
+        tokens_per_image: int | None = None,
     ):
+        self.config = config
         self.accelerator = accelerator
-        self.args = args
+        self.name = name
+        self.batch_size = batch_size
         self.tokens_per_image = tokens_per_image
-        self.checkpoint = find_checkpoint(args.output_dir, args.resume_from_checkpoint)
+        self.checkpoint = find_checkpoint(config.output_dir, config.resume_from_checkpoint)
         self.step = 0 if self.checkpoint is None else checkpoint_step(self.checkpoint)
-        self.log = TrainingLog(args.output_dir, self.step, accelerator.is_main_process)
-        self._figures: list[dict[str, torch.Tensor]] = []
+        self.log = TrainingLog(config.output_dir)
+        self._parts: dict[str, Any] = {}
+        self._metrics: list[dict[str, torch.Tensor]] = []
         self._unchecked_losses: list[torch.Tensor] = []
         self._shown: dict[str, str] = {}
-        self._stop_asked = self._stop_agreed = False
-        # Until the end of the run.
-        self._settings = ExitStack()
-        self._settings.enter_context(fp32_precision(MATMUL_PRECISIONS[args.matmul_precision]))
-        self._handler: Any = None
-        # To agree on it every step: through the CPUs, so that nothing waits for a device.
-        self._stop_group: Any = torch.distributed.new_group(backend="gloo") if accelerator.num_processes > 1 else None
-        # Only a program's main thread may ask for signals.
-        if threading.current_thread() is threading.main_thread():
-            self._handler = signal.signal(signal.SIGTERM, self._ask_to_stop)
-        self._clock, self._clock_step = time.perf_counter(), self.step
-        if accelerator.log_with:
-            # Trackers know no lists. What a stopped run logged after its last checkpoint is logged again.
-            values = {key: value for key, value in asdict(args).items() if isinstance(value, (str, int, float))}
-            options = {"tensorboard": {"purge_step": self.step + 1}}
-            accelerator.init_trackers(name, config=values, init_kwargs=options)
-        self.progress = tqdm(
-            total=args.max_train_steps,
-            initial=self.step,
-            disable=not accelerator.is_local_main_process,
-            desc=name,
-            # A log file gets a line now and then instead of ten a second.
-            mininterval=0.1 if sys.stderr.isatty() else 30,
-        )
+        self._stop = StopRequest(accelerator.num_processes)
+        self._clock, self._clock_step = 0.0, self.step
 
-    def resume(self) -> None:
-        """Load the checkpoint, if there is one to resume from."""
-        if self.checkpoint is not None:
-            self.accelerator.load_state(str(self.checkpoint))
-            if self.accelerator.is_main_process:
-                remove_later_checkpoints(self.args.output_dir, self.step)
+    @contextmanager
+    def started(self, parts: Mapping[str, Any], arguments: Mapping[str, Any] | None = None) -> Iterator[None]:
+        """
+        Load the checkpoint, if there is one to resume from, and log, report progress and listen to SIGTERM until the end
+        of the block.
 
-    def add(self, loss: torch.Tensor, **figures: torch.Tensor) -> None:
-        """Note the loss, and other figures, of one forward pass."""
-        self._figures.append({name: value.detach() for name, value in {"loss": loss, **figures}.items()})
+        Args:
+            parts (`dict[str, Any]`):
+                What a checkpoint holds, by name: models, and objects with `state_dict` and `load_state_dict`.
+            arguments (`dict[str, Any]`, *optional*): Arguments of the training, for trackers.
+        """
+        self._parts = dict(parts)
+        if self.accelerator.scaler is not None:
+            self._parts["loss_scale"] = self.accelerator.scaler
+        with ExitStack() as stack:
+            stack.enter_context(fp32_precision(MATMUL_PRECISIONS[self.config.matmul_precision]))
+            stack.enter_context(self._stop.listening())
+            if self.checkpoint is not None:
+                load_checkpoint(self.accelerator, self.checkpoint, self._parts)
+                if self.accelerator.is_main_process:
+                    remove_later_checkpoints(self.config.output_dir, self.step)
+            self.log.continue_after(self.step)
+            self._start_trackers(arguments or {})
+            self.progress = stack.enter_context(self._make_progress())
+            self.restart_clock()
+            yield
+            self.accelerator.end_training()
+
+    def until_the_end(self, batches: Iterable[Any]) -> Iterator[Any]:
+        """The endless `batches` of this process, up to the last step."""
+        stream = iter(batches)
+        while not self.is_finished:
+            yield next(stream)
+
+    def add(self, loss: torch.Tensor, **metrics: torch.Tensor) -> None:
+        """Note the loss, and other metrics, of one forward pass."""
+        self._metrics.append({name: value.detach() for name, value in {"loss": loss, **metrics}.items()})
 
     def finish_step(
         self, learning_rate: float, gradient_norm: torch.Tensor | float | None = None, **counts: int
@@ -171,88 +180,54 @@ class TrainingRun:
             `ValueError`: If a loss since the last time was not finite.
         """
         self.step += 1
-        names = list(self._figures[0])
-        step_figures = torch.stack(
-            [torch.stack([figures[name].float() for name in names]) for figures in self._figures]
-        ).mean(dim=0)  # (figures,)
-        self._figures.clear()
-        # Not a number if any figure is not finite, such as the loss of a discriminator.
-        self._unchecked_losses.append(step_figures[0] + 0.0 * step_figures.sum())
+        names = list(self._metrics[0])
+        step_metrics = torch.stack(
+            [torch.stack([metrics[name].float() for name in names]) for metrics in self._metrics]
+        ).mean(dim=0)  # (metrics,)
+        self._metrics.clear()
+        # Not a number if any metric is not finite, such as the loss of a discriminator.
+        self._unchecked_losses.append(step_metrics[0] + 0.0 * step_metrics.sum())
         self.progress.update()
-        self._agree_to_stop()
+        self._stop.agree()
         if self.is_logged(self.step):
             self.check_losses()
-            means = cast(torch.Tensor, self.accelerator.reduce(step_figures, reduction="mean")).tolist()
-            # Validation and checkpoints restart the clock.
-            seconds, steps = time.perf_counter() - self._clock, self.step - self._clock_step
-            figures = dict(zip(names, means, strict=True)) | {"learning_rate": learning_rate}
+            means = cast(torch.Tensor, self.accelerator.reduce(step_metrics, reduction="mean")).tolist()
+            metrics = dict(zip(names, means, strict=True)) | {"learning_rate": learning_rate}
             norm = math.nan if gradient_norm is None else float(gradient_norm)
             # Not finite where fp16 overflowed and the step was left out.
             if math.isfinite(norm):
-                figures["gradient_norm"] = norm
+                metrics["gradient_norm"] = norm
             for name, count in counts.items():
                 total = self.accelerator.reduce(torch.tensor(count, device=self.accelerator.device), reduction="sum")
-                figures[name] = int(cast(torch.Tensor, total))
-            shown = {"loss": f"{means[0]:.4f}"}
-            if steps > 0:
-                figures["images_per_second"] = steps * self.images_per_step / seconds
-                shown["images/s"] = f"{figures['images_per_second']:.0f}"
-                if self.tokens_per_image is not None:
-                    figures["tokens_per_second"] = figures["images_per_second"] * self.tokens_per_image
-                    shown["tokens/s"] = f"{figures['tokens_per_second']:.0f}"
-            self.write(figures)
-            self.show(**shown)
+                metrics[name] = int(cast(torch.Tensor, total))
+            speed = self._speed()
+            self.write(metrics | speed)
+            shown = {name.replace("_per_second", "/s"): f"{value:.0f}" for name, value in speed.items()}
+            self.show(loss=f"{means[0]:.4f}", **shown)
             self.restart_clock()
 
-    def save_if_due(self, *models: nn.Module) -> None:
+    def save_if_due(self) -> None:
         """
         Write a checkpoint if it is time to, or if the run is to stop, which it then does.
-
-        Args:
-            models (`nn.Module`): What is trained; a step may spoil weights whose loss was still good.
 
         Raises:
             `ValueError`: If a loss since the last time, or a weight, is not finite.
             `SystemExit`: If the run was asked to stop, with the status of a process that SIGTERM ended.
         """
-        is_due = self.args.checkpointing_steps > 0 and self.step % self.args.checkpointing_steps == 0
-        if is_due or self._stop_agreed:
+        config = self.config
+        is_due = config.checkpointing_steps > 0 and self.step % config.checkpointing_steps == 0
+        if is_due or self._stop.is_agreed:
             self.check_losses()
-            self.check_weights(*models)
-            save_checkpoint(self.accelerator, self.args.output_dir, self.step, self.args.checkpoints_total_limit)
+            # A step may spoil weights whose loss was still good.
+            self.check_weights()
+            save_checkpoint(
+                self.accelerator, config.output_dir, self.step, config.checkpoints_total_limit, self._parts
+            )
             self.restart_clock()
-        if self._stop_agreed and not self.is_finished:
-            self.end()
+        if self._stop.is_agreed and not self.is_finished:
+            self.accelerator.end_training()
             logger.warning(f"Stopped by SIGTERM after step {self.step}, with a checkpoint to resume from.")
             sys.exit(128 + signal.SIGTERM)
-
-    def is_logged(self, step: int) -> bool:
-        """Whether figures are written after optimizer step number `step`."""
-        return step % self.args.logging_steps == 0 or step >= self.args.max_train_steps
-
-    def end(self) -> None:
-        """What every process does last."""
-        self.progress.close()
-        self._settings.close()
-        self._restore_handler()
-        self.accelerator.end_training()
-
-    def _ask_to_stop(self, *_: Any) -> None:
-        self._stop_asked = True
-        # Who asks again does not want to wait for the step.
-        self._restore_handler()
-
-    def _restore_handler(self) -> None:
-        if self._handler is not None:
-            signal.signal(signal.SIGTERM, self._handler)
-            self._handler = None
-
-    def _agree_to_stop(self) -> None:
-        # All processes or none write a checkpoint.
-        asked = torch.tensor(int(self._stop_asked))
-        if self._stop_group is not None:
-            torch.distributed.all_reduce(asked, group=self._stop_group)
-        self._stop_agreed = int(asked) > 0
 
     def check_losses(self) -> None:
         """Raise a `ValueError` if a loss since the last check was not finite, in any process."""
@@ -263,55 +238,48 @@ class TrainingRun:
         self._unchecked_losses.clear()
         for step, loss in enumerate(losses.tolist(), start=first_step):
             if not math.isfinite(loss):
-                raise ValueError(
-                    f"The loss is {loss} at step {step}. Checkpoints of earlier steps are left as they were; try a "
-                    f"`learning_rate` below {self.args.learning_rate}, more `lr_warmup_steps` or `mixed_precision` no."
-                )
+                raise ValueError(f"The loss is {loss} at step {step}. {self._remedy}")
 
-    def check_weights(self, *models: nn.Module) -> None:
-        """Raise a `ValueError` if a weight of `models` is not finite, in any process."""
+    def check_weights(self) -> None:
+        """Raise a `ValueError` if a weight of a model is not finite, in any process."""
+        models = [part for part in self._parts.values() if isinstance(part, nn.Module)]
         parameters = [parameter.detach() for model in models for parameter in model.parameters()]
         flaws = [whole_tensor((~parameter.isfinite()).any()) for parameter in parameters]
         number = cast(torch.Tensor, self.accelerator.reduce(torch.stack(flaws).sum(), reduction="sum"))
         if int(number) > 0:
-            raise ValueError(
-                f"After step {self.step} weights are not finite. Checkpoints of earlier steps are left as they were; try "
-                f"a `learning_rate` below {self.args.learning_rate}, more `lr_warmup_steps` or `mixed_precision` no."
-            )
+            raise ValueError(f"After step {self.step} weights are not finite. {self._remedy}")
 
-    def write(self, figures: Mapping[str, Any]) -> None:
-        """Write figures to the log and to the trackers."""
-        self.log.write(self.step, **figures)
-        if self.accelerator.log_with:
-            self.accelerator.log(dict(figures), step=self.step)
+    def write(self, metrics: Mapping[str, Any], prefix: str = "") -> None:
+        """Write metrics to the log and to the trackers, with `prefix` before their names."""
+        self.accelerator.log({f"{prefix}{name}": value for name, value in metrics.items()}, step=self.step)
 
-    def write_picture(self, name: str, picture: Image.Image | Figure) -> None:
+    def write_image(self, name: str, image: Image.Image | Figure) -> None:
         """
         Save `name`.png in the output folder and, with the step, in its `pictures/`, and show it to the trackers. Only the
         main process does.
         """
         if not self.accelerator.is_main_process:
             return
-        folder = Path(self.args.output_dir) / "pictures"
+        folder = Path(self.config.output_dir) / "pictures"
         folder.mkdir(parents=True, exist_ok=True)
         path = folder / f"{name}-{self.step:08d}.png"
-        if isinstance(picture, Figure):
-            picture.savefig(path)
+        if isinstance(image, Figure):
+            image.savefig(path)
         else:
-            picture.save(path)
+            image.save(path)
         shutil.copyfile(path, folder.parent / f"{name}.png")
-        image = Image.open(path).convert("RGB")
+        pixels = Image.open(path).convert("RGB")
         for tracker in self.accelerator.trackers:
-            # The two that take pictures take them in different forms.
+            # The two that take images take them in different forms.
             if tracker.name == "tensorboard":
-                cast(Any, tracker).log_images({name: np.asarray(image)[None]}, self.step, dataformats="NHWC")
+                cast(Any, tracker).log_images({name: np.asarray(pixels)[None]}, self.step, dataformats="NHWC")
             elif tracker.name == "wandb":
-                cast(Any, tracker).log_images({name: [image]}, self.step)
+                cast(Any, tracker).log_images({name: [pixels]}, self.step)
 
-    def show(self, **figures: str) -> None:
-        """Show figures beside the progress bar, with those that it shows already."""
+    def show(self, **metrics: str) -> None:
+        """Show metrics beside the progress bar, with those that it shows already."""
         if not self.progress.disable:
-            self._shown |= figures
+            self._shown |= metrics
             self.progress.set_postfix(self._shown, refresh=False)
 
     def restart_clock(self) -> None:
@@ -321,25 +289,62 @@ class TrainingRun:
     @property
     def images_per_step(self) -> int:
         """Images of an optimizer step, of all processes."""
-        args = self.args
-        return args.train_batch_size * args.gradient_accumulation_steps * self.accelerator.num_processes
+        return self.batch_size * self.config.gradient_accumulation_steps * self.accelerator.num_processes
 
     @property
     def position(self) -> int:
         """Global number of the next forward pass, the same however the passes of a step are split over processes."""
-        passes = self.step * self.args.gradient_accumulation_steps + len(self._figures)
+        passes = self.step * self.config.gradient_accumulation_steps + len(self._metrics)
         return passes * self.accelerator.num_processes + self.accelerator.process_index
 
     @property
     def begins_step(self) -> bool:
         """Whether the next forward pass is the first one of an optimizer step."""
-        return len(self._figures) == 0
+        return len(self._metrics) == 0
 
     @property
     def is_finished(self) -> bool:
         """Whether this was the last step."""
-        return self.step >= self.args.max_train_steps
+        return self.step >= self.config.max_train_steps
 
     def is_due(self, every: int) -> bool:
-        """Whether to do after this step what is done every so many steps, 0 for never, and at the end."""
+        """Whether to do after this step what is done every `every` steps, 0 for never, and at the end."""
         return self.is_finished or (every > 0 and self.step % every == 0)
+
+    def is_logged(self, step: int) -> bool:
+        """Whether metrics are written after optimizer step number `step`."""
+        return step % self.config.logging_steps == 0 or step >= self.config.max_train_steps
+
+    @property
+    def _remedy(self) -> str:
+        return (
+            "Checkpoints of earlier steps are left as they were; try a lower `learning_rate`, more `lr_warmup_steps` or "
+            "`mixed_precision` no."
+        )
+
+    def _speed(self) -> dict[str, float]:
+        """Images and tokens per second since the last time; nothing if validation or a checkpoint came in between."""
+        seconds, steps = time.perf_counter() - self._clock, self.step - self._clock_step
+        if steps == 0:
+            return {}
+        speed = {"images_per_second": steps * self.images_per_step / seconds}
+        if self.tokens_per_image is not None:
+            speed["tokens_per_second"] = speed["images_per_second"] * self.tokens_per_image
+        return speed
+
+    def _start_trackers(self, arguments: Mapping[str, Any]) -> None:
+        self.accelerator.log_with = [self.log, *self.accelerator.log_with]
+        # Trackers know no lists. What a stopped run logged after its last checkpoint is logged again.
+        values = {name: value for name, value in arguments.items() if isinstance(value, (str, int, float))}
+        options = {"tensorboard": {"purge_step": self.step + 1}}
+        self.accelerator.init_trackers(self.name, config=values, init_kwargs=options)
+
+    def _make_progress(self) -> tqdm:
+        return tqdm(
+            total=self.config.max_train_steps,
+            initial=self.step,
+            disable=not self.accelerator.is_local_main_process,
+            desc=self.name,
+            # A log file gets a line now and then instead of ten a second.
+            mininterval=0.1 if sys.stderr.isatty() else 30,
+        )

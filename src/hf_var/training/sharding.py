@@ -1,12 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
 """Models whose parameters are spread over processes (FSDP2), as whole ones."""
 
-from collections.abc import Callable
-from typing import TypeVar
+from collections.abc import Callable, Mapping
+from typing import TypeVar, cast
 
 import torch
 from torch import nn
-from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
+from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict, set_model_state_dict
 from torch.distributed.tensor import DTensor, distribute_tensor
 
 
@@ -42,20 +42,36 @@ def spread_like(tensor: torch.Tensor, example: torch.Tensor) -> torch.Tensor:
     return distribute_tensor(local, example.device_mesh, example.placements)
 
 
+def model_state(model: nn.Module) -> Mapping[str, torch.Tensor]:
+    """
+    The weights of a model. If it is sharded the first process has all of them, on the CPU, and the others have nothing.
+    All processes have to call this together.
+    """
+    if not is_sharded(model):
+        return model.state_dict()
+    options = StateDictOptions(full_state_dict=True, cpu_offload=True)
+    return cast(dict[str, torch.Tensor], get_model_state_dict(model, options=options))
+
+
+def load_model_state(model: nn.Module, state: Mapping[str, torch.Tensor]) -> None:
+    """Load whole weights, which every process has, into a model that may be sharded."""
+    if is_sharded(model):
+        set_model_state_dict(model, dict(state), options=StateDictOptions(full_state_dict=True))
+    else:
+        model.load_state_dict(state)
+
+
 def whole_model(model: ModelType, make_empty: Callable[[], ModelType]) -> ModelType | None:
     """
-    `model` itself, or if it is sharded a copy on the CPU that has all of its weights: what is saved and loaded is the same
+    `model` itself, or if it is sharded a copy on the CPU that has all of its weights, so that what is saved is the same
     however many processes trained it. All processes have to call this together; only the first gets a copy.
 
-    Args:
-        model (`nn.Module`): The model, not wrapped.
-        make_empty (`Callable`):
-            Makes another model of the same configuration, which becomes the copy; on the meta device, so that it costs
-            neither memory nor random numbers.
+    `make_empty` makes another model of the same configuration, which becomes the copy. It is called on the meta device,
+    so that it costs neither memory nor random numbers.
     """
     if not is_sharded(model):
         return model
-    state = get_model_state_dict(model, options=StateDictOptions(full_state_dict=True, cpu_offload=True))
+    state = model_state(model)
     if torch.distributed.get_rank() > 0:
         return None
     with torch.device("meta"):

@@ -1,54 +1,50 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a transformer reads in training."""
+"""What a transformer reads and predicts in training."""
 
+from collections.abc import Sequence
 from typing import Any, cast
 
-import numpy as np
 import torch
 
-from ..autoencoders import VQVAEModel
+from ..autoencoders import VQVAEConfig, VQVAEModel
 
 
-class TeacherForcing:
+@torch.no_grad()
+def teacher_forcing(
+    vqvae: VQVAEModel, batch: dict[str, torch.Tensor], block_sizes: Sequence[int] | None = None
+) -> dict[str, Any]:
     """
-    Makes the arguments of [`VARTransformer`] of a batch of images or codes: every scale reads the image's own coarser
-    scales.
+    The arguments of a [`VARTransformer`] for a batch of images or codes. Every scale reads the image's own coarser scales
+    or, in raster order, every token the code vector of the token before (Esser et al. 2021, section 3.2).
 
     Args:
         vqvae ([`VQVAEModel`]): The tokenizer.
-        input_noise (`float`, *optional*, defaults to 0.0):
-            Share of the codes that are replaced by random ones where the transformer reads them, not where it predicts
-            them: when sampling it reads its own mistakes.
-        seed (`int`, *optional*, defaults to 0): Seed of the replacements.
+        block_sizes (`list[int]`, *optional*): That of the transformer: one block per scale, or all ones.
+        batch (`dict[str, torch.Tensor]`):
+            `codes` of shape `(batch, length)` or `pixel_values` in [-1, 1], and the condition, which is passed on:
+            `class_labels` of shape `(batch,)`, `class_embeds` of shape `(batch, channels)` or neither.
     """
+    inputs: dict[str, Any] = {name: values.to(vqvae.device, non_blocking=True) for name, values in batch.items()}
+    codes = inputs.pop("codes") if "codes" in inputs else cast(Any, vqvae.encode(inputs.pop("pixel_values"))).codes
+    if is_raster(vqvae.config, block_sizes):
+        scale_inputs = vqvae.code_vectors(codes[:, :-1])
+    else:
+        scale_inputs = vqvae.teacher_forcing(codes)
+    return {**inputs, "scale_inputs": scale_inputs, "labels": codes}
 
-    def __init__(self, vqvae: VQVAEModel, input_noise: float = 0.0, seed: int = 0):
-        self.vqvae = vqvae
-        self.input_noise = input_noise
-        self.seed = seed
 
-    @torch.no_grad()
-    def __call__(self, batch: dict[str, torch.Tensor], position: int | None = None) -> dict[str, Any]:
-        """
-        Arguments for a batch.
+def is_raster(tokenizer: VQVAEConfig, block_sizes: Sequence[int] | None) -> bool:
+    """
+    Whether a transformer with these blocks predicts one token after the other.
 
-        Args:
-            batch (`dict[str, torch.Tensor]`):
-                `codes` of shape `(batch, length)` or `pixel_values` in [-1, 1], and perhaps `class_labels`.
-            position (`int`, *optional*):
-                Number of the batch, which fixes, with the seed, what is replaced; nothing is without it.
-        """
-        vqvae = self.vqvae
-        batch = {name: values.to(vqvae.device, non_blocking=True) for name, values in batch.items()}
-        codes: Any = batch["codes"] if "codes" in batch else cast(Any, vqvae.encode(batch["pixel_values"])).codes
-        read = codes
-        if position is not None and self.input_noise > 0:
-            # On the CPU, where the draws are the same whatever the device is.
-            # torch's generator there looks at the lowest 32 bits of a seed alone, so the numbers are mixed first.
-            (seed,) = np.random.SeedSequence((self.seed, position)).generate_state(1)
-            generator = torch.Generator().manual_seed(int(seed))
-            replaced = torch.rand(codes.shape, generator=generator) < self.input_noise
-            others = torch.randint(vqvae.config.codebook_size, codes.shape, generator=generator)
-            read = torch.where(replaced.to(codes.device), others.to(codes.device), codes)
-        scale_inputs = vqvae.teacher_forcing(read)
-        return {"class_labels": batch.get("class_labels"), "scale_inputs": scale_inputs, "labels": codes}
+    Raises:
+        `ValueError`: If it predicts neither single tokens nor whole scales, for which there are no inputs.
+    """
+    if block_sizes is None or list(block_sizes) == tokenizer.scale_lengths:
+        return False
+    if set(block_sizes) != {1}:
+        raise ValueError(
+            f"`block_sizes` must be one block per scale, {tokenizer.scale_lengths}, or all ones for raster order, got "
+            f"{list(block_sizes)}."
+        )
+    return True

@@ -10,7 +10,6 @@ import sys
 from pathlib import Path
 from urllib.request import urlopen
 
-import pytest
 from common import assert_draws, draw, save_drawing
 from push import make_pipeline
 
@@ -37,6 +36,10 @@ def ask_for(page: str) -> None:
     urlopen(os.environ["HF_ENDPOINT"] + page).close()
 
 
+def write_note(folder: Path, text: str) -> None:
+    (folder / "note.txt").write_text(text)
+
+
 def main(output_dir: Path) -> None:
     logged = Warnings()
     logging.getLogger("hf_var.hub.push").addHandler(logged)
@@ -50,16 +53,13 @@ def main(output_dir: Path) -> None:
 
     pipe = make_pipeline(seed=0)
     save_drawing(draw(pipe), output_dir.with_name("expected.npz"))
-    first = pusher.new_folder()
-    pipe.save_pretrained(first)
-    assert pusher.push(first, "Step 1")
+    assert pusher.push(pipe.save_pretrained, "Step 1")
     # The training is here while the Hub holds the commit back.
     assert not pusher.is_free
-    assert folders(output_dir) == ["checkpoints", first.name]
-    second = pusher.new_folder()
-    make_pipeline(seed=1).save_pretrained(second)
-    assert not pusher.push(second, "Step 2")
-    assert folders(output_dir) == ["checkpoints", first.name]
+    checkpoints, folder = folders(output_dir)
+    assert (checkpoints, folder[:16]) == ("checkpoints", "unfinished-push-")
+    assert not pusher.push(make_pipeline(seed=1).save_pretrained, "Step 2")
+    assert folders(output_dir) == ["checkpoints", folder]
     assert not pusher.is_free
     ask_for("/open")
     pusher.finish()
@@ -68,37 +68,26 @@ def main(output_dir: Path) -> None:
     assert logged.messages == []
     assert_draws(VARPipeline.from_pretrained(pusher.repo_id), output_dir.with_name("expected.npz"))
 
-    third = pusher.new_folder()
-    (third / "note.txt").write_text("three")
-    assert pusher.push(str(third), "Step 3")
+    assert pusher.push(lambda folder: write_note(folder, "three"), "Step 3")
     pusher.finish()
 
     # Of somebody else, so that it fails.
     forbidden = BackgroundPush("other/model", output_dir)
-    folder = forbidden.new_folder()
-    (folder / "note.txt").write_text("four")
-    assert forbidden.push(folder, "Step 4")
+    assert forbidden.push(lambda folder: write_note(folder, "four"), "Step 4")
     forbidden.finish()
     assert forbidden.is_free
     (message,) = logged.messages
     assert "'Step 4' to other/model failed" in message, message
     assert folders(output_dir) == ["checkpoints"]
     # Nor does it keep the next one from being tried.
-    folder = forbidden.new_folder()
-    assert forbidden.push(folder, "Step 5")
+    assert forbidden.push(lambda folder: write_note(folder, "five"), "Step 5")
     forbidden.finish()
-
-    for other in (output_dir, third):
-        with pytest.raises(ValueError, match=r"`folder` must be one of `new_folder\(\)`"):
-            pusher.push(other, "Step 6")
     assert (output_dir / "checkpoints").is_dir()
 
 
 def stop_while_uploading(output_dir: Path) -> None:
     pusher = BackgroundPush(create_repository(output_dir), output_dir)
-    folder = pusher.new_folder()
-    (folder / "note.txt").write_text("late")
-    assert pusher.push(folder, "Step 1")
+    assert pusher.push(lambda folder: write_note(folder, "late"), "Step 1")
     ask_for("/waiting")
     raise SystemExit(5)
 

@@ -1,0 +1,57 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The `Accelerator` of a training run."""
+
+import os
+from typing import Any, cast
+
+import torch
+from accelerate import Accelerator
+from accelerate.utils import TorchDynamoPlugin
+from torch.distributed.fsdp import MixedPrecisionPolicy
+
+from .run import RunConfig
+
+
+def make_accelerator(config: RunConfig, batch_size: int, max_grad_norm: float) -> Accelerator:
+    """
+    The `Accelerator` of a run. DeepSpeed wants to know its batch size and the norm at which it clips gradients.
+
+    Raises:
+        `ValueError`: If it is configured for DeepSpeed's ZeRO stage 3, or for another accumulation of gradients.
+    """
+    is_sharded = os.environ.get("ACCELERATE_USE_FSDP", "false") == "true"
+    # Compiled as a whole, a sharded model could not be called as it is, to validate and to sample.
+    compilation = TorchDynamoPlugin(backend=cast(Any, "inductor"), use_regional_compilation=is_sharded)
+    accelerator = Accelerator(
+        mixed_precision=config.mixed_precision,
+        gradient_accumulation_steps=config.gradient_accumulation_steps,
+        log_with=None if config.report_to == "none" else config.report_to,
+        project_dir=config.output_dir,
+        dynamo_plugin=compilation if config.torch_compile else None,
+    )
+    if accelerator.gradient_accumulation_steps != config.gradient_accumulation_steps:
+        raise ValueError(
+            f"`gradient_accumulation_steps` is {config.gradient_accumulation_steps}, but Accelerate's configuration says "
+            f"{accelerator.gradient_accumulation_steps}: leave it out there."
+        )
+    keep_full_precision(getattr(accelerator.state, "fsdp_plugin", None), config.mixed_precision)
+    plugin = getattr(accelerator.state, "deepspeed_plugin", None)
+    if plugin is not None:
+        if plugin.zero_stage == 3:
+            raise ValueError(
+                "DeepSpeed's `zero_stage` must be 1 or 2, got 3. To split the weights as well, use FSDP2."
+            )
+        # Accelerate would take them from a data loader, and clip at 1.
+        plugin.deepspeed_config["train_micro_batch_size_per_gpu"] = batch_size
+        plugin.deepspeed_config["gradient_clipping"] = max_grad_norm
+    return accelerator
+
+
+def keep_full_precision(plugin: Any, mixed_precision: str) -> None:
+    """
+    Let a model that FSDP2 splits return fp32 and add up its gradients in it, as autocast does. Accelerate would have both
+    in half precision, in which losses and averages over processes are too coarse.
+    """
+    if plugin is not None and plugin.fsdp_version == 2 and mixed_precision != "no":
+        half = {"fp16": torch.float16, "bf16": torch.bfloat16}[mixed_precision]
+        plugin.mixed_precision_policy = MixedPrecisionPolicy(half, torch.float32, torch.float32)

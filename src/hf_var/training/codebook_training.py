@@ -1,0 +1,170 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What a tokenizer's training does about its codebook beside the gradient."""
+
+from dataclasses import dataclass, field
+from typing import Annotated, Any, cast
+
+import torch
+from accelerate import Accelerator
+
+from ..autoencoders import VQVAEConfig, VQVAEModel, VQVAEOutput
+from ..metrics.codebook_usage import CodeStatistics, residual_energy
+from ..ranges import CheckedFields, NonNegativeInt, OneOf, PositiveInt, Share
+from .average import AveragedWeights
+from .codebook import MovingAverageCodebook, initialize_codebook, kmeans_vectors, restart_dead_codes
+
+
+CODEBOOK = "quantizer.codebook.weight"
+
+
+@dataclass(kw_only=True)
+class CodebookConfig(CheckedFields):
+    """How a [`CodebookTraining`] keeps the codebook in use."""
+
+    unquantized_steps: NonNegativeInt = field(
+        default=0, metadata={"help": "first steps, in which the features are not quantized"}
+    )
+    kmeans_images: NonNegativeInt = field(
+        default=0, metadata={"help": "images for a k-means start of the codebook after unquantized_steps; 0: none"}
+    )
+    codebook_update: Annotated[str, OneOf("gradient", "ema")] = field(
+        default="gradient", metadata={"help": "gradient, or ema for moving averages"}
+    )
+    codebook_window: PositiveInt = field(
+        default=100, metadata={"help": "steps over which the codes' use is counted before dead ones are moved"}
+    )
+    restart_until: Share = field(
+        default=0.0, metadata={"help": "move dead codes during this share of the training; 0: never"}
+    )
+    restart_threshold: Share = field(
+        default=0.03, metadata={"help": "dead: chosen less than this many times as often as the average code"}
+    )
+
+
+class CodebookTraining:
+    """
+    k-means start, moving averages, statistics and restarts of a codebook.
+
+    Args:
+        config ([`CodebookConfig`]): What to do.
+        vqvae ([`VQVAEModel`]): The tokenizer, prepared by Accelerate. For moving averages its codebook has no gradient.
+        accelerator (`Accelerator`): Knows the device and the other processes.
+        max_train_steps (`int`): Length of the training.
+        seed (`int`): Fixes all random choices.
+        average ([`AveragedWeights`], *optional*): Averages of the tokenizer's weights, which jump with the codes.
+    """
+
+    def __init__(
+        self,
+        config: CodebookConfig,
+        vqvae: VQVAEModel,
+        accelerator: Accelerator,
+        max_train_steps: int,
+        seed: int,
+        average: AveragedWeights | None,
+    ):
+        self.config = config
+        self.vqvae = vqvae
+        self.accelerator = accelerator
+        self.max_train_steps = max_train_steps
+        self.seed = seed
+        self.average = average
+        self.moving_average = MovingAverageCodebook(vqvae) if config.codebook_update == "ema" else None
+        self.statistics = CodeStatistics(vqvae.config, accelerator.device)
+
+    def is_quantized(self, step: int) -> bool:
+        """Whether the tokenizer quantizes in this step, counted from 0."""
+        return step >= self.config.unquantized_steps
+
+    def is_started_at(self, step: int) -> bool:
+        """Whether [`CodebookTraining.start`] comes before this step."""
+        return step == self.config.unquantized_steps and self.config.kmeans_images > 0
+
+    def start(self, pixel_values: torch.Tensor, batch_size: int) -> None:
+        """Set the codes by k-means on the features of images, encoded `batch_size` at a time."""
+        self.vqvae.eval()
+        with torch.no_grad(), self.accelerator.autocast():
+            parts: Any = [part.to(self.accelerator.device) for part in pixel_values.split(batch_size)]
+            features = torch.cat([cast(Any, self.vqvae.encode(part)).features for part in parts])
+        self.vqvae.train()
+        initialize_codebook(self.vqvae, features, self.seed)
+        self._restart_averages()
+
+    def observe(self, output: VQVAEOutput) -> None:
+        """After a forward pass: count its codes, and note the vectors that chose them."""
+        if output.codes is not None:
+            self.statistics.count(output.codes)
+            if self.moving_average is not None:
+                self.moving_average.observe(cast(torch.Tensor, output.quantizer_inputs), output.codes)
+
+    def finish_step(self, step: int) -> None:
+        """After an optimizer step, before its average: move the codes by what was observed."""
+        if self.moving_average is not None and self.is_quantized(step):
+            self.moving_average.finish_step()
+
+    def finish_window(self, output: VQVAEOutput, steps: int) -> dict[str, float]:
+        """
+        After so many `steps`, if they end a window: how the codes were used in it, and restart those that were not.
+
+        Args:
+            output ([`VQVAEOutput`]): That of the last forward pass.
+            steps (`int`): Optimizer steps so far.
+
+        Returns:
+            `dict[str, float]`: Metrics; empty if no window ends here.
+        """
+        config = self.config
+        if output.codes is None or steps % config.codebook_window != 0:
+            return {}
+        features = cast(torch.Tensor, output.features)
+        metrics = self.statistics.compute()
+        energy = residual_energy(self.vqvae, features, output.codes)
+        energy = cast(torch.Tensor, self.accelerator.reduce(energy, reduction="sum"))
+        for scale, left in enumerate((energy[1:] / energy[0]).tolist()):
+            metrics[f"residual_energy_{scale}"] = left
+        # Travels with the weights.
+        self.vqvae.codebook.running_hits.copy_(self.statistics.hits / config.codebook_window)
+        if steps < config.restart_until * self.max_train_steps:
+            hits = self.statistics.hits.sum(dim=0)
+            inputs = cast(torch.Tensor, output.quantizer_inputs)
+            moved = restart_dead_codes(self.vqvae, hits, inputs, self.seed + steps, config.restart_threshold)
+            self._restart_averages(moved)
+        self.statistics.reset()
+        return metrics
+
+    def state_dict(self) -> dict[str, Any]:
+        """Counts and averages. All processes have to call this together."""
+        moving_average = None if self.moving_average is None else self.moving_average.state_dict()
+        return {"statistics": self.statistics.state_dict(), "moving_average": moving_average}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Continue where [`CodebookTraining.state_dict`] was taken."""
+        self.statistics.load_state_dict(state_dict["statistics"])
+        if self.moving_average is not None:
+            self.moving_average.load_state_dict(state_dict["moving_average"])
+
+    def _restart_averages(self, codes: torch.Tensor | None = None) -> None:
+        """Codes that jumped (all, if `None`) are not averaged with what they were before."""
+        if self.moving_average is not None:
+            self.moving_average.restart(codes)
+        if self.average is not None:
+            self.average.restart(CODEBOOK, self.vqvae.codebook.vectors, codes)
+
+
+def check_codebook(config: CodebookConfig, tokenizer: VQVAEConfig) -> None:
+    """
+    Raise a `ValueError` if code vectors are to be moved that are no weights, or if `kmeans_images` give too few vectors
+    for the codebook of `tokenizer`.
+    """
+    for name, value in {"kmeans_images": 0, "restart_until": 0.0, "codebook_update": "gradient"}.items():
+        if not tokenizer.has_trainable_codes and getattr(config, name) != value:
+            raise ValueError(
+                f"`{name}` must be {value} with quantizer={tokenizer.quantizer!r}, whose code vectors are fixed, got "
+                f"{getattr(config, name)!r}."
+            )
+    vectors = kmeans_vectors(tokenizer, config.kmeans_images)
+    if config.kmeans_images > 0 and vectors < tokenizer.codebook_size:
+        raise ValueError(
+            f"`kmeans_images` = {config.kmeans_images} gives {vectors} vectors, too few for `codebook_size` = "
+            f"{tokenizer.codebook_size}."
+        )

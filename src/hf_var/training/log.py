@@ -1,0 +1,50 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The log of a training, one line of JSON for each time something was logged."""
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+from accelerate.tracking import GeneralTracker, on_main_process
+
+
+class TrainingLog(GeneralTracker):
+    """
+    `train_log.jsonl` in the output folder, as a tracker of Accelerate.
+
+    Args:
+        output_dir (`str`): Folder of the run.
+    """
+
+    name = "train_log"
+    requires_logging_directory = False
+
+    def __init__(self, output_dir: str | Path):
+        super().__init__()
+        self.path = Path(output_dir) / "train_log.jsonl"
+
+    @property
+    def tracker(self) -> Path:
+        return self.path
+
+    @on_main_process
+    def continue_after(self, step: int) -> None:
+        """Drop the lines after `step`: a stopped run wrote them, and the resumed one writes them again."""
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        # Whole lines alone: a run that was killed while writing leaves a part of one.
+        lines = self.path.read_text().splitlines(keepends=True) if step > 0 and self.path.exists() else []
+        kept = [line for line in lines if line.endswith("\n") and json.loads(line)["step"] <= step]
+        shortened = self.path.with_suffix(".unfinished")
+        shortened.write_text("".join(kept))
+        os.replace(shortened, self.path)
+
+    @on_main_process
+    def log(self, values: dict[str, Any], step: int | None = None, **kwargs: Any) -> None:
+        with self.path.open("a") as file:
+            file.write(json.dumps({"step": step, **values}) + "\n")
+
+    def last(self, name: str) -> Any:
+        """The newest value of a metric, `None` if there is none."""
+        lines = [json.loads(line) for line in self.path.read_text().splitlines() if f'"{name}"' in line]
+        return lines[-1][name] if lines else None
