@@ -215,6 +215,7 @@ def test_a_damaged_npz_is_found(save, kind: str, tmp_path: Path) -> None:
     for _ in range(2):
         with pytest.raises(ValueError, match=r"`reference` = .*set\.npz' is damaged or no npz file: "):
             open_image_set("reference", str(path))
+    assert not list(tmp_path.glob("arrays/*"))
 
 
 def test_damaged_statistics_are_found(tmp_path: Path) -> None:

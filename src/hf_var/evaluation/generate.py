@@ -108,6 +108,8 @@ class ClassifierScore:
 class SampledImages(ImageSet):
     """The images of a pipeline, each of which becomes a PNG file. Those that are files already are read."""
 
+    image_size: tuple[int, int]
+
     def __init__(self, config: EvaluationConfig, pipeline: VARPipeline, device: torch.device):
         vqvae_config, num_labels = pipeline.vqvae.config, pipeline.transformer.config.num_labels
         self.image_size = vqvae_config.image_size

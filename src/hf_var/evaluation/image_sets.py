@@ -3,8 +3,8 @@
 
 import hashlib
 import os
+import shutil
 import struct
-import tempfile
 import zipfile
 import zlib
 from abc import ABC, abstractmethod
@@ -20,6 +20,7 @@ import torch
 from datasets.packaged_modules.imagefolder.imagefolder import ImageFolder
 
 from .. import data
+from ..data.resumable_settings import UNFINISHED
 from ..data.sources import features_of
 from ..hub.names import is_hub_name, without_folders
 
@@ -146,13 +147,13 @@ class ArchiveImages(ImageSet):
             return
         path = folder / f"{self.description['fingerprint']}.npy"
         if not path.exists():
-            folder.mkdir(parents=True, exist_ok=True)
-            with (
-                tempfile.TemporaryDirectory(dir=folder) as unfinished,
-                self._sound(),
-                zipfile.ZipFile(self.path) as archive,
-            ):
-                os.replace(archive.extract(f"{IMAGES_KEY}.npy", unfinished), path)
+            # A killed run's is overwritten.
+            unfinished = folder / f"{UNFINISHED}{path.stem}"
+            try:
+                with self._sound(), zipfile.ZipFile(self.path) as archive:
+                    os.replace(archive.extract(f"{IMAGES_KEY}.npy", unfinished), path)
+            finally:
+                shutil.rmtree(unfinished, ignore_errors=True)
         with self._sound():
             self._array = np.load(path, mmap_mode="r")  # (images, height, width, channels)
 

@@ -6,7 +6,7 @@ import time
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 from urllib.parse import urlsplit
 
 import torch
@@ -97,7 +97,7 @@ def _evaluate_images(
     folder, device = Path(config.output_dir), accelerator.device
     # All input is checked before any work.
     samples = _existing_samples(config) if pipeline is None else SampledImages(config, pipeline, device)
-    image_size = samples.image_size
+    image_size = cast(tuple[int, int], samples.image_size)
     extractor, extractor_origin = load_extractor(
         config.feature_extractor, config.feature_extractor_weights, image_size, device
     )

@@ -17,7 +17,7 @@ from .results import metric_results
 
 
 class Pipeline(Protocol):
-    """What the card of a [`VARPipeline`] reads of it."""
+    """The parts of a [`VARPipeline`] that its card reads."""
 
     transformer: VARTransformer
     vqvae: VQVAEModel
@@ -48,7 +48,7 @@ def write_model_card(
             Arguments of the training; `train_data`, `validation_data`, `validation_split` and `pretrained_vqvae` also
             become metadata if they are names on the Hub.
         metrics (`dict[str, float]`, *optional*):
-            Figures of the validation, such as those of [`~hf_var.metrics.image_quality.ReconstructionMetrics`].
+            Metrics of the validation, such as those of [`~hf_var.metrics.image_quality.ReconstructionMetrics`].
         pictures (`dict[str, str]`, *optional*): Captions by name of a file in `output_dir`, in the order to show them.
         repo_id (`str`, *optional*, defaults to the name of `output_dir`):
             What the example loads: the repository with its namespace, see [`~hf_var.hub.push.create_repository`].
@@ -98,28 +98,20 @@ def write_pipeline_card(
     data_license: str | None = None,
 ) -> ModelCard:
     """
-    Write `README.md`: how to draw with the pipeline, what it is, how good it is, how it was trained and on what terms it
-    is passed on. No path of this machine appears in it.
+    Write `README.md`: how to sample with the pipeline, what it is, how good it is, how it was trained and under which
+    licences it is published. No path of this machine appears in it.
 
     Args:
         output_dir (`str`): Folder of the result.
         pipeline ([`VARPipeline`]): The trained pipeline.
         recipe (`dict[str, Any]`):
-            Arguments of the training; `train_data`, `validation_data`, `validation_split` and `pretrained_var` also
-            become metadata if they are names on the Hub, and `vqvae` names the tokenizer.
+            As of [`write_model_card`], with `pretrained_var` in place of `pretrained_vqvae`; `vqvae` names the tokenizer.
         metrics (`dict[str, float]`, *optional*):
-            Figures of the validation, such as those of [`~hf_var.metrics.likelihood.measure_likelihood`].
-        pictures (`dict[str, str]`, *optional*): Captions by name of a file in `output_dir`, in the order to show them.
-        repo_id (`str`, *optional*, defaults to the name of `output_dir`):
-            What the example loads: the repository with its namespace, see [`~hf_var.hub.push.create_repository`].
+            Metrics of the validation, such as those of [`~hf_var.metrics.likelihood.measure_likelihood`].
+        pictures (`dict[str, str]`, *optional*): As of [`write_model_card`].
+        repo_id (`str`, *optional*): As of [`write_model_card`].
         license (`str`, *optional*): Identifier of the weights' license, as the Hub has them, such as `apache-2.0`.
         data_license (`str`, *optional*): License of the training data.
-
-    Returns:
-        `ModelCard`: What was written.
-
-    Raises:
-        `ValueError`: If a picture is not a file in `output_dir`.
     """
     config: VARConfig = pipeline.transformer.config
     tokenizer: VQVAEConfig = pipeline.vqvae.config
@@ -129,7 +121,7 @@ def write_pipeline_card(
         "var_card.md",
         output_dir,
         {
-            # The category of all images that are not drawn from a text, those of classes among them.
+            # The Hub's category of all images that are not generated from a text, also of those of classes.
             "pipeline_tag": "unconditional-image-generation",
             "tags": ["var", "autoregressive", *(["class-conditional"] if is_conditional else [])],
             "base_model": _hub_name(recipe, "pretrained_var"),
@@ -169,7 +161,7 @@ def _write_card(
     repo_id: str | None,
     **contents: Any,
 ) -> ModelCard:
-    """The part that all cards share; `contents` are what `template` needs beside."""
+    """The part that all cards share; `contents` is what `template` needs in addition."""
     output_dir = Path(output_dir).resolve()
     pictures = pictures or {}
     for picture in pictures:
