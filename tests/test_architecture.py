@@ -54,8 +54,8 @@ MAY_IMPORT: dict[str, tuple[set[str], set[str]]] = {
     "data": ({"scales", "ranges", "fingerprints", "image_decoding", "autoencoders", "hub"}, CORE | READ),
     # Neither imports the other.
     "training": (
-        STAGES | FLOOR | {"precision"},
-        CORE | {"accelerate", "matplotlib", "peft", "sklearn", "tqdm", AVERAGE},
+        STAGES | FLOOR | {"precision", "weight_files"},
+        CORE | {"accelerate", "datasets", "matplotlib", "peft", "sklearn", "tqdm", AVERAGE},
     ),
     "evaluation": (
         STAGES | FLOOR | {"__init__", "pipelines"},

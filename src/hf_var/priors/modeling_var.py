@@ -229,8 +229,8 @@ class VARTransformer(PreTrainedModel):
                 raise ValueError("`class_embeds` must be passed with an image's first block only: the cache keeps it.")
             class_embedding = condition = None
         else:
-            class_embeds = self._embed_class(class_labels, class_embeds, scale_inputs, labels, begin)
-            class_embedding = self.embeddings.project_condition(class_embeds)
+            embedded = self._embed_class(class_labels, class_embeds, scale_inputs, labels, begin)
+            class_embedding = self.embeddings.project_condition(embedded)
             condition = class_embedding if self.shared_adaln is None else self.shared_adaln(class_embedding)
         _check_batch(
             past_key_values,
