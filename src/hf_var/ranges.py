@@ -12,7 +12,7 @@ import types
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from numbers import Integral, Real
-from typing import Annotated, Any, Union, get_args, get_origin, get_type_hints
+from typing import Annotated, Any, Union, cast, get_args, get_origin, get_type_hints
 
 
 @dataclass(frozen=True)
@@ -114,7 +114,7 @@ def _check(name: str, value: Any, hint: Any) -> None:
         expected, words = _KINDS[kind]
         # A truth value counts as an integer in Python only.
         fits = isinstance(value, expected) and (kind is bool or not isinstance(value, bool))
-        if not fits or (kind is float and not math.isfinite(value)):
+        if not fits or (kind is float and not math.isfinite(cast(float, value))):
             raise ValueError(f"`{name}` must be {_description(words, ranges)}, got {value!r}.")
     for allowed in ranges:
         if value not in allowed:

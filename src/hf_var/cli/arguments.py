@@ -100,7 +100,7 @@ def public_arguments(*configurations: Any) -> dict[str, Any]:
     """All arguments that have a value, for a model card."""
     merged: dict[str, Any] = {}
     for configuration in configurations:
-        merged |= asdict(configuration) if is_dataclass(configuration) else configuration
+        merged |= asdict(cast(Any, configuration)) if is_dataclass(configuration) else configuration
     return {name: value for name, value in merged.items() if value not in (None, [])}
 
 
