@@ -43,18 +43,22 @@ from hf_var.metrics.likelihood import CodePredictions, measure_likelihood
 from hf_var.ranges import CheckedFields, NonNegativeFloat, NonNegativeInt, OneOf, PositiveFloat, Share
 from hf_var.training.accelerator import make_accelerator
 from hf_var.training.flops import training_flops
+from hf_var.training.identity import RunIdentity, make_identity
 from hf_var.training.lora import LoraFields, add_lora, save_lora
 from hf_var.training.optimization import SCHEDULERS, Optimization, OptimizerConfig
 from hf_var.training.run import RunConfig, TrainingRun
 from hf_var.training.setup import Rows, card_contents, load_splits, make_batches
 from hf_var.training.sharding import whole_model
 from hf_var.training.teacher_forcing import is_raster, teacher_forcing
+from hf_var.weight_files import use_umask
 
 
 logger = logging.get_logger("hf_var.train_var")
 
 # Fields of the configuration that may change when a trained transformer is trained further.
 FREE_CONFIG_FIELDS = ("dropout", "attention_dropout", "drop_path_rate", "class_dropout_prob", "label_smoothing")
+# What a resumed run cannot change, beside the configuration.
+FIXED_ARGUMENTS = ("seed", "streaming", "augmented_copies", "lora_rank", "lora_alpha", "lora_target_modules")
 # Arguments that become defaults of the pipeline.
 SAMPLING = ("guidance_scale", "top_p", "temperature")
 # Folder of the adapter in that of the result.
@@ -327,6 +331,14 @@ def make_transformer(args: Arguments, config: VARConfig, pretrained: VARTransfor
     return transformer.train()
 
 
+def identify(args: Arguments, config: VARConfig, vqvae: VQVAEModel, rows: Rows) -> RunIdentity:
+    """What a run that is resumed must have in common with its checkpoint."""
+    parts = {"ema_decay > 0": args.optimizer.ema_decay > 0, "labels": config.id2label}
+    parts |= {"vqvae (its fingerprint)": data.tokenizer_fingerprint(vqvae), "train_data_rows": rows.number}
+    arguments = public_arguments(*args[:-1])
+    return make_identity(arguments, FIXED_ARGUMENTS, config, FREE_CONFIG_FIELDS, **parts)
+
+
 def resolve_learning_rate(args: Arguments, images_per_step: int) -> Arguments:
     """`args` with the learning rate that follows from the images of a step, unless it is given."""
     optimizer = args.optimizer
@@ -444,7 +456,8 @@ def main(argv: Sequence[str] | None = None) -> None:
 
     seed, batch_size = args.run.seed, args.data.train_batch_size
     accelerator = make_accelerator(args.run, batch_size, args.optimizer.max_grad_norm)
-    run = TrainingRun(args.run, accelerator, "train_var", batch_size, tokens_per_image=config.length)
+    identity = identify(args, config, vqvae, train_rows)
+    run = TrainingRun(args.run, accelerator, "train_var", batch_size, identity, tokens_per_image=config.length)
     args = resolve_learning_rate(args, run.images_per_step)
     # A sharded model takes a part of its first weights from every process.
     set_seed(seed)
@@ -509,7 +522,9 @@ def main(argv: Sequence[str] | None = None) -> None:
         with optimization.averaged():
             whole = whole_transformer(args, transformer)
             if accelerator.is_main_process:
-                saved = save(args, whole, vqvae, sampling, Path(args.run.output_dir), is_final=True)
+                with run.writing():
+                    saved = save(args, whole, vqvae, sampling, Path(args.run.output_dir), is_final=True)
+                    use_umask(args.run.output_dir)
                 describe(args, saved, run)
                 if args.hub.push_to_hub:
                     pusher.finish()

@@ -41,11 +41,13 @@ from hf_var.ranges import CheckedFields
 from hf_var.training.accelerator import make_accelerator
 from hf_var.training.adversary import AdversaryConfig, make_adversary
 from hf_var.training.codebook_training import CodebookConfig, CodebookTraining, check_codebook
+from hf_var.training.identity import RunIdentity, make_identity
 from hf_var.training.losses import ReconstructionConfig, ReconstructionObjective
 from hf_var.training.optimization import Optimization, OptimizerConfig
 from hf_var.training.run import RunConfig, TrainingRun
 from hf_var.training.setup import Rows, card_contents, load_splits, make_batches
 from hf_var.training.warmup import VQVAEWarmup
+from hf_var.weight_files import use_umask
 
 
 # What is plotted of the log, where the run has it.
@@ -54,6 +56,9 @@ METRICS = ("psnr", "ssim", "lpips", "rfid", "usage")
 CAPTIONS = {"reconstructions.png": RECONSTRUCTION_CAPTION, "codes.png": USAGE_CAPTION, "curves.png": "The training."}
 # What may be changed in fine-tuning: all else belongs to the weights.
 FREE_CONFIG_FIELDS = ("dropout", "commitment_loss_weight", "codebook_loss_weight")
+# What a resumed run cannot change, beside the configuration.
+FIXED_ARGUMENTS = ("seed", "streaming", "unquantized_steps", "kmeans_images", "codebook_update", "discriminator")
+FIXED_ARGUMENTS += ("discriminator_channels", "discriminator_layers", "discriminator_start")
 
 
 # --------------------------------------------------------------------------------------------------------------------
@@ -146,6 +151,14 @@ def make_row_reader(args: Arguments, config: VQVAEConfig, dataset: AnyDataset, a
     return image_rows(args.data, args.augment if augment else None, dataset, config.image_size, config.in_channels)
 
 
+def identify(args: Arguments, config: VQVAEConfig, rows: Rows) -> RunIdentity:
+    """What a run that is resumed must have in common with its checkpoint."""
+    parts = {"ema_decay > 0": args.optimizer.ema_decay > 0}
+    parts["adversarial_weight > 0"] = args.adversary.adversarial_weight > 0
+    arguments = public_arguments(*args[:-1])
+    return make_identity(arguments, FIXED_ARGUMENTS, config, FREE_CONFIG_FIELDS, **parts, train_data_rows=rows.number)
+
+
 def make_model(args: Arguments, config: VQVAEConfig) -> VQVAEModel:
     if args.script.pretrained_vqvae is None:
         vqvae = VQVAEModel(config)
@@ -209,7 +222,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 
     seed, batch_size = args.run.seed, args.data.train_batch_size
     accelerator = make_accelerator(args.run, batch_size, args.optimizer.max_grad_norm)
-    run = TrainingRun(args.run, accelerator, "train_vqvae", batch_size)
+    run = TrainingRun(args.run, accelerator, "train_vqvae", batch_size, identify(args, config, train_rows))
     set_seed(seed, device_specific=True)
     # Before anything is prepared, which may draw random numbers where there are several processes.
     vqvae = make_model(args, config)
@@ -277,8 +290,9 @@ def main(argv: Sequence[str] | None = None) -> None:
 
         accelerator.wait_for_everyone()
         if accelerator.is_main_process:
-            with optimization.averaged():
+            with optimization.averaged(), run.writing():
                 vqvae.save_pretrained(args.run.output_dir)
+                use_umask(args.run.output_dir)
             describe(args, vqvae, run)
             if args.hub.push_to_hub:
                 push_result(args.run.output_dir, args.hub.hub_model_id)

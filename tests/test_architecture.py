@@ -58,8 +58,8 @@ MAY_IMPORT: dict[str, tuple[set[str], set[str]]] = {
     "data": ({"scales", "ranges", "fingerprints", "image_decoding", "autoencoders", "hub"}, CORE | READ),
     # Neither imports the other.
     "training": (
-        STAGES | FLOOR | {"modes", "precision", "compatibility"},
-        CORE | {"accelerate", "matplotlib", "peft", "sklearn", "tqdm", AVERAGE},
+        STAGES | FLOOR | {"modes", "precision", "compatibility", "weight_files"},
+        CORE | {"accelerate", "datasets", "matplotlib", "peft", "sklearn", "tqdm", AVERAGE},
     ),
     "evaluation": (
         STAGES | FLOOR | {"__init__", "downloads", "fingerprints", "pipelines"},

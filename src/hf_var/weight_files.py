@@ -1,10 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Weights from foreign files: the only place that reads pickles, of tensors alone."""
+"""Files of weights: foreign ones, of which this is the only place that reads pickles, of tensors alone, and our own."""
 
 import os
 import pickle
 import re
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import safetensors.torch
@@ -73,3 +74,14 @@ def listing(names: list, limit: int = 8) -> str:
     """The first `limit` names, and how many more there are, for a message."""
     more = f" and {len(names) - limit} more" if len(names) > limit else ""
     return f"{sorted(map(str, names))[:limit]}{more}"
+
+
+def use_umask(path: str | os.PathLike) -> None:
+    """Give a file, or the weights in a folder, the mode of any other new file: safetensors hides its own from others."""
+    path = Path(path)
+    for file in path.rglob("*.safetensors") if path.is_dir() else [path]:
+        # The system's mode for new files cannot be read without changing it for all threads.
+        probe = file.with_name(f".mode-of-{file.name}")
+        probe.touch()
+        file.chmod(probe.stat().st_mode)
+        probe.unlink()

@@ -22,6 +22,7 @@ from safetensors.torch import load_file
 
 from hf_var import VARConfig, VARPipeline, VARTransformer, VQVAEModel
 from hf_var.training.accelerator import make_accelerator
+from hf_var.training.identity import RunIdentity
 from hf_var.training.run import RunConfig, TrainingRun
 
 from .conftest import (
@@ -406,7 +407,7 @@ def test_bad_arguments_are_refused_before_any_work(
 def test_weights_that_are_not_finite_are_not_saved(tmp_path: Path, images_parquet: str) -> None:
     model = torch.nn.Linear(2, 2)
     config = RunConfig(output_dir=str(tmp_path), report_to="none")
-    run = TrainingRun(config, make_accelerator(config, 1, 1.0), "test", batch_size=1)
+    run = TrainingRun(config, make_accelerator(config, 1, 1.0), "test", 1, RunIdentity({}, {}))
     with run.started({"model": model}):
         run.check_weights()
         with torch.no_grad():

@@ -6,6 +6,7 @@ import torch
 from accelerate import Accelerator
 
 from hf_var.precision import fp32_precision
+from hf_var.training.identity import RunIdentity
 from hf_var.training.run import MATMUL_PRECISIONS, RunConfig, TrainingRun
 
 
@@ -34,7 +35,7 @@ def test_settings_are_put_back_after_an_error(precision: str, expected: tuple[st
 def test_a_run_sets_them_until_it_ends(tmp_path) -> None:
     before = settings()
     config = RunConfig(output_dir=str(tmp_path), matmul_precision="bf16", report_to="none")
-    with TrainingRun(config, Accelerator(cpu=True), "test", batch_size=1).started({}):
+    with TrainingRun(config, Accelerator(cpu=True), "test", 1, RunIdentity({}, {})).started({}):
         assert settings() == ("bf16", "tf32")
     assert settings() == before
 

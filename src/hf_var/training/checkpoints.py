@@ -10,11 +10,15 @@ from typing import Any
 from accelerate import Accelerator
 from accelerate.utils import DistributedType
 from torch import nn
+from transformers.utils import logging
 
+from .identity import RunIdentity, read_identity, write_identity
 from .random_state import random_state, set_random_state
 from .sharding import load_model_state, model_state
 from .state_files import read_state, write_state
 
+
+logger = logging.get_logger(__name__)
 
 PREFIX = "step-"
 # What Accelerate itself saves where DeepSpeed holds weights and optimizer.
@@ -60,11 +64,16 @@ def find_checkpoint(output_dir: str | Path, resume_from_checkpoint: str | None) 
 
 
 def save_checkpoint(
-    accelerator: Accelerator, output_dir: str | Path, step: int, total_limit: int, parts: Mapping[str, Any]
+    accelerator: Accelerator,
+    output_dir: str | Path,
+    step: int,
+    total_limit: int,
+    parts: Mapping[str, Any],
+    identity: RunIdentity,
 ) -> None:
     """
-    Save the parts of a run, models and other objects with a `state_dict`, by name, and the random numbers of every
-    process; then remove all but the newest checkpoints.
+    Save the parts of a run, models and other objects with a `state_dict`, by name, the random numbers of every process and
+    the identity of the run; then remove all but the newest checkpoints.
 
     A checkpoint is written under another name and renamed when it is complete, and renamed before it is removed: a run
     may be killed at any moment, and whatever is called a checkpoint is a whole one.
@@ -75,6 +84,7 @@ def save_checkpoint(
         for leftover in folder.parent.glob("unfinished-*"):
             shutil.rmtree(leftover)
         unfinished.mkdir(parents=True)
+        write_identity(unfinished, identity, accelerator.num_processes)
     accelerator.wait_for_everyone()
     if accelerator.distributed_type == DistributedType.DEEPSPEED:
         accelerator.save_state(str(unfinished / DEEPSPEED_FOLDER))
@@ -98,17 +108,29 @@ def load_checkpoint(accelerator: Accelerator, folder: str | Path, parts: Mapping
     Load what [`save_checkpoint`] saved.
 
     Raises:
-        `ValueError`: If a part is missing, damaged, or is that of another run.
+        `ValueError`: If a part is missing, damaged, or does not fit.
     """
+    folder = Path(folder)
     if accelerator.distributed_type == DistributedType.DEEPSPEED:
-        accelerator.load_state(str(Path(folder) / DEEPSPEED_FOLDER))
+        accelerator.load_state(str(folder / DEEPSPEED_FOLDER))
     for name, part in parts.items():
-        state = read_state(Path(folder) / f"{name}.safetensors")
-        if isinstance(part, nn.Module):
-            load_model_state(part, state)
-        else:
-            part.load_state_dict(state)
-    set_random_state(read_state(Path(folder) / random_state_name(accelerator.process_index)), accelerator.device)
+        state = read_state(folder / f"{name}.safetensors")
+        try:
+            if isinstance(part, nn.Module):
+                load_model_state(part, state)
+            else:
+                part.load_state_dict(state)
+        except (RuntimeError, KeyError, TypeError, AttributeError) as error:
+            raise ValueError(
+                f"The part {name!r} of the checkpoint {str(folder)!r} does not fit this run: {error}"
+            ) from error
+    num_processes = read_identity(folder)["num_processes"]
+    if accelerator.process_index >= num_processes:
+        logger.warning(
+            f"Process {accelerator.process_index} begins with new random numbers: there were {num_processes}."
+        )
+        return
+    set_random_state(read_state(folder / random_state_name(accelerator.process_index)), accelerator.device)
 
 
 def random_state_name(process_index: int) -> str:

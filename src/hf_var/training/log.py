@@ -9,6 +9,10 @@ from typing import Any
 from accelerate.tracking import GeneralTracker, on_main_process
 
 
+# The key of arguments that a resumed run changed.
+CHANGES = "changed_arguments"
+
+
 class TrainingLog(GeneralTracker):
     """
     `train_log.jsonl` in the output folder, as a tracker of Accelerate.
@@ -34,7 +38,7 @@ class TrainingLog(GeneralTracker):
         self.path.parent.mkdir(parents=True, exist_ok=True)
         # Whole lines alone: a run that was killed while writing leaves a part of one.
         lines = self.path.read_text().splitlines(keepends=True) if step > 0 and self.path.exists() else []
-        kept = [line for line in lines if line.endswith("\n") and json.loads(line)["step"] <= step]
+        kept = [line for line in lines if line.endswith("\n") and self._is_kept(json.loads(line), step)]
         shortened = self.path.with_suffix(".unfinished")
         shortened.write_text("".join(kept))
         os.replace(shortened, self.path)
@@ -43,6 +47,10 @@ class TrainingLog(GeneralTracker):
     def log(self, values: dict[str, Any], step: int | None = None, **kwargs: Any) -> None:
         with self.path.open("a") as file:
             file.write(json.dumps({"step": step, **values}) + "\n")
+
+    def _is_kept(self, line: dict[str, Any], step: int) -> bool:
+        # What was changed at this step is said again by the run that changes it.
+        return line["step"] < step or (line["step"] == step and CHANGES not in line)
 
     def last(self, name: str) -> Any:
         """The newest value of a metric, `None` if there is none."""

@@ -16,6 +16,7 @@ from ..compatibility import add_adapter
 from ..priors import VARTransformer
 from ..priors.configuration_var import ADAPTER_LABELS_NAME
 from ..ranges import CheckedFields, Decay, NonNegativeInt, PositiveFloat
+from ..weight_files import use_umask
 
 
 # The projections of attention and feed-forward layers, where a transformer has most of its weights.
@@ -131,6 +132,7 @@ def save_lora(
     # The names that they have in a `PeftModel`.
     named = {f"base_model.model.{name}": weight.contiguous() for name, weight in weights.items()}
     save_file(named, folder / "adapter_model.safetensors", metadata={"format": "pt"})
+    use_umask(folder / "adapter_model.safetensors")
     config = copy.copy(config)
     config.inference_mode = True
     if Path(config.base_model_name_or_path or "").exists():

@@ -7,7 +7,7 @@ import signal
 import sys
 import time
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, cast
@@ -24,7 +24,10 @@ from transformers.utils import logging
 from ..precision import ONEDNN_MATMUL, fp32_precision
 from ..ranges import CheckedFields, NonNegativeInt, OneOf, PositiveInt
 from .checkpoints import checkpoint_step, find_checkpoint, load_checkpoint, remove_later_checkpoints, save_checkpoint
-from .log import TrainingLog
+from .identity import RunIdentity
+from .lock import locked_folder
+from .log import CHANGES, TrainingLog
+from .outputs import writing
 from .sharding import whole_tensor
 from .stopping import StopRequest
 
@@ -77,7 +80,7 @@ class TrainingRun:
     Counts optimizer steps and does what is due after each.
 
     ```python
-    run = TrainingRun(config, accelerator, "train", batch_size)
+    run = TrainingRun(config, accelerator, "train", batch_size, identity)
     with run.started({"model": model, "optimization": optimization, "batches": batches}):
         for batch in run.until_the_end(batches):
             ...
@@ -98,10 +101,13 @@ class TrainingRun:
         accelerator (`Accelerator`): That of [`make_accelerator`].
         name (`str`): Name of the run for trackers.
         batch_size (`int`): Images per process and forward pass.
+        identity ([`RunIdentity`]): What a checkpoint is compared with before anything is loaded from it.
         tokens_per_image (`int`, *optional*): To log tokens per second beside images.
 
     Raises:
-        `ValueError`: If there is no checkpoint to resume from, or one of another run where none is to be resumed.
+        `ValueError`:
+            If there is no checkpoint to resume from, if it was made with something else that is fixed, or if there are
+            checkpoints where none is to be resumed.
     """
 
     def __init__(
@@ -110,15 +116,18 @@ class TrainingRun:
         accelerator: Accelerator,
         name: str,
         batch_size: int,
+        identity: RunIdentity,
         tokens_per_image: int | None = None,
     ):
         self.config = config
         self.accelerator = accelerator
         self.name = name
         self.batch_size = batch_size
+        self.identity = identity
         self.tokens_per_image = tokens_per_image
         self.checkpoint = find_checkpoint(config.output_dir, config.resume_from_checkpoint)
         self.step = 0 if self.checkpoint is None else checkpoint_step(self.checkpoint)
+        self._changes = {} if self.checkpoint is None else identity.check(self.checkpoint)
         self.log = TrainingLog(config.output_dir)
         self._parts: dict[str, Any] = {}
         self._metrics: list[dict[str, torch.Tensor]] = []
@@ -137,6 +146,9 @@ class TrainingRun:
             parts (`dict[str, Any]`):
                 What a checkpoint holds, by name: models, and objects with `state_dict` and `load_state_dict`.
             arguments (`dict[str, Any]`, *optional*): Arguments of the training, for trackers.
+
+        Raises:
+            `ValueError`: If another run uses the output folder, or the checkpoint is damaged.
         """
         self._parts = dict(parts)
         if self.accelerator.scaler is not None:
@@ -144,12 +156,16 @@ class TrainingRun:
         with ExitStack() as stack:
             stack.enter_context(fp32_precision(MATMUL_PRECISIONS[self.config.matmul_precision]))
             stack.enter_context(self._stop.listening())
+            with self.writing():
+                stack.enter_context(locked_folder(self.accelerator, self.config.output_dir))
             if self.checkpoint is not None:
                 load_checkpoint(self.accelerator, self.checkpoint, self._parts)
-                if self.accelerator.is_main_process:
+            with self.writing():
+                if self.checkpoint is not None and self.accelerator.is_main_process:
                     remove_later_checkpoints(self.config.output_dir, self.step)
-            self.log.continue_after(self.step)
-            self._start_trackers(arguments or {})
+                self.log.continue_after(self.step)
+                self._start_trackers(arguments or {})
+                self._report_changes()
             self.progress = stack.enter_context(self._make_progress())
             self.restart_clock()
             yield
@@ -220,9 +236,15 @@ class TrainingRun:
             self.check_losses()
             # A step may spoil weights whose loss was still good.
             self.check_weights()
-            save_checkpoint(
-                self.accelerator, config.output_dir, self.step, config.checkpoints_total_limit, self._parts
-            )
+            with self.writing():
+                save_checkpoint(
+                    self.accelerator,
+                    config.output_dir,
+                    self.step,
+                    config.checkpoints_total_limit,
+                    self._parts,
+                    self.identity,
+                )
             self.restart_clock()
         if self._stop.is_agreed and not self.is_finished:
             self.accelerator.end_training()
@@ -251,7 +273,8 @@ class TrainingRun:
 
     def write(self, metrics: Mapping[str, Any], prefix: str = "") -> None:
         """Write metrics to the log and to the trackers, with `prefix` before their names."""
-        self.accelerator.log({f"{prefix}{name}": value for name, value in metrics.items()}, step=self.step)
+        with self.writing():
+            self.accelerator.log({f"{prefix}{name}": value for name, value in metrics.items()}, step=self.step)
 
     def write_image(self, name: str, image: Image.Image | Figure) -> None:
         """
@@ -261,13 +284,14 @@ class TrainingRun:
         if not self.accelerator.is_main_process:
             return
         folder = Path(self.config.output_dir) / "pictures"
-        folder.mkdir(parents=True, exist_ok=True)
         path = folder / f"{name}-{self.step:08d}.png"
-        if isinstance(image, Figure):
-            image.savefig(path)
-        else:
-            image.save(path)
-        shutil.copyfile(path, folder.parent / f"{name}.png")
+        with self.writing():
+            folder.mkdir(parents=True, exist_ok=True)
+            if isinstance(image, Figure):
+                image.savefig(path)
+            else:
+                image.save(path)
+            shutil.copyfile(path, folder.parent / f"{name}.png")
         pixels = Image.open(path).convert("RGB")
         for tracker in self.accelerator.trackers:
             # The two that take images take them in different forms.
@@ -275,6 +299,10 @@ class TrainingRun:
                 cast(Any, tracker).log_images({name: np.asarray(pixels)[None]}, self.step, dataformats="NHWC")
             elif tracker.name == "wandb":
                 cast(Any, tracker).log_images({name: [pixels]}, self.step)
+
+    def writing(self) -> AbstractContextManager[None]:
+        """A block in which what cannot be written becomes an `OSError` that says what is safe."""
+        return writing(self.config.output_dir)
 
     def show(self, **metrics: str) -> None:
         """Show metrics beside the progress bar, with those that it shows already."""
@@ -331,6 +359,13 @@ class TrainingRun:
         if self.tokens_per_image is not None:
             speed["tokens_per_second"] = speed["images_per_second"] * self.tokens_per_image
         return speed
+
+    def _report_changes(self) -> None:
+        """Say which arguments are others than those of the checkpoint."""
+        if self._changes and self.accelerator.is_main_process:
+            changes = [f"`{name}` {now!r}, was {before!r}" for name, (before, now) in self._changes.items()]
+            logger.warning(f"Resumed after step {self.step} with other arguments: {'; '.join(changes)}.")
+            self.log.log({CHANGES: self._changes}, step=self.step)
 
     def _start_trackers(self, arguments: Mapping[str, Any]) -> None:
         self.accelerator.log_with = [self.log, *self.accelerator.log_with]

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from accelerate import Accelerator
+from datasets import IterableDataset
 
 from ..data import AnyDataset, DataConfig, TrainingBatches, ValidationBatches, load_source
 from ..data.rows import RowReader
@@ -18,6 +19,11 @@ class Rows(NamedTuple):
 
     dataset: AnyDataset
     reader: RowReader
+
+    @property
+    def number(self) -> int | None:
+        """How many there are; unknown of a stream."""
+        return None if isinstance(self.dataset, IterableDataset) else len(self.dataset)
 
 
 def load_splits(data: DataConfig, run: RunConfig) -> tuple[AnyDataset, AnyDataset | None]:

@@ -11,6 +11,8 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
+from ..weight_files import use_umask
+
 
 # The key under which a tensor's name stands in place of the tensor.
 TENSOR = "tensor"
@@ -21,6 +23,7 @@ def write_state(path: str | Path, state: Any) -> None:
     tensors: dict[str, torch.Tensor] = {}
     structure = _without_tensors(state, "", tensors)
     save_file(tensors, path, metadata={"structure": json.dumps(structure)})
+    use_umask(path)
 
 
 def read_state(path: str | Path) -> Any:
@@ -36,7 +39,7 @@ def read_state(path: str | Path) -> Any:
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a dictionary
         return _with_tensors(structure, tensors)
     except FileNotFoundError as error:
-        raise ValueError(f"There is no file {str(path)!r}.") from error
+        raise ValueError(f"The file {str(path)!r} is missing.") from error
     except (SafetensorError, OSError, TypeError, KeyError, json.JSONDecodeError) as error:
         raise ValueError(f"The file {str(path)!r} is truncated or damaged: {error}") from error
 
