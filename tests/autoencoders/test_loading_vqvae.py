@@ -97,6 +97,14 @@ def test_loading_in_half_precision_keeps_the_quantizer_exact(vqvae, folder, imag
 
 @torch.no_grad()
 @pytest.mark.parametrize("dtype", HALVES, ids=str)
+def test_a_new_tokenizer_in_half_precision_has_an_exact_quantizer(vqvae, images, dtype):
+    model = AutoModel.from_config(vqvae.config, dtype=dtype)
+    assert model.encoder.conv_in.weight.dtype == dtype
+    assert {tensor.dtype for tensor in model.quantizer.state_dict().values()} == {torch.float32}
+    assert model(images).latents.dtype == torch.float32
+
+
+@pytest.mark.parametrize("dtype", HALVES, ids=str)
 def test_half_precision_survives_saving(folder, tmp_path, dtype):
     loaded = VQVAEModel.from_pretrained(folder, dtype=dtype)
     loaded.save_pretrained(tmp_path)

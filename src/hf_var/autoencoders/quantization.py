@@ -42,10 +42,12 @@ class Codebook(Float32Weights, nn.Embedding):
     running_hits: torch.Tensor
 
     def __init__(self, config: VQVAEConfig):
-        super().__init__(config.codebook_size, config.latent_channels)
+        super().__init__(config.codebook_size, config.latent_channels, dtype=torch.float32)
         self.normalize = config.normalize_codebook
         # Running average of how often each scale used each code in training; it travels with the weights.
-        self.register_buffer("running_hits", torch.zeros(len(config.patch_nums), config.codebook_size))
+        self.register_buffer(
+            "running_hits", torch.zeros(len(config.patch_nums), config.codebook_size, dtype=torch.float32)
+        )
 
     def forward(self, inputs: torch.Tensor) -> torch.Tensor:
         """
@@ -67,7 +69,7 @@ class RefinementConv(Float32Weights, nn.Conv2d):
     """phi(x) = (1 - ratio) x + ratio conv(x), which repairs what the enlargement of a token map loses."""
 
     def __init__(self, config: VQVAEConfig):
-        super().__init__(config.latent_channels, config.latent_channels, kernel_size=3, padding=1)
+        super().__init__(config.latent_channels, config.latent_channels, kernel_size=3, padding=1, dtype=torch.float32)
         self.ratio = config.refinement_ratio
 
     def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
