@@ -65,6 +65,9 @@ class ImageFolder:
             *above, _ = image.split("/")
             split = SPLIT_FOLDERS[above.pop(0)] if has_splits else "train"
             self.splits.setdefault(split, []).append((image, above[0] if above else None))
+        self.splits = {
+            name: self.splits[name] for name in dict.fromkeys(SPLIT_FOLDERS.values()) if name in self.splits
+        }
         self.names = sorted({label for images in self.splits.values() for _, label in images if label is not None})
 
     def load(self, split: str, streaming: bool) -> datasets.Dataset | datasets.IterableDataset:
