@@ -1,81 +1,20 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Images of every kind become inputs of every number of channels."""
+"""Images become model inputs of one size, with and without augmentation."""
 
 import random
+from pathlib import Path
 
 import datasets
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import torch
 from PIL import Image
 
-from hf_var.data import ImageTransform, ValidationBatches, image_rows
-from hf_var.image_decoding import decode_picture, with_channels
+from hf_var.data import ImageTransform, OrderedImages, ValidationBatches, image_rows, images, load_source
 
-from .samples import Arguments, encoded, image_rows_of, make_arguments
-
-
-RED, WHITE = (255, 0, 0), (255, 255, 255)
-
-
-def channels_of(image: Image.Image, num_channels: int) -> list[int]:
-    """The first pixel of an image that was stored as a file and read again."""
-    pixels = np.asarray(decode_picture(encoded(image), num_channels))
-    return pixels[0, 0].ravel().tolist()
-
-
-def palette_with_transparency() -> Image.Image:
-    image = Image.new("P", (4, 4), 0)
-    image.putpalette([255, 0, 0, 0, 0, 255])
-    image.info["transparency"] = 0
-    return image
-
-
-def colour_with_transparent_colour() -> Image.Image:
-    image = Image.new("RGB", (4, 4), RED)
-    image.info["transparency"] = RED
-    return image
-
-
-# --------------------------------------------------------------------------------------------------------------------
-# Channels
-
-
-@pytest.mark.parametrize(
-    ("image", "expected"),
-    [
-        (Image.new("L", (4, 4), 100), {1: [100], 2: [100, 255], 3: [100] * 3, 4: [100, 100, 100, 255]}),
-        (Image.new("1", (4, 4), 1), {1: [255], 2: [255, 255], 3: [255] * 3, 4: [255] * 4}),
-        (Image.new("RGB", (4, 4), RED), {1: [76], 2: [76, 255], 3: [255, 0, 0], 4: [255, 0, 0, 255]}),
-        # Half transparent red is pink on white.
-        (Image.new("RGBA", (4, 4), (*RED, 128)), {1: [165], 2: [76, 128], 3: [255, 127, 127], 4: [255, 0, 0, 128]}),
-        (Image.new("RGBA", (4, 4), (*RED, 0)), {1: [255], 3: [255] * 3, 4: [255, 0, 0, 0]}),
-        (Image.new("LA", (4, 4), (0, 0)), {1: [255], 2: [0, 0], 3: [255] * 3, 4: [0, 0, 0, 0]}),
-        (palette_with_transparency(), {1: [255], 2: [76, 0], 3: [255] * 3, 4: [255, 0, 0, 0]}),
-        (colour_with_transparent_colour(), {1: [255], 3: [255] * 3, 4: [255, 0, 0, 0]}),
-        (Image.new("RGB", (4, 4), RED).convert("P"), {1: [76], 3: [255, 0, 0]}),
-        # Half of 65535, which 8 bits cut off would show as white.
-        (Image.fromarray(np.full((4, 4), 32896, dtype=np.uint16)), {1: [128], 2: [128, 255], 3: [128] * 3}),
-    ],
-    ids=["gray", "bits", "colour", "half", "transparent", "gray-alpha", "palette-alpha", "key", "palette", "16-bit"],
-)
-def test_every_mode_becomes_every_number_of_channels(image: Image.Image, expected: dict[int, list[int]]) -> None:
-    for num_channels, pixel in expected.items():
-        assert channels_of(image, num_channels) == pixel, num_channels
-
-
-def test_modes_that_png_does_not_store() -> None:
-    assert np.asarray(with_channels(Image.new("CMYK", (4, 4), (0, 255, 255, 0)), 3))[0, 0].tolist() == [255, 0, 0]
-    assert np.asarray(with_channels(Image.new("I", (4, 4), 32896), 1))[0, 0] == 128
-    assert np.asarray(with_channels(Image.new("I", (4, 4), 70000), 1))[0, 0] == 255
-    with pytest.raises(ValueError, match="no known range"):
-        with_channels(Image.new("F", (4, 4)), 1)
-
-
-def test_16_bits_keep_their_range() -> None:
-    levels = np.linspace(0, 65535, 64).astype(np.uint16).reshape(8, 8)
-    pixels = ImageTransform(make_arguments(), None, (8, 8), 1)(Image.fromarray(levels))
-    assert torch.allclose(pixels[0], torch.from_numpy(levels.astype(np.float32) / 32767.5 - 1), atol=1 / 255)
+from .samples import Arguments, encoded, image_rows_of, make_arguments, numbered_contents, numbers_in
 
 
 # --------------------------------------------------------------------------------------------------------------------
@@ -201,3 +140,100 @@ def test_what_cannot_become_an_input_is_refused() -> None:
         image_rows(make_arguments(), None, array_rows(arrays), (8, 8), 3)
     with pytest.raises(ValueError, match="arrays of bytes.*float32"):
         image_rows(make_arguments(), None, array_rows(arrays.astype(np.float32), "float32"), (8, 8), 5)
+
+
+def test_a_strip_is_resized_where_it_is_cut() -> None:
+    # As a whole it would be enlarged to 288 x 2,880,000 pixels.
+    strip = Image.fromarray(np.tile(np.arange(10_000).astype(np.uint8), (1, 1)))
+    for image in (strip, torch.from_numpy(np.array(strip))[None]):
+        middle = ImageTransform(make_arguments(), None, (256, 256), 1).pixels(image)
+        assert middle.shape == (1, 256, 256)
+        # The pixel in the middle and its neighbour fill the square.
+        assert np.abs(middle.astype(int) - 5000 % 256).max() <= 1
+        args = make_arguments(horizontal_flip=True)
+        places = {make_transform(args, (256, 256), 1).pixels(image, random.Random(seed)).mean() for seed in range(5)}
+        assert len(places) == 5
+
+
+@pytest.mark.parametrize("mode", ["L", "RGB", "RGBA"])
+def test_resizing_the_cut_alone_gives_the_cut_of_the_whole(mode: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    pixels = np.random.default_rng(0).integers(0, 256, (20, 90, len(mode)), dtype=np.uint8)
+    # Colours of pixels that are almost transparent are rounded much.
+    pixels[..., 3:] |= 128
+    image = Image.fromarray(pixels[..., 0] if mode == "L" else pixels)
+    args = make_arguments(resize_ratio=1.3)
+    for kind in ("lanczos", "bicubic", "bilinear"):
+        args.interpolation = kind
+        whole = make_transform(args, (16, 12), len(mode)).pixels(image, random.Random(1))
+        with monkeypatch.context() as patch:
+            patch.setattr(images, "MOST_ENLARGED", 1)
+            part = make_transform(args, (16, 12), len(mode)).pixels(image, random.Random(1))
+        assert np.abs(whole.astype(int) - part.astype(int)).max() <= 1
+
+
+@pytest.mark.parametrize("kind", ["binary", "large_binary", "binary_view"])
+@pytest.mark.parametrize("streaming", [False, True])
+def test_images_as_pandas_and_polars_store_them(kind: str, streaming: bool, tmp_path: Path) -> None:
+    contents = numbered_contents(4)
+    (tmp_path / "files").mkdir()
+    for number, content in enumerate(contents):
+        (tmp_path / "files" / str(number)).write_bytes(content)
+    texts = {"binary": pa.string(), "large_binary": pa.large_string(), "binary_view": pa.string_view()}[kind]
+    content_type = getattr(pa, kind)()
+    structures = [{"bytes": content, "path": None} for content in contents]
+    paths = [str(tmp_path / "files" / str(number)) for number in range(4)]
+    columns = {
+        "structure": pa.array(structures, pa.struct([("bytes", content_type), ("path", texts)])),
+        "content": pa.array(contents, content_type),
+        "path": pa.array(paths, texts),
+    }
+    pq.write_table(pa.table(columns), tmp_path / "0.parquet")
+    dataset = load_source("train_data", str(tmp_path / "0.parquet"), None, ["train"], streaming)
+    for column in (None, "content", "path"):
+        args = make_arguments(image_column=column)
+        (batch,) = ValidationBatches(dataset, image_rows(args, None, dataset, (8, 8), 1), args)
+        assert numbers_in(batch) == [0, 1, 2, 3]
+
+
+def test_range_and_size_of_files_are_arguments() -> None:
+    levels = np.linspace(0, 4095, 64).astype(np.uint16).reshape(8, 8)
+    dataset = image_rows_of([encoded(Image.fromarray(levels)), encoded(Image.new("L", (100, 100)))])
+    args = make_arguments(image_range=[0, 4095], max_image_pixels=100, max_broken_share=1.0)
+    validation = ValidationBatches(dataset, image_rows(args, None, dataset, (8, 8), 1), args)
+    (batch,) = validation
+    assert validation.broken_images == 1
+    assert torch.allclose(batch["pixel_values"][0, 0], torch.from_numpy(levels / 2047.5 - 1).float(), atol=1 / 255)
+    for wrong in ([0], [5, 5], [9, 1]):
+        with pytest.raises(ValueError, match="`image_range` must be the values of black and white"):
+            make_arguments(image_range=wrong)
+    arrays = array_rows(np.zeros((2, 3, 8, 8), dtype=np.uint8))
+    with pytest.raises(ValueError, match="`image_range` is for image files"):
+        image_rows(args, None, arrays, (8, 8), 3)
+
+
+# --------------------------------------------------------------------------------------------------------------------
+# All images in their order
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_images_in_any_ranges(workers: int) -> None:
+    dataset = image_rows_of(numbered_contents(7))
+    config = make_arguments(dataloader_num_workers=workers)
+    images_in_order = OrderedImages("the set", dataset, None, 1, config)
+    assert (images_in_order.num_images, images_in_order.image_size) == (7, (8, 8))
+    pieces = list(images_in_order.read([range(3), range(3, 4), range(5, 7)]))
+    assert [piece.dtype for piece in pieces] == [torch.uint8] * 3
+    assert torch.cat(pieces)[:, 0, 0, 3].tolist() == [0, 1, 2, 3, 5, 6]
+    resized = OrderedImages("the set", dataset, (4, 6), 3, config)
+    assert next(resized.read([range(2)])).shape == (2, 3, 4, 6)
+
+
+def test_broken_images_and_other_sizes_are_refused_by_row() -> None:
+    contents = [*numbered_contents(2), b"no image", encoded(Image.new("L", (4, 8)))]
+    images_in_order = OrderedImages("the set", image_rows_of(contents), None, 1, make_arguments())
+    with pytest.raises(ValueError, match="Row 2 of the set cannot be used: .*UnidentifiedImageError"):
+        list(images_in_order.read([range(1, 3)]))
+    with pytest.raises(ValueError, match="Row 3 of the set cannot be used: it has 8x4 pixels, the first image 8x8"):
+        list(images_in_order.read([range(3, 4)]))
+    with pytest.raises(ValueError, match="Row 0 of the set cannot be used"):
+        OrderedImages("the set", image_rows_of([b""]), None, 1, make_arguments())

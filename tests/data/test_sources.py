@@ -147,7 +147,15 @@ def test_labels_are_checked_at_once_or_row_by_row() -> None:
 
 @pytest.mark.parametrize("streaming", [False, True])
 @pytest.mark.parametrize(
-    ("codes", "message"), [([[0, 1]], "3 integers"), ([[0, 1, 9]], "codes from 0 to 8"), ([[0.5] * 3], "3 integers")]
+    ("codes", "message"),
+    [
+        ([[0, 1]], "3 integers.*length 2"),
+        ([[0, 1, 9]], "codes from 0 to 8"),
+        ([[0.5] * 3], "3 integers.*float64"),
+        ([[True] * 3], "3 integers.*bool"),
+        ([[0, 1, 2], [0]], r"3 integers.*lists of lengths \[1, 3\]"),
+        ([[0, 1, 2], None], r"3 integers.*lists of lengths \[0, 3\]"),
+    ],
 )
 def test_codes_of_another_tokenizer_are_refused(codes: list, message: str, streaming: bool) -> None:
     dataset = Dataset.from_dict({"codes": codes})
@@ -166,3 +174,12 @@ def test_codes_are_read_with_their_labels(streaming: bool) -> None:
     batch = next(iter(TrainingBatches(dataset, codes_rows("label", 8), make_arguments(train_batch_size=8))))
     assert sorted(batch["class_labels"].tolist()) == list(range(8))
     assert batch["codes"].tolist() == [[label, 2 * label, 40_000] for label in batch["class_labels"].tolist()]
+
+
+@pytest.mark.parametrize("kind", ["uint8", "int16", "int32"])
+def test_codes_of_any_integers_are_read(kind: str) -> None:
+    dataset = Dataset.from_dict({"codes": [[0, 100, 7]] * 4}, features=Features({"codes": List(Value(kind))}))
+    for rows in (dataset, dataset.to_iterable_dataset()):
+        check_codes(rows, length=3, codebook_size=101)
+        batch = next(iter(TrainingBatches(rows, codes_rows(), make_arguments())))
+        assert batch["codes"].tolist() == [[0, 100, 7]] * 4

@@ -28,7 +28,7 @@ VQVAEModel.from_pretrained(f"{folder}/vqvae").push_to_hub("user/vqvae")
 
 READ = """
 import sys
-from hf_var.training import data
+from hf_var import data
 
 folder, fingerprint = sys.argv[1:]
 for streaming in (False, True):

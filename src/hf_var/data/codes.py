@@ -40,13 +40,15 @@ def is_codes_dataset(dataset: AnyDataset) -> bool:
 
 def check_codes(dataset: AnyDataset, length: int, codebook_size: int) -> None:
     """Raise a `ValueError` if the first rows are no token maps of the tokenizer."""
-    if isinstance(dataset, datasets.Dataset):
-        codes = np.asarray(dataset[:64][CODES_COLUMN])
-    else:
-        codes = np.asarray([row[CODES_COLUMN] for row in dataset.take(64)])
+    rows = dataset[:64] if isinstance(dataset, datasets.Dataset) else next(dataset.iter(64), {CODES_COLUMN: []})
+    lengths = {len(codes or ()) for codes in cast(Any, rows)[CODES_COLUMN]}
+    codes: Any = np.asarray(rows[CODES_COLUMN]) if len(lengths) == 1 else np.empty(0)
     if codes.ndim != 2 or codes.shape[1] != length or not np.issubdtype(codes.dtype, np.integer):
+        found = (
+            f"{codes.dtype} of length {lengths.pop()}" if len(lengths) == 1 else f"lists of lengths {sorted(lengths)}"
+        )
         raise ValueError(
-            f"The column {CODES_COLUMN!r} must hold {length} integers in every row, as the tokenizer's maps."
+            f"The column {CODES_COLUMN!r} must hold {length} integers in every row, as the tokenizer's maps, got {found}."
         )
     if codes.min() < 0 or codes.max() >= codebook_size:
         raise ValueError(

@@ -228,7 +228,8 @@ def check_labels(dataset: AnyDataset, column: str, num_labels: int, names: Seque
 
 
 def _labels(dataset: datasets.Dataset, column: str) -> pyarrow.ChunkedArray:
-    """A column of labels, known to be whole numbers or texts, without a Python object for every row."""
+    """A column of labels, none of which is missing, without a Python object for every row."""
+    _feature(dataset.features, column)
     root = LabelCondition(column).source_column if column not in dataset.features else column
     labels: Any = cast(Any, dataset.select_columns([root]).with_format("arrow")[:])[root]
     for name in column.split(".")[1:] if root != column else ():
@@ -237,11 +238,6 @@ def _labels(dataset: datasets.Dataset, column: str) -> pyarrow.ChunkedArray:
         raise ValueError(
             f"`label_column` = {column!r} must hold a label in every row, got {labels.null_count} of {len(labels)} rows "
             "without one. Leave these rows out, or train without classes with `num_labels` 0."
-        )
-    if not pyarrow.types.is_integer(labels.type) and not _holds_texts(_feature(dataset.features, column)):
-        raise ValueError(
-            f"`label_column` = {column!r} must hold integers or texts, got {labels.type}, such as {labels[0].as_py()!r}. "
-            "Convert it, or name another column."
         )
     return labels
 
@@ -261,6 +257,11 @@ def _feature(features: datasets.Features, column: str) -> Any:
     if isinstance(feature, Mapping):
         raise ValueError(
             f"`label_column` = {column!r} holds structures. Name one of {[f'{column}.{name}' for name in feature]}."
+        )
+    is_integer = isinstance(feature, datasets.Value) and feature.dtype.startswith(("int", "uint"))
+    if not is_integer and not isinstance(feature, datasets.ClassLabel) and not _holds_texts(feature):
+        raise ValueError(
+            f"`label_column` = {column!r} must hold integers or texts, got {feature}. Convert it, or name another column."
         )
     return feature
 

@@ -161,6 +161,8 @@ class ImageRows:
         dataset = dataset.select_columns([self.column] + ([self.condition.source_column] if self.condition else []))
         if self._holds_arrays:
             return dataset.with_format("numpy")
+        if isinstance(features_of(dataset)[self.column], datasets.Value):
+            return dataset
         return dataset.cast_column(self.column, datasets.Image(decode=False))
 
     def __call__(self, row: dict[str, Any], generator: random.Random) -> dict[str, Any]:
@@ -178,8 +180,10 @@ class ImageRows:
         if self._holds_arrays:
             array = torch.from_numpy(np.asarray(value).astype(np.uint8))
             return decode_image(array, self.num_channels, name="an array in an image's place")
-        stored: dict[str, Any] = value or {}
-        content, path = stored.get("bytes"), stored.get("path")
+        # As `datasets` stores images, or bare contents or paths.
+        stored: dict[str, Any] = value if isinstance(value, dict) else {}
+        content = value if isinstance(value, bytes) else stored.get("bytes")
+        path = value if isinstance(value, str) else stored.get("path")
         if content is None and path is None:
             raise BrokenImageError("a row without an image")
         image: Any = content

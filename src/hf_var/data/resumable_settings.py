@@ -33,6 +33,8 @@ def first_difference(
         `tuple[str, Any, Any]`, *optional*: The name, dotted where it is nested, and what it was and is; a missing one is
         `None`.
     """
+    # JSON has lists in place of tuples, and texts in place of the integers that name entries.
+    begun, settings = json.loads(json.dumps([begun, settings]))
     for name in {**begun, **settings}:
         before, now = begun.get(name), settings.get(name)
         if name in free:
@@ -42,8 +44,7 @@ def first_difference(
             difference = first_difference(before, now, inner_free)
             if difference is not None:
                 return f"{name}.{difference[0]}", *difference[1:]
-        # JSON has lists in place of tuples, and texts in place of the integers that name entries.
-        elif json.loads(json.dumps(before)) != json.loads(json.dumps(now)):
+        elif before != now:
             return name, before, now
     return None
 

@@ -2,6 +2,7 @@
 """Where the rows come from: loading a data set, and finding its columns and labels."""
 
 import glob
+import os
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
@@ -9,11 +10,17 @@ from typing import Any, cast
 
 import datasets
 
+from .folders import ImageFolder
+
 
 AnyDataset = datasets.Dataset | datasets.IterableDataset
 
 # What datasets says of parquet files without rows, and pyarrow of tar files without members.
 EMPTY_MESSAGES = ("corresponds to no data", "Must pass at least one table")
+# What Python says of a `.cls` in a tar file that datasets reads as a number.
+NO_NUMBER_MESSAGE = "invalid literal for int()"
+# A tar file ends with two empty blocks.
+TAR_END = bytes(1024)
 FILE_TYPES = ("binary", "large_binary", "binary_view", "string", "large_string", "string_view")
 
 
@@ -41,19 +48,33 @@ def load_source(
         files = sorted(glob.glob(source, recursive=True))
         if not files:
             raise ValueError(f"`{argument}` = {source!r} matches no file.")
+        _check_archives(argument, files)
         builder = "parquet" if source.endswith(".parquet") else "webdataset"
         # Files are one split, called train, which may be sliced.
         load = partial(load_dataset, builder, data_files=files, split=split or "train", streaming=streaming)
     else:
         if source.startswith((".", "/")) and not Path(source).is_dir():
             raise ValueError(f"`{argument}` = {source!r} is no folder.")
-        split = _choose_split(argument, source, split, preferred_splits, streaming)
-        load = partial(load_dataset, source, split=split, streaming=streaming)
+        folder = ImageFolder(argument, source) if Path(source).is_dir() else None
+        if folder is not None and folder.images:
+            splits = list(folder.splits)
+            load = partial(folder.load, _choose_split(argument, source, splits, split, preferred_splits, streaming))
+        else:
+            _check_archives(argument, [] if folder is None else folder.files)
+            splits = _split_names(argument, source)
+            split = _choose_split(argument, source, splits, split, preferred_splits, streaming)
+            load = partial(load_dataset, source, split=split)
+        load = partial(load, streaming=streaming)
     try:
         dataset = cast(AnyDataset, load())
         if not _is_empty(dataset):
             return undecoded(with_features(dataset))
     except ValueError as error:
+        if NO_NUMBER_MESSAGE in str(error):
+            raise ValueError(
+                f"`{argument}` = {source!r} has a file .cls that holds no number: {error}. Store names of classes as .txt and "
+                "set `label_column` to txt."
+            ) from error
         if not any(words in str(error) for words in EMPTY_MESSAGES):
             raise
     raise ValueError(f"`{argument}` = {source!r} is empty.")
@@ -123,13 +144,32 @@ def _is_empty(dataset: AnyDataset) -> bool:
     return next(iter(peeked), None) is None
 
 
-def _choose_split(
-    argument: str, source: str, split: str | None, preferred_splits: Sequence[str], streaming: bool
-) -> str:
+def _check_archives(argument: str, files: Sequence[str]) -> None:
+    """Raise a `ValueError` for a tar file that was cut off, of which `datasets` would read the beginning."""
+    for file in files:
+        if file.endswith(".tar"):
+            with open(file, "rb") as archive:
+                size = archive.seek(0, os.SEEK_END)
+                archive.seek(max(0, size - len(TAR_END)))
+                if archive.read() != TAR_END:
+                    raise ValueError(f"`{argument}`: the file {file!r} is cut off after {size} bytes. Copy it again.")
+
+
+def _split_names(argument: str, source: str) -> list[str]:
     try:
-        splits = datasets.get_dataset_split_names(source)
+        return datasets.get_dataset_split_names(source)
     except FileNotFoundError as error:
         raise ValueError(f"`{argument}` = {source!r} cannot be loaded: {error}") from error
+
+
+def _choose_split(
+    argument: str,
+    source: str,
+    splits: Sequence[str],
+    split: str | None,
+    preferred_splits: Sequence[str],
+    streaming: bool,
+) -> str:
     if split is None:
         found = [name for name in preferred_splits if name in splits] or (splits if len(splits) == 1 else [])
         if not found:
