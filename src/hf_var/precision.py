@@ -17,13 +17,19 @@ EXACT_ON_CUDA = {"cudnn.conv": "ieee", "cuda.matmul": "ieee"}
 
 @contextmanager
 def fp32_precision(settings: Mapping[str, str]) -> Iterator[None]:
-    """Set torch's `fp32_precision` of some backends, such as `{"cuda.matmul": "tf32"}`, for the whole process."""
-    backends = {attrgetter(name)(torch.backends): value for name, value in settings.items()}
-    before = {backend: backend.fp32_precision for backend in backends}
-    for backend, value in backends.items():
-        backend.fp32_precision = value
+    """
+    Set torch's `fp32_precision` of some backends and set it back. The switches belong to the process: where blocks of
+    several threads overlap, set them once around all threads instead.
+
+    Args:
+        settings (`dict[str, str]`): `"ieee"`, `"tf32"` or `"bf16"` by backend, such as `"cuda.matmul"`.
+    """
+    backends = {name: attrgetter(name)(torch.backends) for name in settings}
+    before = {name: backend.fp32_precision for name, backend in backends.items()}
     try:
+        for name, value in settings.items():
+            backends[name].fp32_precision = value
         yield
     finally:
-        for backend, value in before.items():
-            backend.fp32_precision = value
+        for name, value in before.items():
+            backends[name].fp32_precision = value

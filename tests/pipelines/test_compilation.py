@@ -13,7 +13,6 @@ import torch
 from torch._dynamo.testing import CompileCounterWithBackend
 
 from hf_var import VARImg2ImgPipeline, VARInpaintPipeline
-from hf_var.precision import ONEDNN_MATMUL, fp32_precision
 from pipelines.compiled import SETTINGS, assert_same, draw
 from pipelines.tiny import make_pipeline, make_transformer, seeded
 
@@ -253,18 +252,6 @@ def test_after_inference_mode_comes_an_ordinary_call(pipe):
     with torch.inference_mode():
         assert_same(draw(pipe), expected)
     assert_same(draw(pipe), expected)
-
-
-@pytest.mark.parametrize("order", ["first in, first out", "first in, last out"])
-def test_the_switch_is_put_back_by_the_last_of_several_blocks(order):
-    before = torch.backends.mkldnn.matmul.fp32_precision
-    blocks = [fp32_precision(ONEDNN_MATMUL), fp32_precision(ONEDNN_MATMUL)]
-    for block in blocks:
-        block.__enter__()
-    for block in blocks if order == "first in, first out" else blocks[::-1]:
-        assert torch.backends.mkldnn.matmul.fp32_precision == "bf16"
-        block.__exit__(None, None, None)
-    assert torch.backends.mkldnn.matmul.fp32_precision == before
 
 
 @pytest.mark.gpu
