@@ -175,7 +175,7 @@ def make_model(args: Arguments, config: VQVAEConfig) -> VQVAEModel:
 def make_measures(
     args: Arguments, config: VQVAEConfig, accelerator: Accelerator
 ) -> tuple[nn.Module | None, nn.Module | None]:
-    """LPIPS, and the feature extractor of rFID, as far as they are asked for."""
+    """LPIPS and the feature extractor of rFID, each `None` unless an argument asks for it."""
     perceptual_loss, feature_extractor = None, None
     if args.reconstruction.lpips_weight > 0 or args.reconstruction.lpips_weights is not None:
         weights = args.reconstruction.lpips_weights

@@ -192,6 +192,12 @@ def test_blocks_that_are_no_scales_cannot_be_exported():
         export_official_var(VARTransformer(VARConfig(block_sizes=[1] * 5, **fields)))
 
 
+def test_a_projection_of_embeddings_cannot_be_exported():
+    fields = {"hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 1, "patch_nums": (1, 2)}
+    with pytest.raises(ValueError, match="`condition_channels` must be None for the official code"):
+        export_official_var(VARTransformer(VARConfig(condition_channels=3, **fields)))
+
+
 # --- the released models ---------------------------------------------------------------------------------------------
 
 

@@ -115,9 +115,15 @@ def export_official_var(model: VARTransformer) -> StateDict:
     The official code's state dict of a [`VARTransformer`], equal to the one it was loaded from.
 
     Raises:
-        `ValueError`: If the model predicts other blocks than scales, which the official code cannot.
+        `ValueError`: If the model predicts other blocks than scales or projects its class embeddings, which the official
+            code cannot.
     """
     config = model.config
+    if config.condition_channels is not None:
+        raise ValueError(
+            f"`condition_channels` must be None for the official code, which has no projection, got "
+            f"{config.condition_channels}."
+        )
     if config.block_lengths != config.scale_lengths:
         raise ValueError(
             f"`block_sizes` must be one block per scale for the official code, got {config.block_lengths} for scales "

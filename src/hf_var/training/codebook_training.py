@@ -104,7 +104,7 @@ class CodebookTraining:
 
     def finish_window(self, output: VQVAEOutput, steps: int) -> dict[str, float]:
         """
-        After so many `steps`, if they end a window: how the codes were used in it, and restart those that were not.
+        After `steps` optimizer steps, if a window ends there: how the codes were used in it, and restart the unused ones.
 
         Args:
             output ([`VQVAEOutput`]): That of the last forward pass.

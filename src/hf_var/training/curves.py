@@ -10,19 +10,11 @@ from matplotlib.figure import Figure
 
 def curves_plot(log_path: str | Path, names: Sequence[str], marks: Mapping[str, int] | None = None) -> Figure:
     """
-    Draw figures of a training log over the steps, one panel for each.
-
-    Args:
-        log_path (`str`): A `train_log.jsonl`.
-        names (`list[str]`): Figures to draw, such as `reconstruction_loss` and `validation_psnr`.
-        marks (`dict[str, int]`, *optional*):
-            Steps at which something began, by its name, such as the adversarial loss; drawn as vertical lines.
-
-    Returns:
-        `matplotlib.figure.Figure`: Its `savefig` writes the picture.
+    Plot metrics of a `train_log.jsonl` over the steps, one panel each. `marks` are steps at which something began, by its
+    name; they become vertical lines.
 
     Raises:
-        `ValueError`: If `names` is empty or has a figure that is nowhere in the log.
+        `ValueError`: If `names` is empty, or a metric is nowhere in the log.
     """
     lines = [json.loads(line) for line in Path(log_path).read_text(encoding="utf-8").splitlines()]
     known = sorted(set().union(*lines) - {"step"})
@@ -32,7 +24,7 @@ def curves_plot(log_path: str | Path, names: Sequence[str], marks: Mapping[str, 
     panels = figure.subplots(len(names), sharex=True, squeeze=False)[:, 0]
     for axes, name in zip(panels, names, strict=True):
         points = [(line["step"], line[name]) for line in lines if name in line]
-        # A figure of the validation may have a single point.
+        # A metric of the validation may have a single point.
         axes.plot(*zip(*points, strict=True), marker="." if len(points) < 30 else None)
         axes.set_ylabel(name.replace("_", " "))
         for mark, step in (marks or {}).items():

@@ -26,18 +26,8 @@ def make_discriminator(
     num_layers: int = 3,
 ) -> nn.Module:
     """
-    Make a discriminator for images of one size.
-
-    Args:
-        kind (`str`): `patchgan` for [`PatchDiscriminator`] or `stylegan` for [`StyleGANDiscriminator`].
-        in_channels (`int`): Channels of the images.
-        image_size (`tuple[int, int]`): Height and width of the images.
-        batch_size (`int`):
-            Images of a forward pass of the generator. The largest group of at most 4 that divides it is what
-            [`StyleGANDiscriminator`] compares images in.
-        base_channels (`int`, *optional*, defaults to 64): Channels after the first layer.
-        num_layers (`int`, *optional*, defaults to 3):
-            Halvings of [`PatchDiscriminator`]; the other kind always goes down to 4 pixels.
+    A discriminator for images of one size: `patchgan` for [`PatchDiscriminator`] with `num_layers` halvings, or `stylegan`
+    for [`StyleGANDiscriminator`], which compares images in the largest groups of at most 4 that divide `batch_size`.
 
     Raises:
         `ValueError`: If the images are too small.

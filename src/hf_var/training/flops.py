@@ -20,7 +20,7 @@ def training_flops(config: VARConfig) -> float:
     Returns:
         `float`: To be multiplied with the images of an optimizer step.
     """
-    # Shapes alone: nothing is computed, and no random number is drawn.
+    # Shapes alone: nothing is computed, and no random number is used.
     with torch.device("meta"), torch.no_grad():
         # A copy, as the attention implementation is kept in the configuration; the fused ones may hide their products.
         transformer = VARTransformer._from_config(copy.deepcopy(config), attn_implementation="eager").eval()

@@ -9,6 +9,7 @@ from typing import Annotated, Any
 
 import torch
 from accelerate import Accelerator
+from accelerate.utils import DistributedType
 from torch import nn
 from transformers import get_scheduler, get_wsd_schedule
 
@@ -132,9 +133,11 @@ class Optimization:
     def state_dict(self) -> dict[str, Any]:
         """Steps, moments and averages by the names of the parameters. All processes have to call this together."""
         names = {id(parameter): name for name, parameter in self.weights.named_parameters()}
+        # DeepSpeed has parameters of its own, whose moments Accelerate saves.
+        is_ours = self.accelerator.distributed_type != DistributedType.DEEPSPEED
         moments = {
             names[id(parameter)]: {key: saved_tensor(moment) for key, moment in state.items()}
-            for parameter, state in self._optimizer.state.items()
+            for parameter, state in (self._optimizer.state.items() if is_ours else ())
         }
         average = None if self.average is None else self.average.state_dict()
         return {"steps": self.steps, "moments": moments, "average": average}

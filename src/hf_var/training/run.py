@@ -2,17 +2,14 @@
 """A training run: its steps, losses, log, checkpoints and end."""
 
 import math
-import shutil
 import signal
 import sys
 import time
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Annotated, Any, cast
 
-import numpy as np
 import torch
 from accelerate import Accelerator
 from matplotlib.figure import Figure
@@ -27,7 +24,7 @@ from .checkpoints import checkpoint_step, find_checkpoint, load_checkpoint, remo
 from .identity import RunIdentity
 from .lock import locked_folder
 from .log import CHANGES, TrainingLog
-from .outputs import writing
+from .outputs import save_image, show_image, writing
 from .sharding import whole_tensor
 from .stopping import StopRequest
 
@@ -281,24 +278,10 @@ class TrainingRun:
         Save `name`.png in the output folder and, with the step, in its `pictures/`, and show it to the trackers. Only the
         main process does.
         """
-        if not self.accelerator.is_main_process:
-            return
-        folder = Path(self.config.output_dir) / "pictures"
-        path = folder / f"{name}-{self.step:08d}.png"
-        with self.writing():
-            folder.mkdir(parents=True, exist_ok=True)
-            if isinstance(image, Figure):
-                image.savefig(path)
-            else:
-                image.save(path)
-            shutil.copyfile(path, folder.parent / f"{name}.png")
-        pixels = Image.open(path).convert("RGB")
-        for tracker in self.accelerator.trackers:
-            # The two that take images take them in different forms.
-            if tracker.name == "tensorboard":
-                cast(Any, tracker).log_images({name: np.asarray(pixels)[None]}, self.step, dataformats="NHWC")
-            elif tracker.name == "wandb":
-                cast(Any, tracker).log_images({name: [pixels]}, self.step)
+        if self.accelerator.is_main_process:
+            with self.writing():
+                path = save_image(self.config.output_dir, name, self.step, image)
+            show_image(self.accelerator.trackers, path, name, self.step)
 
     def writing(self) -> AbstractContextManager[None]:
         """A block in which what cannot be written becomes an `OSError` that says what is safe."""

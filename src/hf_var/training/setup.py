@@ -65,9 +65,9 @@ def card_contents(
 
     Args:
         run ([`TrainingRun`]): The training.
-        metrics (`list[str]`): Metrics of the validation, as far as the log has them.
-        curves (`list[str]`): Metrics to plot, as far as the log has them.
-        captions (`dict[str, str]`): Captions by the names of images in the output folder, as far as they are there.
+        metrics (`list[str]`): Metrics of the validation; those that the log lacks are left out.
+        curves (`list[str]`): Metrics to plot; those that the log lacks are left out.
+        captions (`dict[str, str]`): Captions by the names of images in the output folder; missing images are left out.
         marks (`dict[str, int]`, *optional*): Steps to mark in the plot, by what began there.
     """
     logged = [name for name in curves if run.log.last(name) is not None]
