@@ -132,6 +132,12 @@ def test_labels_within_json(tmp_path: Path) -> None:
     assert labels_by_number(stream, condition) == {number: number % 2 for number in range(4)}
 
 
+def test_a_column_may_have_a_dot_in_its_name() -> None:
+    dataset = labelled([0, 1, 1, 0]).rename_column("label", "json.label")
+    condition, _ = training_labels(dataset, "json.label", None)
+    assert labels_by_number(dataset, condition) == {0: 0, 1: 1, 2: 1, 3: 0}
+
+
 @pytest.mark.parametrize("streaming", [False, True])
 def test_names_in_cls_are_explained(streaming: bool, tmp_path: Path) -> None:
     source = write_tar(tmp_path / "0.tar", "cls", [b"cat"] * 3)

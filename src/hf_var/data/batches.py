@@ -21,7 +21,23 @@ from .streamed import StreamedBatches, StreamedRows, fit_readers, part_of_stream
 logger = logging.get_logger(__name__)
 
 
-class TrainingBatches:
+class _CountedBatches:
+    def __init__(self, config: DataConfig):
+        self.max_broken_share = config.max_broken_share
+        self._tally = Tally()
+
+    @property
+    def images_seen(self) -> int:
+        """Images that this process looked at in the training so far or in the last pass, the broken ones among them."""
+        return self._tally.seen
+
+    @property
+    def broken_images(self) -> int:
+        """Images among them that could not be read."""
+        return self._tally.broken
+
+
+class TrainingBatches(_CountedBatches):
     """
     The endless batches of this process, on the CPU, which a checkpoint continues exactly: to be registered for
     checkpointing with Accelerate, but not prepared. An iterator begins after the last batch that was yielded, or after the
@@ -51,15 +67,15 @@ class TrainingBatches:
         process_index: int = 0,
         num_processes: int = 1,
     ):
+        super().__init__(config)
         self.process_index = process_index
         self.num_processes = num_processes
-        self.max_broken_share = config.max_broken_share
+        place = (seed, process_index, num_processes)
         self._batches: IndexedBatches | StreamedBatches
         if isinstance(dataset, datasets.Dataset):
-            self._batches = IndexedBatches(dataset, read_row, config, seed, process_index, num_processes)
+            self._batches = IndexedBatches(dataset, read_row, config, *place)
         else:
-            self._batches = StreamedBatches(dataset, read_row, config, seed, process_index, num_processes)
-        self._tally = Tally()
+            self._batches = StreamedBatches(dataset, read_row, config, *place)
         self._warned = False
 
     def __iter__(self) -> Iterator[dict[str, torch.Tensor]]:
@@ -71,16 +87,6 @@ class TrainingBatches:
                 warn_of_broken(self._tally)
             if batch is not None:
                 yield batch
-
-    @property
-    def images_seen(self) -> int:
-        """Images that this process looked at for the batches so far, the broken ones among them."""
-        return self._tally.seen
-
-    @property
-    def broken_images(self) -> int:
-        """Images among them that could not be read."""
-        return self._tally.broken
 
     def first_items(self, number: int) -> dict[str, torch.Tensor]:
         """The first `number` items as training sees them, as one batch. The same in all processes; nothing moves on."""
@@ -119,7 +125,7 @@ class TrainingBatches:
                 self._tally.add(Tally(process["seen"], process["broken"]))
 
 
-class ValidationBatches:
+class ValidationBatches(_CountedBatches):
     """
     All rows once, in their order, in batches that the processes take in turn: each row in one process, none twice, so that
     some processes may have a batch more than others, and the last batch may be smaller. Every iterator begins anew.
@@ -147,9 +153,8 @@ class ValidationBatches:
         process_index: int = 0,
         num_processes: int = 1,
     ):
-        self.max_broken_share = config.max_broken_share
+        super().__init__(config)
         self.num_workers = config.dataloader_num_workers
-        self._tally = Tally()
         self._keys: list[range] | None = None
         self._rows: IndexedRows | StreamedRows
         size, most = config.train_batch_size, config.validation_images
@@ -186,16 +191,6 @@ class ValidationBatches:
                 self._tally.check(self.max_broken_share)
                 if loaded.batch is not None:
                     yield loaded.batch
-
-    @property
-    def images_seen(self) -> int:
-        """Images that this process looked at in the last pass, the broken ones among them."""
-        return self._tally.seen
-
-    @property
-    def broken_images(self) -> int:
-        """Images among them that could not be read."""
-        return self._tally.broken
 
 
 def warn_of_broken(tally: Tally) -> None:

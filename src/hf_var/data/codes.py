@@ -108,10 +108,7 @@ def _fingerprint_in(file: str) -> str | None:
 def codes_schema(vqvae: VQVAEModel, label_feature: datasets.ClassLabel | datasets.Value | None) -> pyarrow.Schema:
     """
     The columns of a parquet file of codes, with the features that `datasets` restores and the tokenizer's fingerprint.
-
-    Args:
-        vqvae ([`VQVAEModel`]): The tokenizer.
-        label_feature (`ClassLabel` or `Value`, *optional*): Type of the labels; `None`: no labels.
+    `label_feature` is the type of the labels; `None`: there are none.
     """
     codes_type = "uint16" if vqvae.config.codebook_size <= 2**16 else "uint32"
     length = sum(vqvae.config.scale_lengths)

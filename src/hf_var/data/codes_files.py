@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A folder of parquet files of codes: written so that a run may be killed at any time and go on later."""
+"""A folder of parquet files of codes, written so that a run may be killed at any time and resumed."""
 
 import json
 import os
@@ -31,13 +31,7 @@ def codes_path(folder: str | Path, unit: int, number: int) -> Path:
 
 
 class CodesFile:
-    """
-    A parquet file of codes that has its name only when it is whole.
-
-    Args:
-        path (`Path`): The file.
-        schema (`pyarrow.Schema`): Its columns and metadata, see [`~hf_var.data.codes_schema`].
-    """
+    """A parquet file of codes that has its name only when it is whole, with the columns and metadata of `schema`."""
 
     def __init__(self, path: Path, schema: pyarrow.Schema):
         self.path = path
@@ -72,14 +66,7 @@ class CodesFile:
 
 @dataclass
 class CodesCount:
-    """
-    What files of codes hold.
-
-    Attributes:
-        rows (`int`): Rows.
-        images (`int`): Images that were looked at for them, the broken ones among them.
-        broken_images (`int`): Images among them that could not be read.
-    """
+    """What files of codes hold: their rows, the images that were looked at, and how many of those are broken."""
 
     rows: int = 0
     images: int = 0
@@ -99,12 +86,7 @@ def count_codes(paths: Sequence[Path]) -> CodesCount:
 
 
 def read_codes_settings(folder: str | Path) -> dict[str, Any]:
-    """
-    The settings with which the files in `folder` were begun; none if it is new.
-
-    Raises:
-        `ValueError`: If it has parquet files of something else.
-    """
+    """The settings with which the files in `folder` were begun; none if it is new. Files of others are refused."""
     settings = read_settings(Path(folder) / SETTINGS_FILE)
     files = [] if settings else sorted(file.name for file in Path(folder).glob("*.parquet"))
     if files:

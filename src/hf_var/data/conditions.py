@@ -28,15 +28,12 @@ TEXT_TYPES = ("string", "large_string", "string_view")
 
 
 class Condition(Protocol):
-    """
-    What becomes the condition of an item.
-
-    Attributes:
-        source_column (`str`): The column of the data set that is needed for it.
-    """
+    """What becomes the condition of an item."""
 
     @property
-    def source_column(self) -> str: ...
+    def source_column(self) -> str:
+        """The column of the data set that is needed for it."""
+        ...
 
     def read(self, row: dict[str, Any]) -> dict[str, Any]:
         """The entries of the item."""
@@ -49,18 +46,25 @@ class LabelCondition:
     The class of an image, `class_labels`.
 
     Args:
-        column (`str`): The column of labels; `json.label` is the field `label` of a column of structures `json`.
+        column (`str`): The column of labels.
         num_labels (`int`, *optional*): Number of classes, to check labels as they are read.
         names (`tuple[str]`, *optional*): Names of the classes, where the column holds names.
+        is_nested (`bool`, *optional*, defaults to `False`):
+            Whether `json.label` as `column` is the field `label` of a column of structures `json`.
     """
 
     column: str
     num_labels: int | None = None
     names: tuple[str, ...] | None = None
+    is_nested: bool = False
 
     @property
     def source_column(self) -> str:
-        return self.column.split(".")[0]
+        return self._path[0]
+
+    @cached_property
+    def _path(self) -> list[str]:
+        return self.column.split(".") if self.is_nested else [self.column]
 
     @cached_property
     def _ids(self) -> dict[str, int]:
@@ -68,7 +72,7 @@ class LabelCondition:
 
     def read(self, row: dict[str, Any]) -> dict[str, Any]:
         label: Any = row
-        for name in [self.column] if self.column in row else self.column.split("."):
+        for name in self._path:
             label = label[name]
         if self.names is not None and isinstance(label, str):
             if label not in self.names:
@@ -86,13 +90,7 @@ class LabelCondition:
 
 @dataclass(frozen=True)
 class EmbeddingCondition:
-    """
-    A precomputed embedding, `class_embeds`: see [`embedding_condition`].
-
-    Args:
-        column (`str`): The column.
-        size (`int`): Numbers in each row.
-    """
+    """A precomputed embedding of `size` numbers, `class_embeds`: see [`embedding_condition`]."""
 
     column: str
     size: int
@@ -177,6 +175,15 @@ def label_feature(dataset: AnyDataset, column: str | None) -> Any:
     return None if _holds_texts(feature) else feature
 
 
+def label_condition(dataset: AnyDataset, column: str, id2label: Mapping[int, str] | None = None) -> LabelCondition:
+    """The condition that a column of labels is, with `id2label` if the classes are known."""
+    features = features_of(dataset)
+    holds_names = id2label is not None and _holds_texts(_feature(features, column))
+    names = tuple(id2label.values()) if id2label is not None and holds_names else None
+    num_labels = None if id2label is None else len(id2label)
+    return LabelCondition(column, num_labels, names, is_nested=column not in features)
+
+
 def label_names(dataset: AnyDataset, column: str) -> dict[int, str]:
     """
     `id2label` of a column of labels: its names where it has some, in alphabetical order if they are texts, its numbers
@@ -230,9 +237,9 @@ def check_labels(dataset: AnyDataset, column: str, num_labels: int, names: Seque
 def _labels(dataset: datasets.Dataset, column: str) -> pyarrow.ChunkedArray:
     """A column of labels, none of which is missing, without a Python object for every row."""
     _feature(dataset.features, column)
-    root = LabelCondition(column).source_column if column not in dataset.features else column
+    root, *fields = label_condition(dataset, column)._path
     labels: Any = cast(Any, dataset.select_columns([root]).with_format("arrow")[:])[root]
-    for name in column.split(".")[1:] if root != column else ():
+    for name in fields:
         labels = cast(Any, pyarrow.compute).struct_field(labels, name)
     if labels.null_count > 0:
         raise ValueError(
@@ -304,7 +311,7 @@ def training_labels(
         id2label = label_names(dataset, column)
     if num_labels not in (None, len(id2label)):
         raise ValueError(f"`num_labels` is {num_labels}, but the data names the labels {id2label}.")
-    condition = LabelCondition(column, len(id2label), tuple(id2label.values()) if _holds_texts(feature) else None)
+    condition = label_condition(dataset, column, id2label)
     check_labels(dataset, column, len(id2label), condition.names)
     new = [name for name in id2label.values() if known and name not in known.values()]
     if new:
@@ -335,7 +342,7 @@ def validation_labels(
             f"`validation_data` has the labels {cast(list, feature.names)}, those of the training are {list(names)}."
         )
     check_labels(dataset, column, len(names), names)
-    return LabelCondition(column, len(names), names if _holds_texts(feature) else None)
+    return label_condition(dataset, column, id2label)
 
 
 def has_label_names(dataset: AnyDataset, condition: LabelCondition | None) -> bool:

@@ -59,12 +59,8 @@ def part_of_stream(dataset: datasets.IterableDataset, reader: int, num_readers: 
 class StreamedRows(IterableDataset):
     """
     The rows of parts of a stream, each read once and in order, with the number of their part. What is random in an item
-    follows from `seed`, the part and the row's place in it.
-
-    Args:
-        parts (`dict[int, Callable]`): What opens the batches of `datasets` of each part. Workers share the parts.
-        read_row ([`RowReader`]): How a row becomes an item.
-        seed (`int`): Seed of what is random.
+    follows from `seed`, the part and the row's place in it. `parts` hold what opens the batches of `datasets` of each part;
+    workers share them.
     """
 
     def __init__(

@@ -39,7 +39,14 @@ from .codes_files import (
     count_codes,
     read_codes_settings,
 )
-from .conditions import Condition, LabelCondition, find_label_column, label_feature, training_labels
+from .conditions import (
+    Condition,
+    LabelCondition,
+    find_label_column,
+    label_condition,
+    label_feature,
+    training_labels,
+)
 from .config import AugmentConfig, ReadingConfig
 from .images import ImageRows, ImageTransform, image_rows
 from .resumable_settings import check_settings, write_settings
@@ -135,7 +142,7 @@ def find_labels(
     # Numbers whose names are not known remain what they are.
     are_numbers = config.num_labels is None and isinstance(label_feature(dataset, config.label_column), datasets.Value)
     if are_numbers and isinstance(dataset, datasets.IterableDataset):
-        return LabelCondition(find_label_column(dataset, config.label_column)), datasets.Value("int64")
+        return label_condition(dataset, find_label_column(dataset, config.label_column)), datasets.Value("int64")
     condition, id2label = training_labels(dataset, config.label_column, config.num_labels)
     names = list((id2label or {}).values())
     return condition, datasets.Value("int64") if are_numbers else datasets.ClassLabel(names=names)

@@ -21,15 +21,7 @@ UNITS_PER_PROCESS = 16
 
 
 class Part(NamedTuple):
-    """
-    Some rows of a unit, in their order.
-
-    Attributes:
-        unit (`int`): The unit.
-        batch (`dict[str, torch.Tensor]`, *optional*): The items, `None` if there are none that can be read.
-        tally ([`Tally`]): Images that were looked at.
-        is_last (`bool`): Whether the unit ends here.
-    """
+    """Some rows of a unit, in their order: a batch, `None` if none can be read, and whether the unit ends here."""
 
     unit: int
     batch: dict[str, torch.Tensor] | None
