@@ -31,6 +31,7 @@ SOURCES = Path(__file__).resolve().parents[1] / "src" / "hf_var"
 LIBRARIES = ("accelerate", "datasets", "diffusers", "peft", "torch", "transformers")
 # Modules below a library's own name whose interface is documented.
 DOCUMENTED = {
+    "accelerate.tracking",
     "accelerate.utils",
     "datasets.distributed",
     "diffusers.callbacks",
@@ -46,7 +47,7 @@ DOCUMENTED = {
     "transformers.utils",
 }
 # Our own, by names that look like a library's.
-OURS = {"_labels_without_adapters"}
+OURS = {"_labels_without_adapters", "_per_second"}
 LISTED: dict[str, set[str]] = {}
 
 
@@ -85,7 +86,7 @@ def test_hidden_states_and_attentions_are_recorded():
 
 
 @contract(
-    "priors/modeling_var.py: ModelOutput",
+    "priors/modeling_outputs.py: ModelOutput cache_utils.Cache",
 )
 def test_outputs_with_a_cache_are_made_and_read():
     """The constructor of an output takes `cache`, and `past_key_values` may be a property of it."""
@@ -237,17 +238,6 @@ def test_transformers_asks_one_attribute_for_adapters():
         transformers.utils.check_peft_version(min_version="999")
 
 
-@contract(
-    "training/arguments.py: _actions",
-)
-def test_the_argument_parser_lists_its_arguments():
-    """`HfArgumentParser` is an `ArgumentParser`, whose `_actions` know the names of the dataclass's fields."""
-    from hf_var.training.arguments import TrainingArguments
-
-    parser = transformers.HfArgumentParser(TrainingArguments, allow_abbrev=False)
-    assert {"learning_rate", "output_dir"} <= {action.dest for action in parser._actions}
-
-
 # --------------------------------------------------------------------------------------------------------------------
 # diffusers
 
@@ -264,7 +254,7 @@ def test_pipelines_and_components_are_registered(tmp_path):
 
 
 @contract(
-    "evaluation/loading.py: _class_name",
+    "evaluation/run.py: _class_name",
     "pipelines/pipeline_base.py: _name_or_path",
 )
 def test_a_pipelines_configuration_names_class_and_origin(tmp_path):
@@ -326,7 +316,7 @@ def test_offloaded_layers_are_known_by_their_hook():
 
 @contract(
     "pipelines/lora.py: get_adapter_name scale_lora_layers set_weights_and_activate_adapters",
-    "training/optimization.py: shadow_params",
+    "training/average.py: shadow_params",
 )
 def test_helpers_for_adapters_and_averages():
     """Names are `default_0` and so on, a scale of 1 changes nothing, and `EMAModel` keeps `shadow_params` in its state."""
@@ -379,7 +369,7 @@ def test_adapters_are_injected_and_found():
 
 
 @contract(
-    "training/run.py: ACCELERATE_USE_FSDP fsdp_version mixed_precision_policy use_regional_compilation zero_stage deepspeed_config",
+    "training/accelerator.py: ACCELERATE_USE_FSDP fsdp_version mixed_precision_policy use_regional_compilation zero_stage deepspeed_config",
 )
 def test_accelerates_plugins_can_be_changed_after_they_were_made():
     """FSDP2's plugin has a settable `mixed_precision_policy`, the environment says whether there is one."""
@@ -430,12 +420,14 @@ def test_what_datasets_says_of_empty_files(tmp_path):
 
 @contract(
     "evaluation/image_sets.py: _fingerprint imagefolder.ImageFolder EXTENSIONS",
+    "data/folders.py: imagefolder.ImageFolder EXTENSIONS METADATA_FILENAMES",
 )
 def test_datasets_of_images_have_endings_and_a_fingerprint():
-    """`ImageFolder.EXTENSIONS` are the endings of images, `_fingerprint` is of what a data set was made from."""
+    """`ImageFolder` lists endings of images and names of metadata; `_fingerprint` is of what a data set was made from."""
     from datasets.packaged_modules.imagefolder.imagefolder import ImageFolder
 
     assert {".png", ".jpg", ".webp"} <= set(ImageFolder.EXTENSIONS)
+    assert "metadata.csv" in ImageFolder.METADATA_FILENAMES
     first, second = (datasets.Dataset.from_dict({"x": values})._fingerprint for values in ([1], [2]))
     assert first != second
     assert isinstance(first, str)

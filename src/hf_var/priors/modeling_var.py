@@ -2,7 +2,6 @@
 """The VAR transformer: p(token maps | class), predicted block by block."""
 
 import math
-from dataclasses import dataclass
 
 import torch
 from torch import nn
@@ -10,41 +9,13 @@ from torch.nn import functional
 from transformers import PreTrainedModel
 from transformers import initialization as init
 from transformers.cache_utils import Cache
-from transformers.utils import ModelOutput
 from transformers.utils.output_capturing import capture_outputs
 
 from .attention import block_mask
 from .cache import VARCache, check_is_dispensable, only_cache
 from .configuration_var import VARConfig
 from .layers import AdaLN, AdaLNOffset, VARAttention, VARBlock, VAREmbeddings, VARHeadNorm
-
-
-@dataclass
-class VARTransformerOutput(ModelOutput):
-    """
-    Output of [`VARTransformer`].
-
-    Args:
-        loss (`torch.FloatTensor` of shape `()`, *optional*): Mean cross-entropy in nats per token, with `labels`.
-        logits (`torch.FloatTensor` of shape `(batch, length, codebook_size)`): In fp32.
-        cache ([`VARCache`], *optional*): The cache, now with these blocks.
-        hidden_states (`tuple(torch.FloatTensor)`, *optional*): Input of the first layer and output of every layer.
-        attentions (`tuple(torch.FloatTensor)`, *optional*): Attention weights of every layer.
-    """
-
-    loss: torch.Tensor | None = None
-    logits: torch.Tensor | None = None
-    cache: Cache | None = None
-    hidden_states: tuple[torch.Tensor, ...] | None = None
-    attentions: tuple[torch.Tensor, ...] | None = None
-
-    # The old name of `cache`, which transformers 5.24 reads with a warning and releases before it do not know.
-    @property
-    def past_key_values(self) -> Cache | None:
-        return self.cache
-
-    def __getitem__(self, key):
-        return super().__getitem__("cache" if key == "past_key_values" else key)
+from .modeling_outputs import VARTransformerOutput
 
 
 class VARTransformer(PreTrainedModel):
