@@ -49,7 +49,7 @@ from hf_var.training.optimization import SCHEDULERS, Optimization, OptimizerConf
 from hf_var.training.run import RunConfig, TrainingRun
 from hf_var.training.setup import Rows, card_contents, load_splits, make_batches
 from hf_var.training.sharding import whole_model
-from hf_var.training.teacher_forcing import is_raster, teacher_forcing
+from hf_var.training.teacher_forcing import check_blocks, teacher_forcing
 from hf_var.weight_files import use_umask
 
 
@@ -301,11 +301,7 @@ def make_config(
         values |= given
     id2label = conditioning.id2label
     config = VARConfig(num_labels=0, **values) if id2label is None else VARConfig(id2label=id2label, **values)
-    if is_raster(tokenizer, config.block_sizes) and args.samples.num_samples > 0:
-        raise ValueError(
-            f"`num_samples` must be 0 with `block_sizes` all ones, since the pipeline does not sample in raster order, got "
-            f"{args.samples.num_samples}."
-        )
+    check_blocks(config)
     return config
 
 
@@ -362,10 +358,8 @@ def first_metrics(args: Arguments, vqvae: VQVAEModel, transformer: VARTransforme
     }
 
 
-def make_pipeline(transformer: VARTransformer, vqvae: VQVAEModel, sampling: dict[str, float]) -> VARPipeline | None:
-    """What samples, with its defaults; no pipeline samples in raster order."""
-    if is_raster(vqvae.config, transformer.config.block_sizes):
-        return None
+def make_pipeline(transformer: VARTransformer, vqvae: VQVAEModel, sampling: dict[str, float]) -> VARPipeline:
+    """What samples, with its defaults."""
     pipeline = VARPipeline(transformer=transformer, vqvae=vqvae, **sampling)
     pipeline.set_progress_bar_config(disable=True)
     return pipeline
@@ -408,34 +402,27 @@ def save(
     is_final: bool = False,
 ) -> VARPipeline | None:
     """
-    Save a pipeline, or in raster order its models. Adapters are saved for themselves as well, and alone as long as they are
-    trained: they become part of the weights that are saved at the end.
+    Save a pipeline. Adapters are saved for themselves as well, and alone as long as they are trained: they become part of
+    the weights that are saved at the end.
     """
     if args.lora.lora_rank > 0:
         save_lora(transformer, folder / LORA_FOLDER)
         if not is_final:
             return None
     pipeline = make_pipeline(transformer, vqvae, sampling)
-    if pipeline is None:
-        transformer.save_pretrained(folder / "transformer")
-        vqvae.save_pretrained(folder / "vqvae")
-        return None
     if args.lora.lora_rank > 0:
         pipeline.fuse_lora()
     pipeline.save_pretrained(str(folder))
     return pipeline
 
 
-def describe(args: Arguments, pipeline: VARPipeline | None, run: TrainingRun) -> None:
-    """Plot the training's curves and write the model card, where there is a pipeline."""
-    contents = card_contents(run, METRICS, CURVES, CAPTIONS)
-    if pipeline is None:
-        return
+def describe(args: Arguments, pipeline: VARPipeline, run: TrainingRun) -> None:
+    """Plot the training's curves and write the model card."""
     write_pipeline_card(
         args.run.output_dir,
         pipeline,
         public_arguments(*args[:-1], given_fields(args.model)),
-        **contents,
+        **card_contents(run, METRICS, CURVES, CAPTIONS),
         repo_id=args.hub.hub_model_id,
         license=args.hub.license,
         data_license=args.hub.data_license,
@@ -472,7 +459,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     show_progress = accelerator.is_local_main_process
     train_rows = tokenize_copies(args, train_rows, vqvae, show_progress)
     batches, validation = make_batches(args.data, seed, accelerator, train_rows, validation_rows)
-    make_inputs = partial(teacher_forcing, vqvae, block_sizes=config.block_sizes)
+    make_inputs = partial(teacher_forcing, vqvae, is_raster=config.is_raster)
     optimization = Optimization(accelerator, transformer, args.optimizer, args.run.max_train_steps)
     predictions = CodePredictions(config.scale_lengths, accelerator.device)
 

@@ -190,7 +190,7 @@ def _score(
     found = []
     with pipe._at_work(), pipe.progress_bar(total=len(pieces)) as progress_bar:  # pyright: ignore
         for piece in pieces:
-            scale_inputs = pipe.vqvae.teacher_forcing(codes[piece])
+            scale_inputs = pipe.vqvae.teacher_forcing(codes[piece], pipe.transformer.config.is_raster)
             for pairs in torch.arange(len(piece) * num_candidates).split(batch_size):
                 image = pairs // num_candidates
                 classes = labels[piece].flatten()[pairs].to(codes.device)

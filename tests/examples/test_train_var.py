@@ -19,7 +19,7 @@ from PIL import Image
 from safetensors.torch import load_file
 from torch.nn import functional
 
-from hf_var import VARPipeline, VARTransformer, data
+from hf_var import VARPipeline, data
 
 from .conftest import (
     REPOSITORY,
@@ -404,18 +404,20 @@ def test_embeddings_condition_a_transformer(width: int, tmp_path: Path, vqvae_fo
 
 def test_raster_order_is_trained(tmp_path: Path, vqvae_folder: str, images_parquet: str) -> None:
     arguments = ["--train_data", images_parquet, "--validation_data", images_parquet, "--vqvae", vqvae_folder]
-    arguments += [*TINY_VAR, *SHORT_RUN, "--block_sizes", *["1"] * 21, "--num_samples", "0"]
+    arguments += [*TINY_VAR, *SHORT_RUN, "--block_sizes", *["1"] * 21, "--num_samples", "2"]
     train_var.main([*arguments, "--output_dir", str(tmp_path), "--learning_rate", "1e-2", "--max_train_steps", "6"])
-    transformer = VARTransformer.from_pretrained(tmp_path / "transformer").eval()
+    pipeline = VARPipeline.from_pretrained(tmp_path)
+    transformer, vqvae = pipeline.transformer, pipeline.vqvae
     assert transformer.config.block_lengths == [1] * 21
-    vqvae = train_var.VQVAEModel.from_pretrained(tmp_path / "vqvae").eval()
+    assert pipeline(0, output_type="np", generator=torch.Generator().manual_seed(0)).images.shape == (1, 8, 8, 1)
+    assert (tmp_path / "samples.png").is_file()
     codes = torch.randint(16, (2, 21), generator=torch.Generator().manual_seed(0))
-    inputs = train_var.teacher_forcing(vqvae, {"codes": codes}, transformer.config.block_sizes)
+    inputs = train_var.teacher_forcing(vqvae, {"codes": codes}, is_raster=True)
     assert inputs["scale_inputs"].shape == (2, 20, 4)
     # A token is read by those after it alone.
     changed = codes.clone()
     changed[:, 7] = (codes[:, 7] + 1) % 16
-    others = train_var.teacher_forcing(vqvae, {"codes": changed}, transformer.config.block_sizes)
+    others = train_var.teacher_forcing(vqvae, {"codes": changed}, is_raster=True)
     labels = torch.tensor([0, 1])
     with torch.no_grad():
         logits, other_logits = (transformer(labels, both["scale_inputs"]).logits for both in (inputs, others))
@@ -459,7 +461,6 @@ def test_adapter_and_merged_pipeline_are_the_same_model(tmp_path: Path, var_fold
         (["--push_steps", "5"], "`push_steps` = 5 needs `push_to_hub`"),
         (["--lr_final_ratio", "2"], "`lr_final_ratio` must be a share from 0 to 1, got 2.0"),
         (["--lr_scheduler", "constant"], "`lr_final_ratio` goes with `lr_scheduler` linear or cosine, got 'constant'"),
-        (["--block_sizes", *["1"] * 21], "`num_samples` must be 0 with `block_sizes` all ones"),
         (["--block_sizes", "5", "16"], "`block_sizes` must be one block per scale, .*, or all ones for raster order"),
         (["--condition_column", "label"], "`condition_column` = 'label' must hold lists of floating point numbers"),
         (

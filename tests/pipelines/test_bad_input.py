@@ -116,10 +116,11 @@ def test_equal_schedules_in_other_words_belong_together():
     VARPipeline(make_transformer(patch_nums=(1, [2, 2], 4)), make_vqvae(patch_nums=[[1, 1], 2, (4, 4)]))
 
 
-def test_raster_transformer_is_refused():
-    transformer = make_transformer(block_sizes=[1] * 21)
+def test_blocks_of_other_sizes_are_refused():
+    transformer = make_transformer(block_sizes=[1, 2, 2, 16])
     with pytest.raises(
-        ValueError, match=r"`transformer` must predict a whole scale at a time, got block_sizes=\[1, 1"
+        ValueError,
+        match=r"`transformer` must predict a whole scale or a single token at a time, got block_sizes=\[1, 2",
     ):
         VARPipeline(transformer, make_vqvae())
     # One block per scale in so many words is no raster.

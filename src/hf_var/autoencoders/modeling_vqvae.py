@@ -240,19 +240,24 @@ class VQVAEModel(SlicingAndTilingMixin, PreTrainedModel):
             return torch.cat(inputs, dim=1)  # pyright: ignore[reportArgumentType]
 
     @apply_forward_hook
-    def teacher_forcing(self, codes: torch.Tensor) -> torch.Tensor:
+    def teacher_forcing(self, codes: torch.Tensor, is_raster: bool = False) -> torch.Tensor:
         r"""
         What a transformer reads to predict `codes`: for every scale but the first, the latents after the scale before,
         reduced to the size of the scale (Tian et al. 2024, section 3.1).
 
         Args:
             codes (`torch.LongTensor` of shape `(batch, length)`): Token maps of all scales.
+            is_raster (`bool`, *optional*, defaults to `False`):
+                For a transformer that predicts one token after the other (`VARConfig.is_raster`): for every token but the
+                first, the code vector of the one before (Esser et al. 2021, section 3.2).
 
         Returns:
-            `torch.FloatTensor` of shape `(batch, length - tokens of the first scale, latent_channels)`, in fp32.
+            `torch.FloatTensor` of shape `(batch, length - tokens of the first block, latent_channels)`, in fp32.
         """
         check_codes(codes, [self.quantizer.scale_bounds[-1][1]], self.config)
         with full_precision(codes):
+            if is_raster:
+                return self.quantizer.codebook(codes[:, :-1])
             steps = self.quantizer.steps(codes=codes[:, : self.quantizer.scale_bounds[-1][0]])
             inputs = [self.quantizer.tokens(step.latents, scale) for scale, step in enumerate(steps, start=1)]
         if not inputs:

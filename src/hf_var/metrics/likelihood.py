@@ -73,7 +73,7 @@ def measure_likelihood(
         transformer ([`VARTransformer`]): The model, not wrapped.
         make_inputs (`Callable`):
             Makes its arguments of a batch, the codes to predict among them as `labels`, see
-            [`~hf_var.training.teacher_forcing.TeacherForcing`].
+            [`~hf_var.training.teacher_forcing.teacher_forcing`].
         validation (`Iterable`):
             Batches of images or codes, the part of this process; all of them have to call this together.
         accelerator (`Accelerator`): Its precision is used.

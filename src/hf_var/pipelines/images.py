@@ -12,6 +12,7 @@ from torch.nn import functional
 from transformers.utils import logging
 
 from ..autoencoders import VQVAEConfig
+from ..image_decoding import PIL_MODES, decode_picture
 from .checks import is_number
 
 
@@ -19,8 +20,6 @@ logger = logging.get_logger(__name__)
 
 # Scales of so few tokens are given whatever the mask says, as in the official code: each of them spans most of the image.
 MAX_ALWAYS_GIVEN = 3
-
-PIL_MODES = {1: "L", 3: "RGB", 4: "RGBA"}
 
 
 def image_pixels(image: PipelineImageInput, config: VQVAEConfig, name: str = "image") -> torch.Tensor:
@@ -108,7 +107,7 @@ def _single_images(
         if isinstance(part, PIL.Image.Image):
             if channels not in PIL_MODES:
                 raise ValueError(f"`{name}` must be arrays or tensors for {channels} channels, got a picture.")
-            singles.append(part.convert(PIL_MODES[channels]))
+            singles.append(decode_picture(part, channels, name=f"`{name}`"))
         elif isinstance(part, (np.ndarray, torch.Tensor)):
             singles += _as_batch(name, part, channels, may_be_bool).split(1)
         else:

@@ -160,6 +160,18 @@ def resolve_sampling(
     return SamplingSettings(**values)
 
 
+def check_raster_call(call: CallSettings, is_edited: bool) -> None:
+    """Raise a `ValueError` if a call asks for what a transformer that predicts single tokens cannot do."""
+    for name, value in (
+        ("smooth", call.sampling.smooth),
+        ("refiner", call.sampling.refiner is not None),
+        ("callback_on_step_end", call.callback_on_step_end is not None),
+        ("image", is_edited),
+    ):
+        if value:
+            raise ValueError(f"`{name}` needs a transformer that predicts whole scales, got one of raster order.")
+
+
 def last_guided_scale(guidance_scale: Guidance, num_scales: int) -> int:
     """The last scale whose weight is not 1, -1 if there is none: until then, the unconditional half is computed."""
     if not callable(guidance_scale):

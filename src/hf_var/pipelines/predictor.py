@@ -50,7 +50,7 @@ class ScalePredictor:
         condition = self.condition if self.num_read == 0 else {}
         logits = step(**condition, scale_inputs=inputs, cache=self.cache).logits
         self.num_read = k + 1
-        logits = logits[:, -self.model.config.scale_lengths[k] :]
+        logits = logits[:, -self.model.config.block_lengths[k] :]
         return apply_guidance(logits, weight) if guided else logits
 
     def _switch_to(self, refiner: VARTransformer) -> None:

@@ -218,6 +218,11 @@ class VARConfig(ScheduleMixin, PreTrainedConfig):
         return self.hidden_size if self.condition_channels is None else self.condition_channels
 
     @property
+    def is_raster(self) -> bool:
+        """Whether tokens are predicted one by one, in raster order, instead of scale by scale."""
+        return self.block_lengths != self.scale_lengths and set(self.block_lengths) == {1}
+
+    @property
     def head_dim(self) -> int:
         """Width of one attention head."""
         return self.hidden_size // self.num_attention_heads
