@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Features of numbered images, batch by batch, in files each of which is whole or missing."""
+"""Features of numbered images, stored batch by batch in files that are written atomically."""
 
 import hashlib
 import json
@@ -32,7 +32,7 @@ class FeatureFiles:
     The features of a set of images, one file for each batch. The batches are the same for any number of processes.
 
     Args:
-        folder (`Path`): Where the folder of these features is.
+        folder (`Path`): Parent of the folder of these features.
         kind (`str`): Beginning of its name.
         num_images (`int`): Images of the set.
         batch_size (`int`): Images of a batch; the last one may have fewer.
@@ -93,7 +93,7 @@ def write_features(
     image_folder: Path | None = None,
 ) -> None:
     """
-    Write the features of all batches that lack them. The processes, which all call this, share the batches.
+    Write the missing features. All processes call this and share the batches.
 
     Args:
         files ([`FeatureFiles`]): The features.
@@ -124,7 +124,7 @@ def write_features(
                     pool.submit(write_png, png_path(image_folder, number), pixels[number - numbers.start])
                     for number in missing_images(image_folder, numbers)
                 ]
-            # In one layout, on which the last bits depend, whether they were sampled or read.
+            # One memory layout for sampled and for read images: the last bits of the features depend on it.
             is_known = files.path(index).exists()
             features = {} if is_known else extract_features(extractor, images.to(accelerator.device).contiguous())
             for write in writes:
@@ -136,9 +136,9 @@ def write_features(
 def load_extractor(
     name: str, weights: str | None, image_size: tuple[int, int], device: torch.device
 ) -> tuple[nn.Module, dict[str, Any]]:
-    """The feature extractor, tried on noise, and what its features depend on, in which all processes agree."""
+    """The feature extractor, tried on noise, and a description of what its features depend on, equal in all processes."""
     extractor = load_feature_extractor(name, weights).to(device)
-    # It may change in more than its weights.
+    # The code of an extractor may change while its weights stay.
     noise = torch.randint(256, (2, 3, *image_size), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
     with full_precision(device.type):
         found = extract_features(extractor, noise.to(device))

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Images sampled so that each one depends on the seed and its number alone."""
+"""Sampling of numbered images: each one depends only on the seed and its number."""
 
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -27,7 +27,7 @@ NUM_IMAGES = 50_000
 
 
 def image_seed(seed: int, number: int) -> int:
-    """Seed of an image. Neighbouring seeds of a set share no images, as `seed + number` would."""
+    """Seed of an image. With `seed + number`, neighbouring seeds of a set would share images."""
     return int(np.random.SeedSequence([seed, number]).generate_state(1, np.uint64)[0])
 
 
@@ -106,7 +106,7 @@ class ClassifierScore:
 
 
 class SampledImages(ImageSet):
-    """The images of a pipeline, each of which becomes a PNG file. Those that are files already are read."""
+    """Images that a pipeline samples on demand and saves as PNG files; files that exist are reused."""
 
     image_size: tuple[int, int]
 
@@ -135,7 +135,7 @@ class SampledImages(ImageSet):
             models["classifier"] = score_fn.model
         self._sampler = ImageSampler(pipeline, config.seed, sampling, score_fn)
         self.settings = {"seed": config.seed, "dtype": config.dtype, "classifier": config.classifier, **sampling}
-        # Everything that the images depend on, but for their number.
+        # Everything that the images depend on, except their number.
         self.description = {
             **{f"{name}_weights": fingerprint({}, model.state_dict()) for name, model in models.items()},
             "device": device.type,
@@ -157,13 +157,13 @@ class SampledImages(ImageSet):
 
 
 def _sampling_arguments(config: EvaluationConfig, pipeline: VARPipeline) -> dict[str, Any]:
-    """The arguments of the pipeline's call, with the values of those that nobody set."""
+    """The arguments of the pipeline's call, with defaults filled in."""
     sampling: Any = {name: getattr(config, name) for name in PLAIN_OPTIONS}
     if not pipeline.transformer.config.num_labels:
         # Without classes, guidance has nothing to contrast with.
         sampling["guidance_scale"] = 1.0
     resolved = resolve_sampling(pipeline.transformer, pipeline.config, sampling)
     found = {name: getattr(resolved, name) for name in PLAIN_OPTIONS}
-    # What may differ from scale to scale is the same at all of them here.
+    # These options may differ per scale; here one value serves all scales.
     found = {name: value[0] if isinstance(value, list) else value for name, value in found.items()}
     return {**found, "num_candidates": config.num_candidates}

@@ -25,7 +25,7 @@ def png_path(folder: str | Path, index: int) -> Path:
 
 
 def write_png(path: str | Path, image: np.ndarray) -> None:
-    """Write bytes `(3, height, width)`. The file has its name only when it is whole, so a run may be killed at any time."""
+    """Write bytes `(3, height, width)`, atomically, so that an interrupted run leaves only whole files."""
     unfinished = _unfinished(Path(path))
     pixels = np.ascontiguousarray(image.transpose(1, 2, 0))  # (height, width, 3)
     # More compression takes much longer and saves little.
@@ -59,7 +59,7 @@ def read_png(path: str | Path, image_size: tuple[int, int]) -> np.ndarray:
 
 
 def missing_images(folder: str | Path, numbers: Sequence[int]) -> list[int]:
-    """Those of the images that have no file."""
+    """Numbers of the images without a file."""
     return [number for number in numbers if not png_path(folder, number).exists()]
 
 
@@ -70,9 +70,9 @@ def read_or_sample(
     missing = set(missing_images(folder, numbers))
     if not missing:
         return torch.from_numpy(np.stack([read_png(png_path(folder, number), image_size) for number in numbers]))
-    # The whole batch, since rounding depends on its size.
+    # Sample the whole batch, because rounding depends on its size.
     images = sample(numbers)
-    # Files take precedence, even if another batch size or device would round otherwise.
+    # Files take precedence, because another batch size or device may round differently.
     for place, number in enumerate(numbers):
         if number not in missing:
             images[place] = torch.from_numpy(read_png(png_path(folder, number), image_size)).to(images.device)
@@ -112,5 +112,5 @@ def _read_in_order(folder: str | Path, num_images: int, image_size: tuple[int, i
 
 
 def _unfinished(path: Path) -> Path:
-    # Without an ending, so that nobody's glob takes it for an image.
+    # Without a suffix, so that globs for images do not match it.
     return path.with_name(f"{UNFINISHED}{path.stem}")

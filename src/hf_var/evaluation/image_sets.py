@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Sets of existing images, read batch by batch. A missing or damaged image is an error that names it."""
+"""Sets of existing images, read batch by batch; raises an error that names any missing or damaged image."""
 
 import hashlib
 import os
@@ -29,7 +29,7 @@ IMAGES_KEY = "arr_0"
 # Mean and covariance of the pool features, and of the spatial ones.
 STATISTICS_KEYS = (("mu", "sigma"), ("mu_s", "sigma_s"))
 DECODING_THREADS = 4
-# What zipfile, zlib and numpy raise when a file is damaged, cut off, or something else altogether.
+# What zipfile, zlib and numpy raise for files that are damaged, truncated or of another type.
 DAMAGES = (
     zipfile.BadZipFile,
     zlib.error,
@@ -96,7 +96,7 @@ def open_image_set(
 
     Raises:
         `ValueError`:
-            If there is no such thing, if it is damaged, has fewer than two images or images of several sizes, or if not all
+            If the source does not exist, is damaged, has fewer than two images or images of several sizes, or if not all
             images of a folder are part of it.
     """
     if source.endswith(".npz"):
@@ -130,7 +130,7 @@ class ArchiveImages(ImageSet):
                 f"{self.name} must have images of {_text(image_size)} pixels, has {_text(self.image_size)}. Images of a file "
                 "are used as they are."
             )
-        # Its directory has the checksum of every array, so that nothing else needs to be read.
+        # The archive's directory has a checksum of every array, so the arrays need not be read.
         directory = sorted((member.filename, member.CRC, member.file_size) for member in members)
         self.description = {
             "kind": "npz",
@@ -147,7 +147,7 @@ class ArchiveImages(ImageSet):
             return
         path = folder / f"{self.description['fingerprint']}.npy"
         if not path.exists():
-            # A killed run's is overwritten.
+            # Overwrites the file of an interrupted run.
             unfinished = folder / f"{UNFINISHED}{path.stem}"
             try:
                 with self._sound(), zipfile.ZipFile(self.path) as archive:
@@ -248,7 +248,7 @@ class DatasetImages(ImageSet):
             "num_images": self.num_images,
             "image_size": list(self.image_size),
             "resize": None if image_size is None else f"{interpolation}, centre cut",
-            # Of the data's origin, not of its contents: a copy elsewhere has another one.
+            # A fingerprint of the data's origin, not of its contents: a copy elsewhere has another one.
             "fingerprint": dataset._fingerprint,
         }
 

@@ -42,7 +42,7 @@ PRESETS = {
 
 @dataclass(kw_only=True)
 class SamplingConfig(CheckedFields):
-    """How images are sampled. Neither images that exist already nor a tokenizer need any of it."""
+    """Arguments of sampling. They do not apply to existing images or to a tokenizer."""
 
     seed: NonNegativeInt = field(default=0, metadata={"help": "fixes all images, each by a seed of its own"})
     guidance_scale: float | None = field(
@@ -66,7 +66,7 @@ class SamplingConfig(CheckedFields):
 
 @dataclass(kw_only=True)
 class EvaluationConfig(SamplingConfig):
-    """Arguments of [`~hf_var.evaluation.run.evaluate`]. What a preset fixes and nobody sets is filled in."""
+    """Arguments of [`~hf_var.evaluation.run.evaluate`]. The preset fills in arguments that are not set."""
 
     output_dir: str = field(
         metadata={"help": "folder for the images, their features and the report", "aliases": ["--output"]}

@@ -21,7 +21,7 @@ from .protocol import SAMPLING
 
 METRICS_OF_A_TOKENIZER = {"rfid", "psnr"}
 PACKAGES = ("torch", "transformers", "diffusers", "accelerate", "datasets", "torch-fidelity", "torchmetrics", "numpy")
-# The settings by which two evaluations differ. All others decide on speed alone.
+# Settings that identify an evaluation. All others affect only its speed.
 DECIDING_SETTINGS = SAMPLING | {"num_images", "image_size", "feature_extractor", "samples_fingerprint"}
 
 
@@ -56,7 +56,7 @@ def write_report(output_dir: str | Path, report: Mapping[str, Any]) -> None:
 
 
 def environment(device: torch.device | str = "cpu") -> dict[str, str]:
-    """Versions of the libraries that metrics may depend on, and the kind of device. Nothing that names the machine."""
+    """Versions of the libraries that metrics may depend on, and the kind of device, but not the machine's name."""
     versions = {"hf_var": __version__, "python": platform.python_version()}
     for package in PACKAGES:
         try:
@@ -85,9 +85,9 @@ def push_metrics(repo_id: str, report: Mapping[str, Any]) -> str:
     if preset is not None and report.get("departures"):
         preset = f"{preset} with departures"
     name = reference.get("name", "none")
-    # As YAML returns them, which has no tuples and leaves None out, or the next evaluation would not find them again.
+    # In the form that YAML returns, without tuples and None; otherwise the next evaluation would not recognise them.
     deciding = {key: _json_value(without_folders(settings.get(key))) for key in sorted(DECIDING_SETTINGS)}
-    # The Hub knows no task of classes; that of images without a text is the nearest one.
+    # The Hub has no task for class-conditional images; unconditional generation is the nearest one.
     is_tokenizer = bool(METRICS_OF_A_TOKENIZER & set(report["metrics"]))
     results = metric_results(
         {key: round(float(value), 6) for key, value in report["metrics"].items() if key in METRIC_LABELS},

@@ -38,8 +38,8 @@ logger = logging.get_logger(__name__)
 def evaluate(config: EvaluationConfig, accelerator: Accelerator) -> dict[str, Any]:
     """
     Evaluate a pipeline, a tokenizer or existing images, and write the images, their features, `evaluation.json` and
-    `evaluation.md` into the output folder. All processes call it together. It may be killed at any time: called again with
-    the same arguments, it adds what is missing.
+    `evaluation.md` into the output folder. All processes call it together. If interrupted, call it again with
+    the same arguments to resume.
 
     Args:
         config ([`EvaluationConfig`]): The arguments.
@@ -158,13 +158,13 @@ def _existing_samples(config: EvaluationConfig) -> ImageSet:
 def _open_reference(
     config: EvaluationConfig, image_size: tuple[int, int], accelerator: Accelerator
 ) -> ImageSet | None:
-    """The real images, of this height and width; `None` if there are none to compare with."""
+    """The reference images, of this height and width; `None` without a reference."""
     source = config.reference
     if source is None:
         logger.warning("Without a `reference` the only metric is the Inception Score, if the extractor has logits.")
         return None
     if urlsplit(source).scheme in ("http", "https", "file"):
-        # Several addresses may have files of one name.
+        # Files of several addresses may have the same name.
         key = hashlib.sha256(source.encode()).hexdigest()[:12]
         with accelerator.main_process_first():
             source = str(download_once(source, Path(HF_HOME, "hf_var", "references", key), "reference"))
@@ -184,7 +184,7 @@ def _open_images(config: EvaluationConfig, argument: str, source: str, **options
 
 
 def _check_statistics(reference: ImageSet, extractor: Mapping[str, Any]) -> None:
-    """Raise a `ValueError` if stored moments are not of as many features as the extractor's."""
+    """Raise a `ValueError` if stored moments have another number of features than the extractor."""
     if reference.statistics and extractor["name"] != "inception":
         logger.warning(
             f"The moments in the reference are taken to be of the feature extractor {extractor['name']!r}. Those of "
@@ -252,7 +252,7 @@ def _tokenizer_batches(
     for start in starts:
         values = images.read(range(start, min(start + batch_size, number))).to(accelerator.device).float()
         if in_channels == 1:
-            # As Pillow weighs colours. What is gray stays as it is.
+            # Pillow's weights of the colours; gray pixels stay unchanged.
             weights = values.new_tensor([0.299, 0.587, 0.114])[:, None, None]
             values = (values * weights).sum(dim=1, keepdim=True).round()
         yield {"pixel_values": values / 127.5 - 1}
@@ -261,7 +261,7 @@ def _tokenizer_batches(
 def _settings(
     config: EvaluationConfig, image_size: tuple[int, int], num_images: int, accelerator: Accelerator
 ) -> dict[str, Any]:
-    """The arguments, but for those of sampling, which do not concern all subjects, and those that decide on no metric."""
+    """The arguments that affect metrics, without those of sampling, which do not apply to all subjects."""
     others = SAMPLING | {"output_dir", "push_to_hub", "hub_model_id"}
     settings = {name: value for name, value in asdict(config).items() if name not in others}
     counted = {"image_size": list(image_size), "num_images": num_images}

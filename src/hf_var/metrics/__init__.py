@@ -1,2 +1,2 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Measures of images, reconstructions, codes and likelihoods. None knows a training."""
+"""Metrics of images, reconstructions, codes and likelihoods, independent of training and evaluation runs."""

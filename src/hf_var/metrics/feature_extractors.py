@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Networks whose features are compared instead of pixels: Inception as published figures have it, or another one."""
+"""Feature extractors for metrics: the Inception network of published results, or any other module."""
 
 import io
 from collections.abc import Iterator
@@ -16,7 +16,7 @@ from ..precision import EXACT_ON_CUDA, fp32_precision
 from ..weight_files import read_state_dict
 
 
-# Channels of the spatial features that count: with 17 x 17 places about as many numbers as the pool features are.
+# Channels of the spatial features that are compared: with 17 x 17 positions about as many numbers as pool features.
 SPATIAL_CHANNELS = 7
 OUTPUTS = ("features", "spatial_features", "logits")
 
@@ -54,7 +54,7 @@ class InceptionFeatures(nn.Module):
         torch.save(state_dict, copy)
         copy.seek(0)
         try:
-            # It initializes weights at random first, which must not change the random numbers of a training.
+            # The constructor initializes weights at random, which must not change the random stream of a training.
             with torch.random.fork_rng(devices=[]):
                 self.network = FeatureExtractorInceptionV3("inception", ["2048", "logits_unbiased"], copy)
         except RuntimeError as error:
@@ -62,7 +62,7 @@ class InceptionFeatures(nn.Module):
             raise ValueError(f"`weights` {path!r} must be those of torch-fidelity's Inception: {detail}.") from error
 
     def train(self, mode: bool = True) -> "InceptionFeatures":
-        """Does nothing: in training mode an image's features would depend on the other images."""
+        """No effect: in training mode an image's features would depend on the other images."""
         return super().train(False)
 
     def outputs(self, images: torch.Tensor) -> dict[str, torch.Tensor]:

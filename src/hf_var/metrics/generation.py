@@ -31,14 +31,14 @@ def generation_metrics(
     device: torch.device,
 ) -> dict[str, float]:
     """
-    All metrics that the features of two sets of images allow.
+    All metrics that can be computed from the features of two sets of images.
 
     Args:
         samples (`dict[str, torch.FloatTensor]`): Features of the images to judge, by name, see [`extract_features`].
         reference (`dict[str, torch.FloatTensor]`): Features of real images; may be empty.
         stored (`dict[str, np.ndarray]`):
-            Moments `mu`, `sigma`, `mu_s` and `sigma_s` of a reference file, as far as it has them. They take precedence
-            over the images beside them, which may be a small part of those that the moments are of.
+            Moments `mu`, `sigma`, `mu_s` and `sigma_s` of a reference file, those that it has. They take precedence
+            over the images in the same file, which may be only a small part of the images behind the moments.
         device (`torch.device`): Where distances between images are computed.
 
     Returns:
@@ -192,7 +192,7 @@ def precision_recall(
             raise ValueError(
                 f"`{name}` must have more images than `num_neighbors` = {num_neighbors}, got {len(values)}."
             )
-    # Distances stay the same, and are no longer small differences of large norms.
+    # Centred: distances stay the same and are no longer small differences of large norms.
     samples, reference = samples.float(), reference.float()
     center = reference.mean(dim=0)
     with full_precision(samples.device.type):

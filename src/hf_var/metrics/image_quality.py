@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How good reconstructions are: PSNR, SSIM, LPIPS and rFID over a validation set."""
+"""Quality of reconstructions: PSNR, SSIM, LPIPS and rFID over a validation set."""
 
 from typing import cast
 
@@ -12,7 +12,7 @@ from torchmetrics.image.fid import FrechetInceptionDistance
 from .feature_extractors import full_precision, rgb_bytes
 
 
-# An image without any error counts this many decibels instead of infinitely many; 8 bits per value give about 59.
+# Upper bound of an image's PSNR in decibels, which would be infinite without any error; 8-bit rounding gives about 59.
 MAX_PSNR = 100.0
 
 
@@ -52,7 +52,7 @@ class ReconstructionMetrics(nn.Module):
     def __init__(self, lpips: nn.Module | None = None, feature_extractor: nn.Module | None = None):
         super().__init__()
         self.num_images = SumMetric(nan_strategy="disable")
-        # Unchecked, a reconstruction that is not a number makes the mean so, instead of being left out.
+        # Unchecked, so that a NaN in a reconstruction makes the mean NaN instead of being skipped.
         self.psnr, self.ssim = MeanMetric(nan_strategy="disable"), MeanMetric(nan_strategy="disable")
         self.perceptual_loss = lpips
         self.lpips = None if lpips is None else MeanMetric(nan_strategy="disable")

@@ -22,10 +22,10 @@ METRIC_LABELS = {
 
 
 def metric_label(name: str) -> str:
-    """What a metric is called, and which direction is better."""
+    """Label of a metric, and which direction is better."""
     return METRIC_LABELS.get(name, name)
 
 
 def metric_name(name: str) -> str:
-    """What a metric is called."""
+    """Label of a metric."""
     return metric_label(name).split(",")[0]

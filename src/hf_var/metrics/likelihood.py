@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How well a transformer predicts codes, scale by scale."""
+"""Likelihood metrics of a transformer, in total and per scale."""
 
 import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -17,7 +17,7 @@ Batch = dict[str, torch.Tensor]
 
 
 class CodePredictions:
-    """Adds up the cross-entropy of the codes of many images, and how often the likeliest code is the right one."""
+    """Accumulates the cross-entropy of codes over many images, and the accuracy of the likeliest code."""
 
     def __init__(self, scale_lengths: Sequence[int], device: torch.device | str):
         self.scale_lengths = list(scale_lengths)
@@ -26,14 +26,14 @@ class CodePredictions:
 
     @torch.no_grad()
     def add(self, logits: torch.Tensor, codes: torch.Tensor) -> None:
-        """Note `(batch, length, codebook_size)` logits for `(batch, length)` codes."""
+        """Add `(batch, length, codebook_size)` logits for `(batch, length)` codes."""
         losses = -log_probs(logits, codes)  # (batch, length)
         hits = logits.argmax(dim=-1) == codes
         images = self.sums.new_tensor([len(codes)])
         self.sums += torch.cat([images, losses.sum(dim=0), hits.sum(dim=0)])
 
     def reset(self) -> None:
-        """Begin anew."""
+        """Reset the sums."""
         self.sums.zero_()
 
     def compute(self, accelerator: Accelerator) -> dict[str, float]:
@@ -67,12 +67,12 @@ def measure_likelihood(
     accelerator: Accelerator,
 ) -> dict[str, float]:
     """
-    How well `transformer` predicts the codes of `validation`, in evaluation mode: without dropout, also of classes.
+    Measure how well `transformer` predicts the codes of `validation`, in evaluation mode and without class dropout.
 
     Args:
         transformer ([`VARTransformer`]): The model, not wrapped.
         make_inputs (`Callable`):
-            Makes its arguments of a batch, the codes to predict among them as `labels`, see
+            Maps a batch to the arguments of the transformer, including the codes to predict as `labels`, see
             [`~hf_var.training.teacher_forcing.teacher_forcing`].
         validation (`Iterable`):
             Batches of images or codes, the part of this process; all of them have to call this together.

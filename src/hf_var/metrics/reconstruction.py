@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The quality of a tokenizer on a set of images: its reconstructions, and how it uses its codes."""
+"""Metrics of a tokenizer on a set of images: quality of reconstructions and use of the codes."""
 
 from collections.abc import Iterable, Mapping
 from typing import cast

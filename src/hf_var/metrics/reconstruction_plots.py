@@ -57,13 +57,13 @@ def usage_plot(
     patch_nums: PatchNums, usage: Sequence[float], perplexity: Sequence[float], reachable: Sequence[float]
 ) -> Figure:
     """
-    How much of the codebook each scale uses, beside how much it can use: few tokens cannot reach many codes.
+    The share of the codebook that each scale uses, next to the share that its number of tokens can reach.
 
     Args:
         patch_nums (`list`): Size of the token map of every scale.
         usage (`list[float]`): For every scale the share of the codes that occurred.
         perplexity (`list[float]`): For every scale the perplexity of its codes, divided by `codebook_size`.
-        reachable (`list[float]`): For every scale the share to expect of as many uniformly random tokens.
+        reachable (`list[float]`): For every scale the expected share for equally many uniformly random tokens.
     """
     labels = [f"{height}x{width}" for height, width in scale_sizes(patch_nums)]
     for name, shares in (("usage", usage), ("perplexity", perplexity), ("reachable", reachable)):

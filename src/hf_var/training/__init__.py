@@ -1,2 +1,2 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What two or more example scripts share: arguments, data, optimisation, checkpoints and the codebook's start."""
+"""Components of training runs: optimization, losses, codebook, checkpoints and logs, each with its configuration."""

@@ -23,7 +23,7 @@ def hinge_discriminator_loss(real_logits: torch.Tensor, fake_logits: torch.Tenso
 
 
 def hinge_generator_loss(fake_logits: torch.Tensor) -> torch.Tensor:
-    """Hinge loss of the generator, a scalar: it falls without end, a negative value is nothing to worry about."""
+    """Hinge loss of the generator, a scalar. It has no lower bound; negative values are normal."""
     return -fake_logits.mean()
 
 
@@ -65,7 +65,7 @@ def r1_penalty(real_logits: torch.Tensor, images: torch.Tensor) -> torch.Tensor:
 class LeCamPenalty:
     r"""
     Holds the logits of each side to the running average of the other side's (LeCam, Tseng et al. 2021, section 3.2):
-    \( E[(D(x) - \alpha_{fake})^2] + E[(D(\hat x) - \alpha_{real})^2] \). It keeps a discriminator in bounds that has
+    \( E[(D(x) - \alpha_{fake})^2] + E[(D(\hat x) - \alpha_{real})^2] \). It regularises a discriminator that has
     few images to learn from.
 
     The averages begin with the means of the first step, which is therefore not penalised, and change once per optimizer
@@ -78,7 +78,7 @@ class LeCamPenalty:
         self._means: list[torch.Tensor] = []
 
     def __call__(self, real_logits: torch.Tensor, fake_logits: torch.Tensor) -> torch.Tensor:
-        """Penalty of a batch, a scalar. The logits' means are noted for [`LeCamPenalty.finish_step`]."""
+        """Penalty of a batch, a scalar. Stores the logits' means for [`LeCamPenalty.finish_step`]."""
         self._means.append(torch.stack([real_logits.detach().mean(), fake_logits.detach().mean()]))
         if self.averages is None:
             return real_logits.new_zeros(())
@@ -120,7 +120,7 @@ def adaptive_weight(
 
 def adversarial_ramp(step: int, start: int, ramp_steps: int) -> float:
     """
-    Share of its weight that the adversarial loss has: 0 up to `start`, then rising in a line to 1 within `ramp_steps`.
+    Factor on the weight of the adversarial loss: 0 up to `start`, then a linear ramp to 1 within `ramp_steps`.
 
     The discriminator trains from `start` on. Its weight ramps up, because gradients of an untrained discriminator damage
     good reconstructions.

@@ -22,9 +22,9 @@ from .optimization import Optimization, OptimizerConfig
 
 Metrics = dict[str, torch.Tensor]
 
-# With 0.9 the game oscillates (Radford et al. 2016, section 4).
+# With 0.9 the training oscillates (Radford et al. 2016, section 4).
 DISCRIMINATOR_BETA1 = 0.5
-# Each has random numbers of its own.
+# Each has its own random stream.
 GENERATOR_PASS, REAL_PASS, FAKE_PASS = range(3)
 
 
@@ -73,16 +73,16 @@ class AdversaryConfig(CheckedFields):
 
 class Adversary:
     """
-    The game of tokenizer and discriminator, both of which learn from every batch.
+    Adversarial training of tokenizer and discriminator; both learn from every batch.
 
     A step of training calls [`Adversary.generator_loss`] and adds the result to the tokenizer's loss, then
     [`Adversary.learn`], each once per batch, and [`Adversary.finish_step`] once per optimizer step.
 
-    How it goes with distributed training: the discriminator's loss takes one forward pass over images and reconstructions
+    Distributed training: the discriminator's loss takes one forward pass over images and reconstructions
     together, and R1's penalty is a part of the same loss, computed from the same pass. So one backward pass visits each
-    parameter once, as `DistributedDataParallel` wants it; the inner derivative is taken with respect to the images alone
-    and touches no parameter's gradient. The generator's pass goes past the wrapper, through frozen parameters, and leaves
-    nothing in the discriminator.
+    parameter once, as `DistributedDataParallel` requires; the inner derivative is taken with respect to the images alone
+    and touches no parameter's gradient. The generator's pass bypasses the wrapper, with frozen parameters, and leaves
+    no gradients in the discriminator.
 
     Args:
         config ([`AdversaryConfig`]): Losses, weights and augmentation.
@@ -169,7 +169,7 @@ class Adversary:
         config = self.config
         real, fake = target.detach().float(), sample.detach().float()
         if config.r1_weight > 0:
-            # Before the augmentation: the penalty is about images, not about what is shown of them.
+            # Before the augmentation, because the penalty applies to the images themselves.
             real.requires_grad_()
         shown = [self._augment(real, position, REAL_PASS), self._augment(fake, position, FAKE_PASS)]
         # Stacked, not mixed: groups of images and groups of reconstructions stay apart.
@@ -186,7 +186,7 @@ class Adversary:
         return loss, {name: metric.detach() for name, metric in metrics.items()}
 
     def learn(self, target: torch.Tensor, sample: torch.Tensor, position: int) -> Metrics:
-        """The discriminator's turn: minimize [`Adversary.discriminator_loss`], and return its metrics."""
+        """A step of the discriminator: minimize [`Adversary.discriminator_loss`], and return its metrics."""
         loss, metrics = self.discriminator_loss(target, sample, position)
         cast(Optimization, self.optimization).minimize(loss)
         return metrics
@@ -198,7 +198,7 @@ class Adversary:
             self.optimization.finish_step()
 
     def state_dict(self) -> dict[str, Any]:
-        """What a checkpoint holds beside the discriminator, between two optimizer steps."""
+        """State for a checkpoint apart from the discriminator, valid between two optimizer steps."""
         optimization = None if self.optimization is None else self.optimization.state_dict()
         return {"lecam_averages": self.lecam_penalty.averages, "optimization": optimization}
 
@@ -211,7 +211,7 @@ class Adversary:
     def _augment(self, images: torch.Tensor, position: int, place: int) -> torch.Tensor:
         if not self.config.diffaugment:
             return images
-        # torch's generator on the CPU looks at the lowest 32 bits of a seed alone, so the numbers are mixed first.
+        # torch's generator on the CPU uses only the lowest 32 bits of a seed, so the numbers are mixed first.
         (seed,) = np.random.SeedSequence((self.seed, position, place)).generate_state(1)
         return diff_augment(images, self.config.diffaugment, torch.Generator().manual_seed(int(seed)))
 
@@ -248,7 +248,7 @@ def make_adversary(
 
 @contextmanager
 def _frozen(module: nn.Module) -> Iterator[None]:
-    """What is computed inside gives gradients to `module`'s inputs, but not to its parameters."""
+    """Context in which `module` passes gradients to its inputs, but not to its parameters."""
     parameters = [parameter for parameter in module.parameters() if parameter.requires_grad]
     for parameter in parameters:
         parameter.requires_grad_(False)

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """
 DiffAugment (Zhao et al. 2020): augmentation of all that a discriminator sees, images and reconstructions alike, through
-which the generator's gradient flows. A discriminator that never sees an image twice cannot learn the images by heart.
+which the generator's gradient flows. It keeps the discriminator from memorising the images.
 """
 
 from collections.abc import Callable, Sequence
@@ -14,14 +14,14 @@ Transform = Callable[[torch.Tensor, torch.Generator], torch.Tensor]
 
 def diff_augment(images: torch.Tensor, policies: Sequence[str], generator: torch.Generator) -> torch.Tensor:
     """
-    Change each image in its own random way.
+    Augment each image with its own random numbers.
 
     Args:
         images (`torch.FloatTensor` of shape `(batch, channels, height, width)`): Images in [-1, 1].
         policies (`Sequence[str]`):
             What to do, in this order: `color` changes brightness, saturation (nothing for a single channel) and contrast,
             `translation` moves by up to an eighth of the size and fills with grey, `cutout` greys out a rectangle of half
-            the height and width. None of them keeps the range [-1, 1] exactly.
+            the height and width. The results may leave the range [-1, 1].
         generator (`torch.Generator`):
             Source of all randomness, on the CPU, so that the numbers are the same on every device.
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Averaged weights, which are what a training validates and saves."""
+"""Averaged weights, which a training validates and saves."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -27,7 +27,7 @@ class AveragedWeights(EMAModel):
         # parameters that are spread over processes.
         super().__init__(model.parameters(), decay=decay, foreach=not is_sharded(model))
         self.names = [name for name, _ in model.named_parameters()]
-        # DeepSpeed trains in half precision, in which a slow average stands still.
+        # DeepSpeed trains in half precision, in which a slow average would not change.
         self.shadow_params = [parameter.float() for parameter in self.shadow_params]
 
     def state_dict(self) -> dict[str, Any]:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Checkpoints that are whole or absent. Each part of a run is a file with the part's name."""
+"""Checkpoints, written atomically, with one file per part of a run."""
 
 import os
 import shutil
@@ -21,24 +21,24 @@ from .state_files import read_state, write_state
 logger = logging.get_logger(__name__)
 
 PREFIX = "step-"
-# What Accelerate itself saves where DeepSpeed holds weights and optimizer.
+# The folder that Accelerate saves when DeepSpeed holds weights and optimizer.
 DEEPSPEED_FOLDER = "deepspeed"
 
 
 def checkpoint_folders(output_dir: str | Path) -> list[Path]:
-    """All whole checkpoints of a run, oldest first."""
+    """All complete checkpoints of a run, oldest first."""
     return sorted((Path(output_dir) / "checkpoints").glob(f"{PREFIX}*"))
 
 
 def checkpoint_step(folder: str | Path) -> int:
-    """The optimizer steps that a checkpoint has behind it."""
+    """Number of optimizer steps of a checkpoint."""
     return int(Path(folder).name.removeprefix(PREFIX))
 
 
 def find_checkpoint(output_dir: str | Path, resume_from_checkpoint: str | None) -> Path | None:
     """
-    The checkpoint that `--resume_from_checkpoint` means; `None` to start afresh, which is also what `latest` means
-    where there is no checkpoint yet.
+    The checkpoint that `--resume_from_checkpoint` names; `None` to start a new run, also for `latest` without any
+    checkpoint.
 
     Raises:
         `ValueError`:
@@ -75,8 +75,8 @@ def save_checkpoint(
     Save the parts of a run, models and other objects with a `state_dict`, by name, the random numbers of every process and
     the identity of the run; then remove all but the newest checkpoints.
 
-    A checkpoint is written under another name and renamed when it is complete, and renamed before it is removed: a run
-    may be killed at any moment, and whatever is called a checkpoint is a whole one.
+    A checkpoint is written under another name and renamed when it is complete, and renamed before it is removed: so an
+    interrupted run leaves only complete checkpoints.
     """
     folder = Path(output_dir) / "checkpoints" / f"{PREFIX}{step:08d}"
     unfinished = folder.with_name(f"unfinished-{folder.name}")
@@ -139,7 +139,7 @@ def random_state_name(process_index: int) -> str:
 
 
 def remove_later_checkpoints(output_dir: str | Path, step: int) -> None:
-    """Remove the checkpoints after `step`, from which a run is resumed: it will not come by them again."""
+    """Remove the checkpoints after `step`, from which a run is resumed: they belong to another course of the run."""
     for folder in checkpoint_folders(output_dir):
         if checkpoint_step(folder) > step:
             _remove(folder)

@@ -27,7 +27,7 @@ def initialize_codebook(
     vqvae: VQVAEModel, features: torch.Tensor, seed: int, rounds: int = 3, vectors_per_scale: int = VECTORS_PER_SCALE
 ) -> None:
     """
-    Set the codes to k-means centres of what the quantizer looks up, equally many vectors from each scale.
+    Set the codes to k-means centres of the vectors that the quantizer looks up, equally many from each scale.
 
     What a scale looks up depends on the codes of the scales before it: the first round takes those to be exact, every
     further round starts from the codes so far and looks at the residuals that they really leave. With several
@@ -51,7 +51,7 @@ def initialize_codebook(
                 f"`kmeans_images` gives {len(sample)} vectors ({len(features)} images), too few for a k-means start of "
                 f"`codebook_size` = {len(weight)} codes."
             )
-        # The cosine search sees directions alone: codes that differ in length only would share their vectors.
+        # The cosine search uses only directions: codes that differ only in length would share their vectors.
         points = functional.normalize(sample, dim=-1) if vqvae.config.normalize_codebook else sample
         if centers is None:
             # k-means++ takes one pass over its points per centre, so it sees a part of them.
@@ -80,7 +80,7 @@ def restart_dead_codes(
     threshold: float = 0.03,
 ) -> torch.Tensor:
     """
-    Move the codes that are hardly ever chosen to random vectors that the quantizer looks up right now, and return them.
+    Replace the codes that are rarely chosen by random vectors that the quantizer currently looks up, and return them.
 
     A code is dead if it was chosen less than `threshold` times as often as the average code. `hits`, how often each code
     was chosen lately, is the same in all processes; `inputs` `(batch, length, latent_channels)` are what was looked up,
@@ -90,7 +90,7 @@ def restart_dead_codes(
     dead = is_dead(hits, threshold).nonzero().flatten().to(weight.device)
     if len(dead) > 0:
         candidates = torch.cat(_by_scale(vqvae, inputs))
-        # Each vector once: of two equal codes one would be dead again.
+        # Without duplicates: of two equal codes one would be dead again.
         vectors = _choose(candidates, len(dead), torch.Generator().manual_seed(seed)).to(weight)
         dead = dead[: len(vectors)]
         # The last process has the batch that a single process with accumulated gradients would have seen last.
@@ -104,11 +104,11 @@ class MovingAverageCodebook:
     Codes as moving averages of the vectors that chose them (van den Oord et al. 2017, appendix A.1), in place of a
     gradient. The refinement convolutions are still trained by the quantizer's codebook term.
 
-    A vector counts for the area of the latents that it stands for: that of a map of n tokens `1 / n` times as much as that
-    of a whole map. So the codes go where they make the smallest error of the latents, and the few tokens of coarse scales
-    are not outvoted. With one scale, or with equal scales, this is the plain average.
+    Vectors are weighted by the area of the latents that they cover: `1 / n` for a map of n tokens. So the codes minimise
+    the error of the latents, and the many tokens of fine scales do not dominate. With one scale, or with equal scales,
+    this is the plain average.
 
-    One update per optimizer step, from all of its batches and processes, so that neither number changes the result.
+    There is one update per optimizer step, from all of its batches and processes, so their numbers do not change the result.
 
     Args:
         vqvae ([`VQVAEModel`]):
@@ -132,8 +132,8 @@ class MovingAverageCodebook:
     @torch.no_grad()
     def observe(self, vectors: torch.Tensor, codes: torch.Tensor) -> None:
         """
-        Note what chose which code in a batch: `vectors`, `quantizer_inputs` of the tokenizer's output, are `(batch, length,
-        channels)`, `codes` are `(batch, length)`.
+        Observe which vectors chose which codes in a batch: `vectors`, the `quantizer_inputs` of the tokenizer's output, are
+        `(batch, length, channels)`, `codes` are `(batch, length)`.
         """
         lengths = torch.tensor(self.vqvae.config.scale_lengths, device=codes.device)
         areas = (lengths[-1] / lengths).repeat_interleave(lengths, output_size=codes.shape[1])  # (length,)
@@ -163,7 +163,7 @@ class MovingAverageCodebook:
         self.sums[chosen] = weight[chosen] * size
 
     def state_dict(self) -> dict[str, torch.Tensor]:
-        """What a checkpoint holds."""
+        """State for a checkpoint."""
         return {"sizes": self.sizes, "sums": self.sums}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a tokenizer's training does about its codebook beside the gradient."""
+"""Training of a codebook apart from gradients: k-means start, moving averages, restarts and statistics."""
 
 from dataclasses import dataclass, field
 from typing import Annotated, Any, cast
@@ -122,7 +122,7 @@ class CodebookTraining:
         energy = cast(torch.Tensor, self.accelerator.reduce(energy, reduction="sum"))
         for scale, left in enumerate((energy[1:] / energy[0]).tolist()):
             metrics[f"residual_energy_{scale}"] = left
-        # Travels with the weights.
+        # Saved with the weights.
         self.vqvae.codebook.running_hits.copy_(self.statistics.hits / config.codebook_window)
         if steps < config.restart_until * self.max_train_steps:
             hits = self.statistics.hits.sum(dim=0)
@@ -153,7 +153,7 @@ class CodebookTraining:
 
 def check_codebook(config: CodebookConfig, tokenizer: VQVAEConfig) -> None:
     """
-    Raise a `ValueError` if code vectors are to be moved that are no weights, or if `kmeans_images` give too few vectors
+    Raise a `ValueError` if the settings move code vectors that are not weights, or if `kmeans_images` give too few vectors
     for the codebook of `tokenizer`.
     """
     for name, value in {"kmeans_images": 0, "restart_until": 0.0, "codebook_update": "gradient"}.items():

@@ -2,8 +2,8 @@
 """
 Networks that tell images from reconstructions: images in [-1, 1] to logits, high for images.
 
-None of them has statistics that reach over the whole batch, so that gradient accumulation, several processes and a
-penalty on the gradient of single images leave the meaning of a logit alone.
+They have no statistics over the whole batch, so that logits do not depend on gradient accumulation or on the number of
+processes, and penalties on the gradients of single images are well defined.
 """
 
 import math
@@ -49,7 +49,7 @@ class PatchDiscriminator(nn.Module):
     The discriminator of pix2pix (Isola et al. 2017, appendix 6.1.2) and VQGAN (Esser et al. 2021), which judges
     overlapping patches: 70 pixels wide with three layers.
 
-    GroupNorm stands where the papers have BatchNorm. The statistics of a batch would make the result depend on how a
+    GroupNorm replaces the papers' BatchNorm. The statistics of a batch would make the result depend on how a
     batch is cut into micro-batches and processes, would differ between the generator's pass, which sees reconstructions
     alone, and the discriminator's, and would let one image's logit depend on the others, against R1's idea.
 
@@ -139,7 +139,7 @@ class StyleGANDiscriminator(nn.Module):
                 f"`image_size` must be at least 8 pixels per side for a stylegan discriminator, got "
                 f"{image_size[0]}x{image_size[1]}."
             )
-        # Down to 4 pixels on the shorter side, or what is left of a size that is no power of two.
+        # Down to 4 pixels on the shorter side, or the nearest reachable size if it is not a power of two.
         num_blocks = int(math.log2(min(image_size) / 4))
         widths = [min(base_channels * 2**level, max_channels) for level in range(num_blocks + 1)]
         self.conv_in = nn.Conv2d(in_channels, widths[0], kernel_size=1)

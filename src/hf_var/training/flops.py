@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a training computes."""
+"""FLOPs of a training."""
 
 import copy
 

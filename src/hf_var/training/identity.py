@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a resumed run must have in common with the run that wrote its checkpoint."""
+"""The identity of a run, saved in its checkpoints and compared when the run is resumed."""
 
 import inspect
 import json
@@ -26,7 +26,7 @@ class RunIdentity:
 
     Args:
         fixed (`dict[str, Any]`): What must be the same in a resumed run: sizes of the model, names of the labels, ...
-        arguments (`dict[str, Any]`): Arguments that may change; the resumed run goes by the new ones.
+        arguments (`dict[str, Any]`): Arguments that may change; the resumed run uses the new values.
     """
 
     fixed: Mapping[str, Any]
@@ -40,7 +40,7 @@ class RunIdentity:
             `dict[str, tuple]`: Arguments that changed, with what they were and are.
 
         Raises:
-            `ValueError`: If something differs that must not, by its name.
+            `ValueError`: If a fixed value differs; the message names it.
         """
         begun = read_identity(checkpoint)
         now = as_json({"fixed": self.fixed, "arguments": self.arguments})
@@ -91,7 +91,7 @@ def read_identity(folder: Path) -> dict[str, Any]:
     What [`write_identity`] wrote.
 
     Raises:
-        `ValueError`: If there is nothing, or it is damaged.
+        `ValueError`: If the file is missing or damaged.
     """
     path = folder / IDENTITY_FILE
     try:

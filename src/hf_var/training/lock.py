@@ -46,8 +46,8 @@ def locked_folder(accelerator: Accelerator, output_dir: str | Path) -> Iterator[
 
 def _lock(descriptor: int) -> bool:
     """
-    Lock a file unless another process has. Not by `filelock`, whose locks outlive the process in the workers of data
-    loaders.
+    Lock a file unless another process holds the lock. Not by `filelock`: data loader workers would keep its locks alive
+    after the process ends.
     """
     try:
         import fcntl

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The log of a training, one line of JSON for each time something was logged."""
+"""The log of a training, one line of JSON per entry."""
 
 import json
 import os
@@ -36,7 +36,7 @@ class TrainingLog(GeneralTracker):
     def continue_after(self, step: int) -> None:
         """Drop the lines after `step`: a stopped run wrote them, and the resumed one writes them again."""
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        # Whole lines alone: a run that was killed while writing leaves a part of one.
+        # Keep only complete lines: an interrupted run may leave a partial one.
         lines = self.path.read_text().splitlines(keepends=True) if step > 0 and self.path.exists() else []
         kept = [line for line in lines if line.endswith("\n") and self._is_kept(json.loads(line), step)]
         shortened = self.path.with_suffix(".unfinished")
@@ -49,7 +49,7 @@ class TrainingLog(GeneralTracker):
             file.write(json.dumps({"step": step, **values}) + "\n")
 
     def _is_kept(self, line: dict[str, Any], step: int) -> bool:
-        # What was changed at this step is said again by the run that changes it.
+        # A resumed run logs its changed arguments again.
         return line["step"] < step or (line["step"] == step and CHANGES not in line)
 
     def last(self, name: str) -> Any:

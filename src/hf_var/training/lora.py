@@ -68,7 +68,7 @@ def add_lora(
         `list[nn.Parameter]`: What is to be trained, in the order of `transformer.parameters()`.
 
     Raises:
-        `ValueError`: If an argument is out of range, a target is no linear layer, there is an adapter already, or
+        `ValueError`: If an argument is out of range, a target is not a linear layer, there is an adapter already, or
             labels are new and not to be trained.
     """
     if isinstance(rank, bool) or not isinstance(rank, int) or rank < 1:
@@ -107,7 +107,7 @@ def save_lora(
     transformer: VARTransformer, folder: str | Path, state_dict: dict[str, torch.Tensor] | None = None
 ) -> None:
     r"""
-    Save the adapter of [`add_lora`] with all that it needs beside the model beneath.
+    Save the adapter of [`add_lora`] with everything that it needs in addition to the base model.
 
     [`VARPipeline.load_lora_weights`] loads the folder, labels included. So does `PeftModel.from_pretrained`, if
     `transformer.set_labels` was called with the names in `labels.json` before.
@@ -136,7 +136,7 @@ def save_lora(
     config = copy.copy(config)
     config.inference_mode = True
     if Path(config.base_model_name_or_path or "").exists():
-        # A folder of this machine says nothing to others, and may say too much.
+        # A path of this machine is useless to others and may reveal private names.
         config.base_model_name_or_path = None
     config.save_pretrained(str(folder))
     labels = {"id2label": transformer.config.id2label}

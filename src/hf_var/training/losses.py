@@ -39,7 +39,7 @@ class ReconstructionConfig(CheckedFields):
 
 class ReconstructionObjective:
     """
-    What a tokenizer's reconstruction costs.
+    The reconstruction loss of a tokenizer.
 
     Args:
         config ([`ReconstructionConfig`]): The weights.
@@ -71,7 +71,7 @@ def reconstruction_loss(
     Weighted sum of mean absolute and mean squared error of `sample` and `target`, in fp32 whatever their dtype.
     """
     sample, target = sample.float(), target.float()
-    # A term without weight costs nothing.
+    # Terms without weight are not computed.
     terms = ((l1_weight, functional.l1_loss), (l2_weight, functional.mse_loss))
     weighted = [weight * distance(sample, target) for weight, distance in terms if weight != 0]
     return torch.stack(weighted).sum() if weighted else sample.new_zeros(())

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""All that happens to weights in a training: gradients, optimizer, schedules and the average."""
+"""Optimization: gradients, optimizer, schedules and the average of the weights."""
 
 import math
 from collections.abc import Callable
@@ -20,7 +20,7 @@ from .sharding import saved_tensor, spread_like
 
 # Those of transformers' get_scheduler that need no further arguments.
 SCHEDULERS = ("linear", "cosine", "cosine_with_restarts", "polynomial", "constant", "constant_with_warmup")
-# Those of them that end where `lr_final_ratio` says.
+# Schedules that end at `lr_final_ratio`.
 DECAYS = ("linear", "cosine")
 # Tables of vectors: decay would pull positions, levels and codes towards each other.
 UNDECAYED_NAMES = ("position", "level_embedding", "offset", "codebook")
