@@ -44,14 +44,14 @@ def load_official_vqvae(checkpoint: str | os.PathLike | Mapping, **config_overri
         checkpoint (`str`, `os.PathLike` or `dict`):
             A `.pth` file, read with `weights_only=True` and memory-mapped, a `.safetensors` file or a state dict.
         config_overrides:
-            Fields of [`VQVAEConfig`] which the file does not tell, in particular `patch_nums`: a file of ten scales is
+            Fields of [`VQVAEConfig`] which the file does not contain, in particular `patch_nums`: a file of ten scales is
             taken for the released 256-pixel model, for any other number they must be given.
 
     Returns:
         [`VQVAEModel`], in evaluation mode.
 
     Raises:
-        `ValueError`: If the file cannot be read, is no such model (the message lists the keys that are missing or left
+        `ValueError`: If the file cannot be read, is not such a model (the message lists the keys that are missing or left
             over), or leaves something open.
     """
     _check_overrides(VQVAEConfig, config_overrides)
@@ -78,7 +78,7 @@ def load_official_var(checkpoint: str | os.PathLike | Mapping, **config_override
         checkpoint (`str`, `os.PathLike` or `dict`):
             A `.pth` file, read with `weights_only=True` and memory-mapped, a `.safetensors` file or a state dict.
         config_overrides:
-            Fields of [`VARConfig`] which the file does not tell: `patch_nums` where its maps are not square or its
+            Fields of [`VARConfig`] which the file does not contain: `patch_nums` where its maps are not square or its
             level buffer is missing, `num_attention_heads` where there is no QK-norm and the width is not 64 per layer,
             `id2label` for other label names than ImageNet-1k's.
 
@@ -86,7 +86,7 @@ def load_official_var(checkpoint: str | os.PathLike | Mapping, **config_override
         [`VARTransformer`], in evaluation mode.
 
     Raises:
-        `ValueError`: If the file cannot be read, is no such model (the message lists the keys that are missing or left
+        `ValueError`: If the file cannot be read, is not such a model (the message lists the keys that are missing or left
             over), or leaves something open.
     """
     _check_overrides(VARConfig, config_overrides)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The one digest that says whether two models are the same."""
+"""Digests of weights and settings, to compare models."""
 
 import hashlib
 import json
@@ -11,7 +11,7 @@ import torch
 
 def fingerprint(configuration: Mapping[str, Any], tensors: Mapping[str, torch.Tensor]) -> str:
     """
-    A short text that changes with everything that it is made of.
+    A digest of a configuration and tensors.
 
     Args:
         configuration (`dict[str, Any]`): Fields that decide what a model does, as JSON knows them.

@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """
-The one decoder of images. A file, a picture or an array becomes a picture of 8 bits or a tensor, with a given number of
-channels: 16 bits keep their range, and what is transparent turns white where the result has no transparency.
+The image decoder of the package. A file, a PIL image or an array becomes an 8-bit PIL image or a tensor with a given number
+of channels. 16 bits are scaled by their full range, and transparent images are composited on white if the result has no
+transparency.
 """
 
 import io
@@ -174,7 +175,7 @@ def _decode_array(
     if isinstance(image, np.ndarray):
         if image.dtype.kind not in "fbiu":
             raise BrokenImageError(f"{name}: an array of {image.dtype} instead of numbers")
-        # Reversed views, for one, are no tensors.
+        # torch does not accept reversed views, for example.
         pixels = torch.from_numpy(np.ascontiguousarray(image))
         pixels = pixels[None] if pixels.ndim == 2 else pixels.movedim(-1, 0)
         layout = f"(height, width, {num_channels})"

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The mode of models, for the time of a block."""
+"""Context manager for the evaluation mode of models."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager

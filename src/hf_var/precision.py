@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""torch's switches for what fp32 products may be rounded to, for the time of a block."""
+"""Context manager for torch's precision of fp32 products."""
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager

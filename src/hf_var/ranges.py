@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """
-Types of configuration fields that carry their ranges, and the one check of them.
+Types of configuration fields that carry their ranges, and the function that checks them.
 
 A field says what it accepts in its annotation, `steps: PositiveInt = 100`, and `check_fields` in the `__post_init__` of
-its dataclass holds the value against it. Argument parsers see the plain type, since `typing.get_type_hints` leaves
+its dataclass checks the value. Argument parsers see the plain type, since `typing.get_type_hints` leaves
 annotations out.
 """
 
@@ -80,7 +80,7 @@ _KINDS: dict[type, tuple[Any, str]] = {
 
 
 class CheckedFields:
-    """Base of dataclasses whose fields are held against their annotations when an object is made."""
+    """Base of dataclasses whose fields are checked against their annotations when an object is created."""
 
     def __post_init__(self) -> None:
         check_fields(self)
@@ -88,11 +88,11 @@ class CheckedFields:
 
 def check_fields(configuration: Any) -> None:
     """
-    Hold every field of a dataclass against its annotation: the kind of value and, where it is `Annotated` with an
+    Check every field of a dataclass against its annotation: the kind of value and, where it is `Annotated` with an
     [`Interval`] or [`OneOf`], the range.
 
     Raises:
-        `ValueError`: For the first field that does not fit, with its name, its value and what would be right.
+        `ValueError`: For the first field that does not fit, with its name, its value and what is accepted.
     """
     hints = get_type_hints(type(configuration), include_extras=True)
     for entry in fields(configuration):

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How likely a model finds images: exact likelihoods of their codes, and the classes that follow by Bayes' rule."""
+"""Exact likelihoods of images' codes, and classification by Bayes' rule."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -67,8 +67,8 @@ def log_likelihood(
     that the transformer gives them when it reads the images' own coarser scales (Tian et al. 2024, equation 2), all in
     one pass, in evaluation mode, without guidance or filters.
 
-    It is the likelihood of the codes, not of the pixels: several images may have the same codes, and what the tokenizer
-    loses has no part in it. Models with other tokenizers cannot be compared by it.
+    It is the likelihood of the codes, not of the pixels: several images may have the same codes, and it ignores what the tokenizer
+    loses. Models with different tokenizers cannot be compared by it.
 
     Args:
         pipe ([`VARPipeline`] or another of our pipelines): The two models.

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Files of weights: foreign ones, of which this is the only place that reads pickles, of tensors alone, and our own."""
+"""Weight files: foreign ones, pickles included (only this file reads them, and only tensors), and the mode of our own."""
 
 import os
 import pickle

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Arguments that several commands have, and what they do with pictures."""
+"""Arguments that several commands share, and reading and writing of images."""
 
 import argparse
 from collections.abc import Sequence

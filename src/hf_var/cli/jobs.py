@@ -76,7 +76,7 @@ def evaluate(argv: Sequence[str]) -> None:
         f"the reconstructions of a tokenizer. {RESUME}",
         epilog="example: hf-var evaluate --model user/var-d16-256 --preset imagenet256 --output outputs/evaluation",
     )
-    # Processes wait for each other as long as it takes: shares differ, and the reference may have to be downloaded.
+    # A long timeout: the processes' shares differ, and the reference may have to be downloaded.
     accelerator = Accelerator(kwargs_handlers=[InitProcessGroupKwargs(timeout=timedelta(days=7))])
     evaluate(config, accelerator)
     if accelerator.is_main_process:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a model makes of images."""
+"""Commands that measure images: `score` and `reconstruct`."""
 
 import argparse
 import math

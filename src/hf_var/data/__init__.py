@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Images or codes from any source that `datasets` reads, in an order that a resumed run continues exactly."""
+"""Images or codes from any source that `datasets` reads, in an order that resumed runs reproduce exactly."""
 
 from .batches import TrainingBatches, ValidationBatches
 from .codes import (

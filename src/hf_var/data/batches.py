@@ -28,12 +28,12 @@ class _CountedBatches:
 
     @property
     def images_seen(self) -> int:
-        """Images that this process looked at in the training so far or in the last pass, the broken ones among them."""
+        """Number of images that this process has read in the training so far or in the last pass, including broken ones."""
         return self._tally.seen
 
     @property
     def broken_images(self) -> int:
-        """Images among them that could not be read."""
+        """Number of these images that could not be read."""
         return self._tally.broken
 
 
@@ -41,9 +41,9 @@ class TrainingBatches(_CountedBatches):
     """
     The endless batches of this process, on the CPU, which a checkpoint continues exactly: to be registered for
     checkpointing with Accelerate, but not prepared. An iterator begins after the last batch that was yielded, or after the
-    one at which the loaded state was taken; what workers prefetched beyond it does not count.
+    one at which the loaded state was taken; what workers prefetched beyond it is ignored.
 
-    Images that cannot be read are left out and counted.
+    Images that cannot be read are skipped and counted.
 
     Args:
         dataset (`Dataset` or `IterableDataset`): The rows.
@@ -89,13 +89,13 @@ class TrainingBatches(_CountedBatches):
                 yield batch
 
     def first_items(self, number: int) -> dict[str, torch.Tensor]:
-        """The first `number` items as training sees them, as one batch. The same in all processes; nothing moves on."""
+        """The first `number` items as training sees them, as one batch. The same in all processes; does not advance the position."""
         batch, tally = self._batches.first_items(number)
         tally.check(self.max_broken_share)
         return batch or {}
 
     def state_dict(self) -> dict[str, Any]:
-        """Where all processes stand after their last batch. All of them have to call it together."""
+        """The positions of all processes after their last batch. All of them have to call it together."""
         own = {
             "process_index": self.process_index,
             "streaming": isinstance(self._batches, StreamedBatches),
@@ -111,7 +111,7 @@ class TrainingBatches(_CountedBatches):
 
         Raises:
             `ValueError`:
-                If the data set is read in another way now. That of a stream depends on the numbers of processes and of
+                If the data set is now read in another way. That of a stream depends on the numbers of processes and of
                 workers and on `shuffle_buffer_size`; otherwise any numbers may change.
         """
         processes = state["processes"]
@@ -169,7 +169,7 @@ class ValidationBatches(_CountedBatches):
             prepared, possible = fit_readers(prepared, self.num_workers, num_processes)
             self.num_workers = min(self.num_workers, possible)
         else:
-            # Every reader of a stream's first rows reads them all.
+            # All readers of a stream's first rows read all of them.
             self.num_workers = min(self.num_workers, 1)
         readers = max(self.num_workers, 1)
         parts = {}
@@ -185,7 +185,7 @@ class ValidationBatches(_CountedBatches):
         self._tally = Tally()
         loader = make_loader(self._rows, self.num_workers, self._keys)
         for loaded in loader if self._keys is not None else (loaded for _, loaded in loader):
-            # A part of a stream ends with nothing.
+            # A part of a stream ends with an empty batch.
             if loaded is not None:
                 self._tally.add(loaded.tally)
                 self._tally.check(self.max_broken_share)
@@ -201,5 +201,5 @@ def warn_of_broken(tally: Tally) -> None:
 
 
 def _some_batches(dataset: Any, batch_size: int, reader: int, num_readers: int) -> Iterable[dict[str, Any]]:
-    # The same batches however many read them, at the price that all readers pass over all of them.
+    # The same batches for any number of readers; the cost is that every reader reads all of them.
     return itertools.islice(dataset.iter(batch_size), reader, None, num_readers)

@@ -29,9 +29,9 @@ from .sources import AnyDataset, features_of
 
 CODES_COLUMN = "codes"
 TOKENIZER_KEY = "hf_var.tokenizer"
-# Fields of a tokenizer's configuration that do not decide on its codes.
+# Fields of a tokenizer's configuration that do not affect its codes.
 INDIFFERENT_FIELDS = ("out_channels", "dropout", "codebook_loss_weight", "commitment_loss_weight")
-# Fields that came later, with the value that stands for what was there before.
+# Fields that were added later, with the value that means the earlier behaviour.
 LATER_FIELDS = {"quantizer": "vq", "fsq_levels": None}
 
 
@@ -41,7 +41,7 @@ def is_codes_dataset(dataset: AnyDataset) -> bool:
 
 
 def check_codes(dataset: AnyDataset, length: int, codebook_size: int) -> None:
-    """Raise a `ValueError` if the first rows are no token maps of the tokenizer."""
+    """Raise a `ValueError` if the first rows are not token maps of the tokenizer."""
     rows = dataset[:64] if isinstance(dataset, datasets.Dataset) else next(dataset.iter(64), {CODES_COLUMN: []})
     lengths = {len(codes or ()) for codes in cast(Any, rows)[CODES_COLUMN]}
     codes: Any = np.asarray(rows[CODES_COLUMN]) if len(lengths) == 1 else np.empty(0)
@@ -60,7 +60,7 @@ def check_codes(dataset: AnyDataset, length: int, codebook_size: int) -> None:
 
 
 def tokenizer_fingerprint(vqvae: VQVAEModel) -> str:
-    """A short text that changes with everything that decides which codes a tokenizer gives."""
+    """A digest of everything that affects the codes of a tokenizer."""
     fields = {name: getattr(vqvae.config, name) for name in inspect.get_annotations(VQVAEConfig)}
     deciding = {name: value for name, value in fields.items() if name not in INDIFFERENT_FIELDS}
     # Codes that were made before there were these fields keep their fingerprint.
@@ -75,8 +75,8 @@ def tokenizer_fingerprint(vqvae: VQVAEModel) -> str:
 
 def codes_fingerprint(source: str) -> str | None:
     """
-    The tokenizer that made a data set of codes, if its parquet files tell: all that are here, or the first one of the
-    Hub's. `None` for any other data set.
+    The tokenizer that made a data set of codes, if its parquet files name it: all local files are read, or the first one on the
+    Hub. `None` for any other data set.
 
     Args:
         source (`str`): A data set that [`load_source`] reads, streamed or not.
@@ -152,7 +152,7 @@ def codes_rows(label_column: Condition | str | None = None, num_labels: int | No
 
     Args:
         label_column (`Condition` or `str`, *optional*):
-            What the images were drawn for: what [`training_labels`], [`validation_labels`] or [`embedding_condition`]
+            The condition of the images: what [`training_labels`], [`validation_labels`] or [`embedding_condition`]
             returned, or the name of a column of numbers.
         num_labels (`int`, *optional*): Number of classes, to check the labels of a named column as they are read.
     """

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A folder of parquet files of codes, written so that a run may be killed at any time and resumed."""
+"""A folder of parquet files of codes, written atomically, so that an interrupted run can be resumed."""
 
 import json
 import os
@@ -19,9 +19,9 @@ from .rows import Tally
 
 FILES = "codes-*.parquet"
 SETTINGS_FILE = ".tokenization.json"
-# In a file's metadata: how many images were looked at for it, and how many of them could not be read.
+# In a file's metadata: how many images were read for it, and how many of them were broken.
 IMAGES_KEY = b"hf_var.images"
-# What a stream of codes reads at a time.
+# Rows that a stream of codes reads at a time.
 ROWS_PER_GROUP = 4096
 
 
@@ -31,7 +31,7 @@ def codes_path(folder: str | Path, unit: int, number: int) -> Path:
 
 
 class CodesFile:
-    """A parquet file of codes that has its name only when it is whole, with the columns and metadata of `schema`."""
+    """A parquet file of codes with the columns and metadata of `schema`, written atomically."""
 
     def __init__(self, path: Path, schema: pyarrow.Schema):
         self.path = path
@@ -66,7 +66,7 @@ class CodesFile:
 
 @dataclass
 class CodesCount:
-    """What files of codes hold: their rows, the images that were looked at, and how many of those are broken."""
+    """Counts of files of codes: rows, images that were read, and broken ones among these."""
 
     rows: int = 0
     images: int = 0
@@ -74,7 +74,7 @@ class CodesCount:
 
 
 def count_codes(paths: Sequence[Path]) -> CodesCount:
-    """What whole files hold, as their metadata tell."""
+    """The counts of complete files, from their metadata."""
     count = CodesCount()
     for path in paths:
         metadata = pyarrow.parquet.read_metadata(path)

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """
-What an image is drawn for, from the row of a data set to the argument of a transformer: its class, or an embedding.
+Conditions of images, classes or embeddings: from a row of a data set to an argument of the transformer.
 
-A condition knows its column, and what of a row becomes `class_labels` or `class_embeds`. Row readers ask it and know
-nothing of labels themselves.
+A condition knows its column, and makes `class_labels` or `class_embeds` from a row. Row readers use it and contain no
+code for labels.
 """
 
 from collections.abc import Mapping, Sequence
@@ -22,13 +22,13 @@ from .sources import AnyDataset, check_column, features_of
 
 logger = logging.get_logger(__name__)
 
-# More are numbers that mean something else, such as those of the images.
+# More classes suggest numbers with another meaning, such as ids of images.
 MOST_CLASSES = 2**20
 TEXT_TYPES = ("string", "large_string", "string_view")
 
 
 class Condition(Protocol):
-    """What becomes the condition of an item."""
+    """Makes the condition of an item."""
 
     @property
     def source_column(self) -> str:
@@ -146,7 +146,7 @@ def embedding_condition(dataset: AnyDataset, column: str) -> EmbeddingCondition:
         for columns in dataset.select_columns([column]).with_format("numpy").iter(batch_size=4096):
             embeddings = cast(Any, columns)[column]
             if not (isinstance(embeddings, np.ndarray) and embeddings.ndim == 2 and np.isfinite(embeddings).all()):
-                # Says which row it is.
+                # The error names the row.
                 for embedding in embeddings:
                     condition.read({column: embedding})
     return condition

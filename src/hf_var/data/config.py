@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How data sets are read: the configurations of this floor, whose fields are arguments of the scripts."""
+"""Configurations of reading data sets; their fields are arguments of the scripts."""
 
 from dataclasses import dataclass, field
 from typing import Annotated
@@ -50,7 +50,7 @@ class ReadingConfig(CheckedFields):
 
 @dataclass(kw_only=True)
 class DataConfig(ReadingConfig):
-    """What a training and its validation read, in which batches."""
+    """Data and batches of a training and its validation."""
 
     train_data: str = field(
         metadata={"help": "Hub data set, folder of images in class folders, or glob of parquet or tar files"}

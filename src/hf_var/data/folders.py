@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """
-Folders of image files. `datasets` takes words such as `test` in the names of files for splits, and leaves out what is
-linked or has an unusual ending. Here every image file is read, or the folder is refused with the name of what would be
-left out.
+Folders of image files. `datasets` takes words such as `test` in the names of files for splits, and skips links and
+unusual suffixes. Here every image file is read; if one would be skipped, the folder is refused with an error that names
+the file.
 
 The class of an image is the first folder below that of the data set. Folders called like splits are splits if there is
 nothing beside them.
@@ -26,7 +26,7 @@ SPLIT_FOLDERS = {
     **dict.fromkeys(("test", "testing", "eval", "evaluation"), "test"),
 }
 IMAGE_ENDINGS = {*DatasetsFolder.EXTENSIONS, ".avif", ".heic", ".heif", ".jxl", ".dng", ".svg"}
-# What often lies beside images; all else is opened to see whether it is one.
+# Suffixes of files that often accompany images; all other files are opened to see whether they are images.
 TEXT_ENDINGS = {".txt", ".json", ".jsonl", ".csv", ".tsv", ".xml", ".md", ".yaml", ".yml", ".html", ".py", ".log"}
 DATA_ENDINGS = {".parquet", ".arrow", ".tar", ".zip"}
 
@@ -105,7 +105,7 @@ class ImageFolder:
         return dataset
 
     def _with_metadata(self, split: str, streaming: bool) -> Any:
-        """Metadata are joined by `datasets`, which leaves out what they do not name."""
+        """Joined with metadata by `datasets`, which skips images that the metadata do not name."""
         arguments: dict[str, Any] = {"path": self.folder}
         if list(self.splits) == ["train"]:
             # As one split, whatever words the names of the files have.
@@ -181,7 +181,7 @@ def _is_image(path: str) -> bool:
     try:
         with Image.open(path):
             return True
-    # Whatever Pillow says of a file that is none of its own.
+    # Any error that Pillow raises for a file that it does not recognise.
     except Exception:
         return False
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Rows with encoded images, or arrays in their place, to model inputs."""
+"""From rows with encoded images or arrays to model inputs."""
 
 import os
 import random
@@ -33,7 +33,7 @@ class ImageTransform:
 
     Args:
         reading ([`ReadingConfig`]): `interpolation` and `resize_ratio`.
-        augment ([`AugmentConfig`], *optional*): The distortions; `None`: this is no training.
+        augment ([`AugmentConfig`], *optional*): The distortions; `None` outside of training.
         image_size (`tuple[int, int]`): Height and width.
         num_channels (`int`): Channels of images; arrays bring their own.
     """
@@ -194,7 +194,7 @@ class ImageRows:
 
 
 def _remote_image(path: str) -> Image.Image:
-    """A file of a stream that lies on the Hub, to which `datasets` knows the way."""
+    """A file of a stream on the Hub, opened through `datasets`."""
     try:
         return datasets.Image().decode_example({"path": path, "bytes": None})
     except Exception as error:
@@ -222,7 +222,7 @@ def image_rows(
         image_size (`tuple[int, int]`, *optional*): Height and width of the model's inputs; `None`: images keep theirs.
         in_channels (`int`): Channels of the model's inputs.
         label_column (`Condition` or `str`, *optional*):
-            What the images are drawn for: what [`training_labels`], [`validation_labels`] or [`embedding_condition`]
+            The condition of the images: what [`training_labels`], [`validation_labels`] or [`embedding_condition`]
             returned, or the name of a column of numbers.
         num_labels (`int`, *optional*): Number of classes, to check the labels of a named column as they are read.
 
@@ -255,7 +255,7 @@ def image_rows(
 
 class OrderedImages(Dataset):
     """
-    All images of a data set in their order, of one size, none of which may be broken.
+    All images of a data set in their order, of one size, where broken images are errors.
 
     Args:
         name (`str`): What messages call the data set.
@@ -306,7 +306,7 @@ class OrderedImages(Dataset):
 
     def _pixels(self, number: int, row: dict[str, Any]) -> np.ndarray:
         try:
-            # Nothing is random: there is no augmentation.
+            # No generator, because there is no augmentation.
             return self._read_row(row, random.Random(0))["pixel_values"]
         except BrokenImageError as error:
             raise ValueError(f"Row {number} of {self.name} cannot be used: {error}") from error

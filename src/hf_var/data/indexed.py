@@ -13,14 +13,14 @@ from .config import DataConfig
 from .rows import ItemReader, Loaded, RowReader, Tally, collate, make_loader, rows_of
 
 
-# So many broken images in a row, chosen at random, are no accident.
+# This many broken images in a row, chosen at random, indicate a fault of the data set.
 MOST_REPLACEMENTS = 100
 
 
 class IndexedRows(Dataset):
     """
-    Batches by the range of their rows, in order and without the broken ones. What is random in an item follows from
-    `seed` and the row's number.
+    Batches by the range of their rows, in order and without the broken ones. The random numbers of an item depend only
+    on `seed` and the row's number.
     """
 
     def __init__(self, dataset: datasets.Dataset, read_row: RowReader, seed: int = 0):
@@ -100,7 +100,7 @@ class IndexedBatches:
             yield loaded
 
     def position(self) -> dict[str, Any]:
-        """Where the walk stands after the last batch that was yielded."""
+        """Position of the walk after the last batch that was yielded."""
         return {"images": self.batches_yielded * self.batch_size * self.num_processes}
 
     def load_positions(self, positions: list[dict[str, Any]]) -> None:

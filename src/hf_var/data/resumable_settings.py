@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Settings beside the files that a run writes, so that it is resumed only as it was begun."""
+"""Settings saved next to a run's files, checked when the run is resumed."""
 
 import json
 import os

@@ -15,7 +15,7 @@ from ..image_decoding import BrokenImageError, normalize_pixels
 from .sources import AnyDataset
 
 
-# A share says nothing before this many images were seen.
+# The share of broken images is not checked before this many images were read.
 FEWEST_IMAGES_SEEN = 100
 
 
@@ -36,7 +36,7 @@ class RowReader(Protocol):
 
 @dataclass
 class Tally:
-    """Images that a process looked at, and those of them that could not be read."""
+    """Numbers of images that a process read, and of broken ones among these."""
 
     seen: int = 0
     broken: int = 0
@@ -48,7 +48,7 @@ class Tally:
         self.last_reason = other.last_reason or self.last_reason
 
     def check(self, max_broken_share: float) -> None:
-        """Raise a `ValueError` if too many of a fair number of images are broken."""
+        """Raise a `ValueError` if the share of broken images is too high."""
         if self.seen >= FEWEST_IMAGES_SEEN and self.broken > max_broken_share * self.seen:
             raise ValueError(
                 f"{self.broken} of {self.seen} images cannot be read, more than `max_broken_share` = "
@@ -57,7 +57,7 @@ class Tally:
 
 
 class Loaded(NamedTuple):
-    """A batch, `None` if no image of it can be read, and the images that were looked at for it."""
+    """A batch, `None` if none of its images can be read, and the counts of the images that were read for it."""
 
     batch: dict[str, torch.Tensor] | None
     tally: Tally
@@ -121,9 +121,9 @@ def make_loader(dataset: Dataset, num_workers: int, keys: Iterable[Any] | None =
         num_workers=num_workers,
         collate_fn=_as_it_is,
         pin_memory=torch.cuda.is_available(),
-        # Launchers tell all processes that a machine is taken away; the loading ones end with the one they load for.
+        # Launchers send SIGTERM to all processes; the loading ones ignore it and end together with their parent.
         worker_init_fn=_ignore_sigterm,
-        # Without its own, an iterator takes a number from torch's default generator, and a resumed run has one more.
+        # Without its own generator, an iterator takes a number from torch's default one, and a resumed run takes one more.
         generator=torch.Generator(),
     )
 

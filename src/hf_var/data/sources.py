@@ -15,9 +15,9 @@ from .folders import ImageFolder
 
 AnyDataset = datasets.Dataset | datasets.IterableDataset
 
-# What datasets says of parquet files without rows, and pyarrow of tar files without members.
+# Messages of datasets for parquet files without rows, and of pyarrow for tar files without members.
 EMPTY_MESSAGES = ("corresponds to no data", "Must pass at least one table")
-# What Python says of a `.cls` in a tar file that datasets reads as a number.
+# Python's message for a `.cls` in a tar file that datasets reads as a number.
 NO_NUMBER_MESSAGE = "invalid literal for int()"
 # A tar file ends with two empty blocks.
 TAR_END = bytes(1024)
@@ -131,7 +131,7 @@ def holds_files(feature: Any) -> bool:
 
 
 def _is_image(feature: Any) -> bool:
-    # What other writers call a structure is an image of `datasets`.
+    # Other writers store as a structure what is an image in `datasets`.
     is_structure = isinstance(feature, dict) and "bytes" in feature and feature.keys() <= {"bytes", "path"}
     return isinstance(feature, datasets.Image) or is_structure
 

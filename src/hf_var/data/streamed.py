@@ -118,7 +118,7 @@ class StreamedBatches:
             yield loaded
 
     def read(self, worker: int) -> Iterator[tuple[Loaded, dict[str, Any]]]:
-        """The batches that one worker of this process loads from where it stands, and where it stands then."""
+        """The batches that one worker of this process loads from its position on, each with the position after it."""
         config = self.config
         index = self.process_index * self.num_workers + worker
         dataset = part_of_stream(self.dataset, index, self.num_processes * self.num_workers)
@@ -167,7 +167,7 @@ class StreamedBatches:
             raise ValueError(f"No image of the stream can be read. The last one: {tally.last_reason}")
 
     def position(self) -> dict[str, Any]:
-        """Where the readers stand after the last batch that was yielded."""
+        """The positions of the readers after the last batch that was yielded."""
         return {"readers": list(self.readers), "next_worker": self.next_worker} | self._topology()
 
     def load_positions(self, positions: list[dict[str, Any]]) -> None:
@@ -204,7 +204,7 @@ class _Readers(IterableDataset):
     def __iter__(self) -> Iterator[tuple[Loaded, dict[str, Any]] | None]:
         info = get_worker_info()
         worker = 0 if info is None else info.id
-        # A loader begins with its first worker. Those that have had their turn let it pass.
+        # A loader always begins with its first worker. Workers that already had their turn skip it.
         if worker < self.batches.next_worker:
             yield None
         yield from self.batches.read(worker)

@@ -3,8 +3,7 @@
 Images to parquet files of codes, once for all trainings on them.
 
 The work is cut into units, each of which becomes one file. What a file holds depends on the images, the arguments and its
-number alone, and it has its name only when it is whole: processes share the units, and a run that was stopped is resumed
-with those that have no file yet.
+number alone, and it is written atomically. Processes share the units, and a resumed run encodes the units without a file.
 """
 
 import random
@@ -121,7 +120,7 @@ class CropTransform(ImageTransform):
         super().__init__(config, config if config.num_crops > 1 else None, image_size, num_channels)
         self.num_crops = config.num_crops
         self.adds_mirrors = config.horizontal_flip
-        # Both sides become rows, nothing is left to chance.
+        # Both the image and its mirror image become rows, without randomness.
         self.flips = False
 
     def pixels(self, image: Image.Image | torch.Tensor, generator: random.Random | None = None) -> np.ndarray:
@@ -178,10 +177,10 @@ def make_units(
 def tokenize_dataset(config: TokenizationConfig, accelerator: Accelerator) -> CodesCount:
     """
     Write the codes of all images of a data set as parquet files with the columns `codes` and, where the images have
-    labels, `label`, and a data set card. All processes call it together. It may be killed at any time: called again
-    with the same arguments, it goes on with the files that are missing.
+    labels, `label`, and a data set card. All processes call it together. If interrupted, call it again
+    with the same arguments to resume.
 
-    What is drawn for an image depends on `seed` and its place in the data set (in its shard, if it is streamed).
+    The random numbers of an image depend on `seed` and its place in the data set (in its shard, if it is streamed).
 
     Args:
         args ([`TokenizationConfig`]): The arguments.
@@ -192,10 +191,10 @@ def tokenize_dataset(config: TokenizationConfig, accelerator: Accelerator) -> Co
 
     Raises:
         `ValueError`:
-            If the data set is empty or has not what is asked for, if too many of its images cannot be read, or if the
+            If the data set is empty or lacks a requested column, if too many of its images cannot be read, or if the
             folder was begun with other arguments.
     """
-    # Everything that can be wrong with the input is found before any work.
+    # All input is checked before any work.
     vqvae = VQVAEModel.from_pretrained(config.vqvae, dtype=torch.float32).eval().requires_grad_(False)
     dataset = load_source("data", config.data, config.split, ["train"], config.streaming)
     if is_codes_dataset(dataset):

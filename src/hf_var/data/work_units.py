@@ -16,7 +16,7 @@ from .rows import RowReader, Tally, make_loader
 from .streamed import StreamedRows
 
 
-# Where a stream has too few shards and is cut smaller. More of them cost less work when a run is killed.
+# Pieces that a stream with too few shards is cut into. With more of them an interrupted run loses less work.
 UNITS_PER_PROCESS = 16
 
 

@@ -1,2 +1,2 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What is published: cards, names and uploads."""
+"""Publishing on the Hub: model cards, names and uploads."""

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The model cards of what was trained."""
+"""Model cards of trained tokenizers and pipelines."""
 
 import math
 from collections.abc import Mapping
@@ -66,7 +66,7 @@ def write_model_card(
         "vqvae_card.md",
         output_dir,
         {
-            # There is no category for tokenizers; this one is where people look for encoders.
+            # The Hub has no category for tokenizers; this is the one of encoders.
             "pipeline_tag": "image-feature-extraction",
             "tags": ["image-tokenizer", "vq-vae", "var"],
             "base_model": _hub_name(recipe, "pretrained_vqvae"),

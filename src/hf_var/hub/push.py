@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Repositories and uploads, of a result and of what a training has so far."""
+"""Repositories and uploads, at the end of a training and during it."""
 
 import glob
 import shutil
@@ -23,8 +23,8 @@ PREFIX = "unfinished-push-"
 
 def create_repository(output_dir: str | Path, repo_id: str | None = None) -> str:
     """
-    Make sure that a repository exists and may be written to; at the start of a training, so that a missing token is not
-    found out at its end.
+    Make sure that a repository exists and may be written to; at the start of a training, so that a missing token is
+    found at once.
 
     Args:
         output_dir (`str`): Folder of the result.
@@ -61,14 +61,14 @@ def push_result(output_dir: str | Path, repo_id: str | None = None) -> str:
 
 class BackgroundPush:
     """
-    Uploads what a training has so far while it goes on, one upload at a time. For one process of a run, after
+    Uploads intermediate results of a training in the background, one upload at a time. For one process of a run, after
     [`create_repository`].
 
     Not by `HfApi.run_as_future`: a program that is stopped would wait for the threads of its pool.
 
     Args:
         repo_id (`str`): Repository, with its namespace.
-        output_dir (`str`): Holds the folders that are uploaded. Those of a killed run are removed.
+        output_dir (`str`): Holds the folders that are uploaded. Those of an interrupted run are removed.
     """
 
     def __init__(self, repo_id: str, output_dir: str | Path):
@@ -113,7 +113,7 @@ class BackgroundPush:
     def _upload(self, folder: Path, message: str) -> None:
         try:
             HfApi().upload_folder(repo_id=self.repo_id, folder_path=folder, commit_message=message)
-        # Whatever goes wrong there, the training is worth more than the upload.
+        # Any error only warns: a failed upload must not stop the training.
         except Exception as error:
             logger.warning(f"The upload {message!r} to {self.repo_id} failed, the training continues: {error}")
         finally:

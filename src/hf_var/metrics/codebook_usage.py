@@ -45,9 +45,9 @@ class CodeStatistics:
         Returns:
             `dict[str, float]`: `usage` (share of the codes that any scale chose) and `dead_codes` (number of those chosen
             less than 3 % as often as the average one); and for every scale k `usage_k` (share of the codes that it
-            chose), `perplexity_k` (exponential of the entropy: the number of equally frequent codes with the same entropy),
-            `dead_codes_k` (number of codes it never chose) and `reached_k` (codes it chose, divided by the number that equally many uniformly
-            random tokens reach on average; use it to judge coarse scales).
+            chose), `perplexity_k` (exponential of the entropy: the number of equally frequent codes with the same
+            entropy), `dead_codes_k` (number of codes it never chose) and `reached_k` (codes it chose, divided by the
+            number that equally many uniformly random tokens reach on average; use it to judge coarse scales).
         """
         hits = self.synchronize().cpu()
         total = hits.sum(dim=0)

@@ -76,8 +76,8 @@ class Optimization:
         optimization.finish_step()
     ```
 
-    Learning rate and weight decay follow from the configuration and the number of steps alone, so that a resumed run
-    takes those of its own arguments.
+    Learning rate and weight decay depend only on the configuration and the number of steps, so that a resumed run
+    uses its own arguments.
 
     Args:
         accelerator (`Accelerator`): Prepares model and optimizer.
@@ -107,7 +107,7 @@ class Optimization:
         self.average = AveragedWeights(weights, config.ema_decay) if config.ema_decay > 0 else None
 
     def minimize(self, loss: torch.Tensor) -> None:
-        """After a forward pass: add up its gradients, and after the last one of a step move the weights."""
+        """After a forward pass: accumulate its gradients, and after the last one of a step update the weights."""
         self.accelerator.backward(loss)
         if self.accelerator.sync_gradients:
             self.gradient_norm = self.accelerator.clip_grad_norm_(self.model.parameters(), self.config.max_grad_norm)
@@ -115,14 +115,14 @@ class Optimization:
         self._prepared.zero_grad()
 
     def finish_step(self) -> None:
-        """After an optimizer step: move the schedules and the average."""
+        """After an optimizer step: advance the schedules and the average."""
         self.steps += 1
         self._follow_schedules()
         if self.average is not None:
             self.average.step(self.weights.parameters())
 
     def averaged(self) -> AbstractContextManager[nn.Module]:
-        """The averaged weights in place of the present ones, for the time of a block."""
+        """The averaged weights in place of the current ones inside the block."""
         return averaged_weights(self.average, self.weights)
 
     @property
@@ -167,7 +167,7 @@ class Optimization:
 
 
 def make_optimizer(model: nn.Module, config: OptimizerConfig) -> torch.optim.AdamW:
-    """AdamW for the parameters that need a gradient, whose weight decay acts on matrices and convolutions alone."""
+    """AdamW for the parameters that need a gradient, with weight decay only on matrices and convolutions."""
     decayed, undecayed = [], []
     for name, parameter in model.named_parameters():
         if parameter.requires_grad:

@@ -21,7 +21,7 @@ def writing(output_dir: str | Path) -> Iterator[None]:
     Write inside the block.
 
     Raises:
-        `OSError`: If something cannot be written, with the path, the reason and what is safe.
+        `OSError`: If something cannot be written; the message has the path, the reason and the complete checkpoints.
     """
     try:
         yield
@@ -51,7 +51,7 @@ def show_image(trackers: Iterable[Any], path: Path, name: str, step: int) -> Non
     """Show an image file to the trackers that take images."""
     pixels = Image.open(path).convert("RGB")
     for tracker in trackers:
-        # The two take them in different forms.
+        # The two trackers need different formats.
         if tracker.name == "tensorboard":
             tracker.log_images({name: np.asarray(pixels)[None]}, step, dataformats="NHWC")
         elif tracker.name == "wandb":

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The global random number generators, from which libraries draw, and torch's dropout."""
+"""The global random number generators, which libraries and torch's dropout use."""
 
 import random
 from typing import Any

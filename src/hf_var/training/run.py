@@ -41,7 +41,7 @@ MATMUL_PRECISIONS = {
 
 @dataclass(kw_only=True)
 class RunConfig(CheckedFields):
-    """How long and how precisely a training runs, and what it writes."""
+    """Length and precision of a training run, and its outputs."""
 
     output_dir: str = field(metadata={"help": "folder for the trained model, its log and its checkpoints"})
     max_train_steps: PositiveInt = field(default=10_000, metadata={"help": "optimizer steps"})
@@ -74,7 +74,7 @@ class RunConfig(CheckedFields):
 
 class TrainingRun:
     """
-    Counts optimizer steps and does what is due after each.
+    Counts optimizer steps and handles logging, checkpoints and stopping.
 
     ```python
     run = TrainingRun(config, accelerator, "train", batch_size, identity)
@@ -87,8 +87,8 @@ class TrainingRun:
                 run.save_if_due()
     ```
 
-    Metrics are kept on their device and read when they are logged, saved or judged, so that other steps need not wait
-    for it.
+    Metrics stay on their device until they are logged, saved or checked, so that other steps need not wait
+    for the device.
 
     After SIGTERM a run writes a checkpoint after the step it is at, with several processes after that of the one that is
     furthest behind, and exits.
@@ -98,13 +98,13 @@ class TrainingRun:
         accelerator (`Accelerator`): That of [`make_accelerator`].
         name (`str`): Name of the run for trackers.
         batch_size (`int`): Images per process and forward pass.
-        identity ([`RunIdentity`]): What a checkpoint is compared with before anything is loaded from it.
+        identity ([`RunIdentity`]): Compared with that of a checkpoint before anything is loaded from it.
         tokens_per_image (`int`, *optional*): To log tokens per second beside images.
 
     Raises:
         `ValueError`:
-            If there is no checkpoint to resume from, if it was made with something else that is fixed, or if there are
-            checkpoints where none is to be resumed.
+            If there is no checkpoint to resume from, if a fixed value differs from the checkpoint's, or if the folder has
+            checkpoints but the run is not resumed.
     """
 
     def __init__(
@@ -136,12 +136,12 @@ class TrainingRun:
     @contextmanager
     def started(self, parts: Mapping[str, Any], arguments: Mapping[str, Any] | None = None) -> Iterator[None]:
         """
-        Load the checkpoint, if there is one to resume from, and log, report progress and listen to SIGTERM until the end
-        of the block.
+        Load the checkpoint if the run is resumed, and log, report progress and handle SIGTERM until the end of the
+        block.
 
         Args:
             parts (`dict[str, Any]`):
-                What a checkpoint holds, by name: models, and objects with `state_dict` and `load_state_dict`.
+                The parts of a checkpoint by name: models, and objects with `state_dict` and `load_state_dict`.
             arguments (`dict[str, Any]`, *optional*): Arguments of the training, for trackers.
 
         Raises:
@@ -175,14 +175,14 @@ class TrainingRun:
             yield next(stream)
 
     def add(self, loss: torch.Tensor, **metrics: torch.Tensor) -> None:
-        """Note the loss, and other metrics, of one forward pass."""
+        """Add the loss, and other metrics, of one forward pass."""
         self._metrics.append({name: value.detach() for name, value in {"loss": loss, **metrics}.items()})
 
     def finish_step(
         self, learning_rate: float, gradient_norm: torch.Tensor | float | None = None, **counts: int
     ) -> None:
         """
-        Count an optimizer step, and log it if it is time to.
+        Count an optimizer step, and log it if this is due.
 
         Args:
             learning_rate (`float`): That of the next step.
@@ -198,7 +198,7 @@ class TrainingRun:
             [torch.stack([metrics[name].float() for name in names]) for metrics in self._metrics]
         ).mean(dim=0)  # (metrics,)
         self._metrics.clear()
-        # Not a number if any metric is not finite, such as the loss of a discriminator.
+        # NaN if any metric is not finite, such as the loss of a discriminator.
         self._unchecked_losses.append(step_metrics[0] + 0.0 * step_metrics.sum())
         self.progress.update()
         self._stop.agree()
@@ -207,7 +207,7 @@ class TrainingRun:
             means = cast(torch.Tensor, self.accelerator.reduce(step_metrics, reduction="mean")).tolist()
             metrics = dict(zip(names, means, strict=True)) | {"learning_rate": learning_rate}
             norm = math.nan if gradient_norm is None else float(gradient_norm)
-            # Not finite where fp16 overflowed and the step was left out.
+            # Not finite if fp16 overflowed and the step was skipped.
             if math.isfinite(norm):
                 metrics["gradient_norm"] = norm
             for name, count in counts.items():
@@ -221,7 +221,7 @@ class TrainingRun:
 
     def save_if_due(self) -> None:
         """
-        Write a checkpoint if it is time to, or if the run is to stop, which it then does.
+        Write a checkpoint if this is due or the run was asked to stop; in that case exit.
 
         Raises:
             `ValueError`: If a loss since the last time, or a weight, is not finite.
@@ -231,7 +231,7 @@ class TrainingRun:
         is_due = config.checkpointing_steps > 0 and self.step % config.checkpointing_steps == 0
         if is_due or self._stop.is_agreed:
             self.check_losses()
-            # A step may spoil weights whose loss was still good.
+            # A step may make weights non-finite although its loss was finite.
             self.check_weights()
             with self.writing():
                 save_checkpoint(
@@ -284,7 +284,7 @@ class TrainingRun:
             show_image(self.accelerator.trackers, path, name, self.step)
 
     def writing(self) -> AbstractContextManager[None]:
-        """A block in which what cannot be written becomes an `OSError` that says what is safe."""
+        """A block in which errors of writing become an `OSError` that names the complete checkpoints."""
         return writing(self.config.output_dir)
 
     def show(self, **metrics: str) -> None:
@@ -294,7 +294,7 @@ class TrainingRun:
             self.progress.set_postfix(self._shown, refresh=False)
 
     def restart_clock(self) -> None:
-        """Leave the time until now out of the images per second."""
+        """Exclude the time until now from the images per second."""
         self._clock, self._clock_step = time.perf_counter(), self.step
 
     @property
@@ -344,7 +344,7 @@ class TrainingRun:
         return speed
 
     def _report_changes(self) -> None:
-        """Say which arguments are others than those of the checkpoint."""
+        """Report arguments that differ from those of the checkpoint."""
         if self._changes and self.accelerator.is_main_process:
             changes = [f"`{name}` {now!r}, was {before!r}" for name, (before, now) in self._changes.items()]
             logger.warning(f"Resumed after step {self.step} with other arguments: {'; '.join(changes)}.")
@@ -352,7 +352,7 @@ class TrainingRun:
 
     def _start_trackers(self, arguments: Mapping[str, Any]) -> None:
         self.accelerator.log_with = [self.log, *self.accelerator.log_with]
-        # Trackers know no lists. What a stopped run logged after its last checkpoint is logged again.
+        # Trackers do not accept lists. A resumed run logs again what was logged after the last checkpoint.
         values = {name: value for name, value in arguments.items() if isinstance(value, (str, int, float))}
         options = {"tensorboard": {"purge_step": self.step + 1}}
         self.accelerator.init_trackers(self.name, config=values, init_kwargs=options)
@@ -363,6 +363,6 @@ class TrainingRun:
             initial=self.step,
             disable=not self.accelerator.is_local_main_process,
             desc=self.name,
-            # A log file gets a line now and then instead of ten a second.
+            # If the output is a log file, the progress bar writes fewer lines.
             mininterval=0.1 if sys.stderr.isatty() else 30,
         )

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What trainings of both stages do before the first step and after the last one."""
+"""Setup and end of the trainings of both stages: rows, batches and the contents of model cards."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -31,7 +31,7 @@ def load_splits(data: DataConfig, run: RunConfig) -> tuple[AnyDataset, AnyDatase
     The rows of the training, and those of its validation if it has one.
 
     Raises:
-        `ValueError`: If rows cannot be read, or if a validation is due but has none.
+        `ValueError`: If rows cannot be read, or if a validation is requested without rows.
     """
     if data.validation_data is None and run.validation_steps > 0:
         raise ValueError(f"`validation_steps` = {run.validation_steps} needs `validation_data`.")
@@ -61,7 +61,7 @@ def card_contents(
     marks: Mapping[str, int] | None = None,
 ) -> dict[str, Any]:
     """
-    Plot the training's curves, and collect what a model card shows.
+    Plot the training's curves, and collect the contents of the model card.
 
     Args:
         run ([`TrainingRun`]): The training.

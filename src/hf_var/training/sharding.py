@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Models whose parameters are spread over processes (FSDP2), as whole ones."""
+"""Whole weights of models that are sharded over processes (FSDP2)."""
 
 from collections.abc import Callable, Mapping
 from typing import TypeVar, cast

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""States of objects as safetensors files, which hold tensors and JSON and cannot run code when they are read."""
+"""States of objects as safetensors files: tensors and JSON, so reading them cannot run code."""
 
 import json
 from collections.abc import Mapping
@@ -14,7 +14,7 @@ from safetensors.torch import save_file
 from ..weight_files import use_umask
 
 
-# The key under which a tensor's name stands in place of the tensor.
+# Key of the placeholder that replaces a tensor by its name.
 TENSOR = "tensor"
 
 

@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """
-Stopping after the step that a run is at: a machine that is taken away sends SIGTERM first.
+Stopping a run after the current step. Schedulers send SIGTERM before they take a machine away.
 
 Accelerate's `set_trigger` and `check_trigger` agree through the accelerator, for which every step would have to wait.
 """
@@ -15,7 +15,7 @@ import torch
 
 
 class StopRequest:
-    """SIGTERM to any process, on which all of them agree after a step."""
+    """Detects SIGTERM in any process; all processes agree on it after a step."""
 
     def __init__(self, num_processes: int):
         self.num_processes = num_processes
@@ -29,7 +29,7 @@ class StopRequest:
         """Catch SIGTERM inside the block. A second one ends the process at once."""
         # Through the CPUs, so that no step waits for a device.
         self._group = torch.distributed.new_group(backend="gloo") if self.num_processes > 1 else None
-        # Only a program's main thread may ask for signals.
+        # Only a program's main thread may install signal handlers.
         if threading.current_thread() is threading.main_thread():
             self._handler = signal.signal(signal.SIGTERM, self._ask)
         try:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a transformer reads and predicts in training."""
+"""Inputs and targets of a transformer in training."""
 
 from typing import Any, cast
 

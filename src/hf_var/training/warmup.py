@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The forward pass of a tokenizer in training, which can leave the quantizer out."""
+"""The forward pass of a tokenizer in training, with or without the quantizer."""
 
 import torch
 from torch import nn
@@ -9,8 +9,8 @@ from ..autoencoders import VQVAEModel, VQVAEOutput
 
 class VQVAEWarmup(nn.Module):
     """
-    A tokenizer whose `forward` can leave the quantizer out, as if the codebook were infinitely fine. Both ways are one
-    `forward`, because that is what distributed training watches.
+    A tokenizer whose `forward` can skip the quantizer, as if the codebook were infinitely fine. Both variants are one
+    `forward`, because distributed training wraps only this method.
     """
 
     def __init__(self, vqvae: VQVAEModel):
