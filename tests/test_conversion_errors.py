@@ -144,9 +144,9 @@ def test_files_without_a_state_dict(load, tmp_path, content, message):
 
 
 def test_one_model_given_as_the_other(official_vqvae, official_var):
-    with pytest.raises(ValueError, match=r"no official VAR transformer.*'pos_1LC'.* missing.* holds .*'decoder"):
+    with pytest.raises(ValueError, match=r"not an official VAR transformer.*'pos_1LC'.* missing.* holds .*'decoder"):
         load_official_var(official_vqvae)
-    with pytest.raises(ValueError, match=r"no official VQVAE.*'encoder.conv_in.weight'.* missing.*'attn_bias_for"):
+    with pytest.raises(ValueError, match=r"not an official VQVAE.*'encoder.conv_in.weight'.* missing.*'attn_bias_for"):
         load_official_vqvae(official_var)
 
 
@@ -224,9 +224,9 @@ def test_unknown_number_of_heads():
 
 
 def test_overrides(official_vqvae, official_var):
-    with pytest.raises(ValueError, match="`patch_num` is no field of VQVAEConfig. Did you mean `patch_nums`?"):
+    with pytest.raises(ValueError, match="`patch_num` is not a field of VQVAEConfig. Did you mean `patch_nums`?"):
         load_official_vqvae(official_vqvae, patch_num=(1, 2))
-    with pytest.raises(ValueError, match="`heads` is no field of VARConfig"):
+    with pytest.raises(ValueError, match="`heads` is not a field of VARConfig"):
         load_official_var(official_var, heads=2)
     with pytest.raises(ValueError, match=r"class_emb.weight has the shape \(11, 16\)"):
         load_official_var(official_var, num_labels=7)

@@ -162,7 +162,7 @@ def _check_overrides(config_class: type, overrides: dict) -> None:
         if name not in known:
             near = difflib.get_close_matches(name, known, n=1)
             hint = f" Did you mean `{near[0]}`?" if near else ""
-            raise ValueError(f"`{name}` is no field of {config_class.__name__}.{hint}")
+            raise ValueError(f"`{name}` is not a field of {config_class.__name__}.{hint}")
 
 
 def _require_keys(state_dict: StateDict, kind: str, required: dict[str, int]) -> None:
@@ -171,12 +171,12 @@ def _require_keys(state_dict: StateDict, kind: str, required: dict[str, int]) ->
     if missing:
         present = [name for name in state_dict if name not in required]
         raise ValueError(
-            f"`checkpoint` is no official {kind}: the keys {missing} are missing, and it holds {listing(present)}."
+            f"`checkpoint` is not an official {kind}: the keys {missing} are missing, and it holds {listing(present)}."
         )
     for name, num_dimensions in required.items():
         if state_dict[name].ndim != num_dimensions:
             raise ValueError(
-                f"`checkpoint` is no official {kind}: {name} has {state_dict[name].ndim} instead of {num_dimensions} "
+                f"`checkpoint` is not an official {kind}: {name} has {state_dict[name].ndim} instead of {num_dimensions} "
                 "dimensions."
             )
 
@@ -359,7 +359,7 @@ def _fill(model, names: dict[str, tuple[str, int | None]], state_dict: StateDict
     left_over = [name for name in state_dict if name not in expected and not DERIVED_BUFFERS.fullmatch(name)]
     if missing or left_over:
         raise ValueError(
-            f"`checkpoint` is no official {kind} that this package knows: missing keys {listing(missing)}, left over "
+            f"`checkpoint` is not an official {kind} that this package knows: missing keys {listing(missing)}, left over "
             f"{listing(left_over)}."
         )
     weights = {}

@@ -61,7 +61,7 @@ def _read_file(path: str):
     except pickle.UnpicklingError as error:
         # torch's own message advises to switch the protection off.
         foreign = re.search(r"GLOBAL (\S+)", str(error))
-        detail = f"it refers to {foreign.group(1)}" if foreign else "it is no pickle of tensors"
+        detail = f"it refers to {foreign.group(1)}" if foreign else "it is not a pickle of tensors"
         raise ValueError(f"`checkpoint` {path!r} cannot be read as weights and nothing else: {detail}.") from error
     except (RuntimeError, SafetensorError, EOFError, ValueError, KeyError) as error:
         detail = str(error).partition("\n")[0] or type(error).__name__

@@ -67,7 +67,7 @@ def test_an_empty_source_is_an_error_at_the_start(streaming: bool, tmp_path: Pat
             load(str(tmp_path / name), streaming)
     with pytest.raises(ValueError, match="matches no file"):
         load(str(tmp_path / "nothing*.parquet"), streaming)
-    with pytest.raises(ValueError, match="is no folder"):
+    with pytest.raises(ValueError, match="is not a folder"):
         load(str(tmp_path / "nowhere"), streaming)
 
 

@@ -191,7 +191,7 @@ def test_npz_of_another_size_or_with_options_of_data_sets(tmp_path: Path) -> Non
     for options in ({"split": "train"}, {"image_column": "image"}):
         with pytest.raises(ValueError, match=r"`reference` = .* neither splits nor columns"):
             open_image_set("reference", source, **options)
-    with pytest.raises(ValueError, match=r"`reference` = .*missing\.npz' is no file"):
+    with pytest.raises(ValueError, match=r"`reference` = .*missing\.npz' is not a file"):
         open_image_set("reference", str(tmp_path / "missing.npz"))
 
 

@@ -221,7 +221,7 @@ def test_bad_data_is_refused_before_any_work(
         (train_vqvae, [*good, "--image_column", "picture"], r"image_column.*'picture'.*\['image', 'label'\]"),
         (train_vqvae, ["--train_data", str(tmp_path / "empty.parquet")], "is empty"),
         (train_vqvae, ["--train_data", str(tmp_path / "none*.parquet")], "matches no file"),
-        (train_vqvae, ["--train_data", str(tmp_path / "nowhere")], "is no folder"),
+        (train_vqvae, ["--train_data", str(tmp_path / "nowhere")], "is not a folder"),
         (train_vqvae, ["--train_data", str(tmp_path / "hollow")], "cannot be loaded"),
         (train_vqvae, ["--train_data", images_folder, "--train_split", "rain"], r"splits \['train'\], not 'rain'"),
         (train_vqvae, [*good, "--in_channels", "5"], "in_channels.*got 5"),

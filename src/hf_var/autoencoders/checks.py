@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Checks of what the tokenizer's methods are given, which name the argument and the shape that would fit."""
+"""Checks of the arguments of the tokenizer's methods; errors name the argument and the shape that would fit."""
 
 import torch
 
@@ -32,7 +32,7 @@ def check_codes(codes: torch.Tensor, lengths: list[int], config: VQVAEConfig) ->
 
 
 def check_range(codes: torch.Tensor, config: VQVAEConfig) -> None:
-    """Raise a `ValueError` if a code is out of range, where that can be seen without waiting for a device."""
+    """Raise a `ValueError` if a code is out of range; checked only on the CPU, without waiting for a device."""
     if codes.device.type == "cpu" and not torch.compiler.is_compiling() and codes.numel() > 0:
         lowest, highest = int(codes.min()), int(codes.max())
         if lowest < 0 or highest >= config.codebook_size:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a quantizer is to the residual loop: a search for code vectors and their look-up. Here, as a learned table."""
+"""The interface of codebooks, search and look-up of code vectors, and the learned codebook."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -40,7 +40,7 @@ class CodeWeights(Float32Weights):
     """A module of the quantizer that knows the initial values of its own weights and buffers."""
 
     def init_weights(self) -> None:
-        """Set them, but for those that transformers has loaded, which its functions leave alone."""
+        """Set them, except those that transformers has loaded, which its functions leave unchanged."""
         raise NotImplementedError
 
 
@@ -52,7 +52,7 @@ class BaseCodebook(CodeWeights):
     inputs are codes and give their vectors `(..., latent_channels)`; floating-point inputs are vectors
     `(..., latent_channels)` and give the codes `(...)` of those nearest to them, int64 in `[0, codebook_size)`.
 
-    What follows is for quantizers whose vectors are no weights (`VQVAEConfig.has_trainable_codes`) or depend on the scale.
+    What follows is for quantizers whose vectors are not weights (`VQVAEConfig.has_trainable_codes`) or depend on the scale.
     """
 
     running_hits: torch.Tensor
@@ -83,7 +83,7 @@ class BaseCodebook(CodeWeights):
         return self(torch.arange(self.running_hits.shape[1], device=self.running_hits.device))
 
     def set_vectors(self, vectors: torch.Tensor, codes: torch.Tensor | None = None) -> None:
-        """Put `vectors` in the place of those of `codes`, of all if `None`."""
+        """Replace the vectors of `codes`, of all if `None`, by `vectors`."""
         raise ValueError(f"The code vectors of {type(self).__name__} are fixed.")
 
 

@@ -43,7 +43,7 @@ class VQVAEConfig(ScheduleMixin, PreTrainedConfig):
             `"vq"` searches a learned codebook, `"fsq"` rounds each channel (finite scalar quantization, Mentzer et al.
             2023, arXiv 2309.15505): its codebook is fixed, and there are no codebook and commitment terms.
         fsq_levels (`list[int]`, *optional*):
-            With `"fsq"`, and only there: levels of every channel, each at least 2 (the paper: 5), as `(8, 5, 5, 5)`. The
+            Only with `"fsq"`: levels of every channel, each at least 2 (the paper: 5), as `(8, 5, 5, 5)`. The
             convolutions before and after the quantizer are the projection to and from so few channels.
         latent_channels (`int`, *optional*):
             Length of a code vector, channels of features and latents: 32, or with `"fsq"` the number of levels, which it
@@ -95,7 +95,7 @@ class VQVAEConfig(ScheduleMixin, PreTrainedConfig):
     dropout: float = 0.0
     quantizer: str = "vq"
     fsq_levels: list[int] | tuple[int, ...] | None = None
-    # `None` is what follows from the quantizer; afterwards they are numbers.
+    # `None` is replaced by the value that follows from the quantizer.
     latent_channels: int = None  # pyright: ignore[reportAssignmentType]
     quant_conv_kernel_size: int = 3
     codebook_size: int = None  # pyright: ignore[reportAssignmentType]

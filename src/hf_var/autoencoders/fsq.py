@@ -2,14 +2,14 @@
 """
 Finite scalar quantization (Mentzer et al. 2023, arXiv 2309.15505): every channel is rounded to one of a few levels.
 
-The codes are all combinations of levels, so there is no table to learn, to start or to keep in use. Rounding passes the
-gradient on as it is (section 3.1), so there are no codebook and commitment terms either.
+The codes are all combinations of levels, so no table is learned. Rounding passes the gradient on unchanged (section 3.1),
+so codebook and commitment terms are not needed.
 
 In a residual quantizer the features are bounded once, and the residuals are rounded without another tanh, as in
-`ResidualFSQ` of vector-quantize-pytorch: a tanh at every scale would bend what no later scale undoes. What a scale is to
-round covers only a part of the levels' range, for instance half a step after a map of the same size, so levels would lie
-idle. Therefore every scale has an extent of its own, which the levels are multiplied by and which is learned like any
-weight (Zhu et al. 2025, arXiv 2508.15860). A single scale has none: it is the paper's quantizer.
+`ResidualFSQ` of vector-quantize-pytorch: a tanh at every scale would cause distortions that later scales cannot
+correct. The residuals of a scale cover only a part of the levels' range, for instance half a step after a map of the same
+size, so some levels would never be used. Therefore every scale has a learned extent that its levels are multiplied by (Zhu
+et al. 2025, arXiv 2508.15860). A single scale has none: it is the paper's quantizer.
 """
 
 import math
@@ -87,7 +87,7 @@ class FiniteScalarCodebook(BaseCodebook):
         half_widths, levels = (
             constants(values, torch.int64, vectors.device) for values in (self.half_widths, self.levels)
         )
-        # Beyond the last level nothing changes what is found, but a larger extent: no gradient for the vectors.
+        # Beyond the last level only a larger extent changes the result, so the vectors get no gradient.
         digits = (vectors * half_widths + half_widths).clamp(min=-0.5).minimum(levels - 0.5)
         inside = digits / half_widths
         # The value is exactly that of `found`: decoding the codes gives the same latents.
@@ -96,7 +96,7 @@ class FiniteScalarCodebook(BaseCodebook):
 
 def constants(values: Sequence[float], dtype: torch.dtype, device: torch.device) -> torch.Tensor:
     """
-    A vector of `values`. As buffers they would have to be saved or to be made anew after the meta device, and a copy from
-    the CPU is refused while a CUDA graph is recorded: so they are made where they are needed, one by one.
+    A vector of `values`. Buffers would have to be saved, or created again after loading on the meta device, and a copy
+    from the CPU is refused while a CUDA graph is recorded. So the vector is created on the device, value by value.
     """
     return torch.stack([torch.full((), value, dtype=dtype, device=device) for value in values])

@@ -14,17 +14,17 @@ from .tiling import map_tiles
 GROUP_NORM_EPSILON = 1e-6
 
 
-# Maps of full size are tens of megabytes: on CPUs, memory that is fresh costs ten times as much as these operations.
-# With gradients they make new tensors, which hooks and autograd may hold on to.
+# On CPUs, allocating a new full-size map (tens of megabytes) costs about ten times as much as these operations.
+# With gradients they create new tensors, because hooks and autograd may keep them.
 
 
 def silu(hidden_states: torch.Tensor) -> torch.Tensor:
-    """SiLU, in place where there are no gradients: for the output of a normalisation alone."""
+    """SiLU, in place without gradients; use it only on the output of a normalisation."""
     return functional.silu(hidden_states, inplace=not torch.is_grad_enabled())
 
 
 def add(hidden_states: torch.Tensor, residual: torch.Tensor) -> torch.Tensor:
-    """The sum, in place of `hidden_states` where there are no gradients: for the output of a convolution alone."""
+    """The sum, written into `hidden_states` without gradients; use it only on the output of a convolution."""
     if torch.is_grad_enabled() or hidden_states.dtype != residual.dtype:
         return residual + hidden_states
     return hidden_states.add_(residual)
@@ -33,7 +33,7 @@ def add(hidden_states: torch.Tensor, residual: torch.Tensor) -> torch.Tensor:
 def fast_format(inputs: torch.Tensor, training: bool) -> torch.Tensor:
     """
     `inputs` in the memory format in which convolutions are fastest. Activations keep that of their input, so once is
-    enough. In training the choice is the trainer's, because small groups of channels are normalised faster without.
+    enough. In training the caller decides, because small groups of channels are normalised faster without it.
     """
     if training or inputs.device.type == "mps":
         return inputs

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the methods of the autoencoders return."""
+"""Outputs of the autoencoders' methods."""
 
 from dataclasses import dataclass
 

@@ -49,7 +49,7 @@ class VQVAEModel(SlicingAndTilingMixin, PreTrainedModel):
     main_input_name = "pixel_values"
     input_modalities = "image"
     supports_gradient_checkpointing = True
-    # Everything that is called from outside the root's forward: diffusers' group offloading loads the rest there only.
+    # Modules that are called outside the root's forward: diffusers' group offloading loads the others only there.
     _group_offload_block_modules = ["encoder", "quant_conv", "quantizer", "codebook", "post_quant_conv", "decoder"]
     _no_split_modules = ["ResnetBlock", "AttentionBlock", "MultiScaleResidualQuantizer"]
     _keep_in_fp32_modules_strict = ["quantizer"]
@@ -103,7 +103,7 @@ class VQVAEModel(SlicingAndTilingMixin, PreTrainedModel):
         """
         features = self._encode_features(pixel_values)
         if not self.training:
-            # In the usual memory format, for callers who `view`.
+            # Contiguous, so that callers can use `.view()`.
             features = features.contiguous()
         if not quantize:
             loss = torch.zeros((), dtype=torch.float32, device=features.device)
@@ -139,7 +139,7 @@ class VQVAEModel(SlicingAndTilingMixin, PreTrainedModel):
         Raises:
             `ValueError`: If the images' shape does not fit the configuration.
         """
-        # In the usual memory format, for callers who `view`.
+        # Contiguous, so that callers can use `.view()`.
         features = self._map_slices(self._encode_features, pixel_values).contiguous()
         with full_precision(features):
             quantized = self.quantizer(features)
@@ -184,7 +184,7 @@ class VQVAEModel(SlicingAndTilingMixin, PreTrainedModel):
 
     def latents(self, codes: torch.Tensor, num_scales: int | None = None) -> torch.Tensor:
         r"""
-        The quantized reconstruction that codes stand for, which [`VQVAEModel.decode`] turns into an image: the last of
+        The quantized reconstruction of codes, which [`VQVAEModel.decode`] turns into an image: the last of
         [`VQVAEModel.running_latents`], with the same arguments.
         """
         return self.running_latents(codes, num_scales)[-1]
@@ -242,7 +242,7 @@ class VQVAEModel(SlicingAndTilingMixin, PreTrainedModel):
     @apply_forward_hook
     def teacher_forcing(self, codes: torch.Tensor, is_raster: bool = False) -> torch.Tensor:
         r"""
-        What a transformer reads to predict `codes`: for every scale but the first, the latents after the scale before,
+        The transformer's inputs to predict `codes`: for every scale but the first, the latents after the scale before,
         reduced to the size of the scale (Tian et al. 2024, section 3.1).
 
         Args:
@@ -284,7 +284,7 @@ class VQVAEModel(SlicingAndTilingMixin, PreTrainedModel):
             `(batch, its length, latent_channels)`, or `None` after the last one.
 
         Raises:
-            `ValueError`: If `k` is no scale or the shapes do not fit.
+            `ValueError`: If `k` is not a scale or the shapes do not fit.
         """
         num_scales = len(self.quantizer.scale_sizes)
         if not 0 <= k < num_scales:
@@ -306,7 +306,7 @@ class VQVAEModel(SlicingAndTilingMixin, PreTrainedModel):
     @apply_forward_hook
     def scale_inputs(self, latents: torch.Tensor, k: int) -> torch.Tensor:
         r"""
-        What a transformer reads to predict the token map of scale `k`: the latents, reduced to its size.
+        The transformer's inputs to predict the token map of scale `k`: the latents, reduced to its size.
 
         Args:
             latents (`torch.FloatTensor` of shape `(batch, latent_channels, latent height, latent width)`):
@@ -317,7 +317,7 @@ class VQVAEModel(SlicingAndTilingMixin, PreTrainedModel):
             `torch.FloatTensor` of shape `(batch, length of scale k, latent_channels)`, in fp32.
 
         Raises:
-            `ValueError`: If `k` is no scale with an input or the shape does not fit.
+            `ValueError`: If `k` is not a scale with an input or the shape does not fit.
         """
         num_scales = len(self.quantizer.scale_sizes)
         if not 1 <= k < num_scales:
@@ -377,7 +377,7 @@ class VQVAEModel(SlicingAndTilingMixin, PreTrainedModel):
 
     @property
     def _compute_dtype(self) -> torch.dtype:
-        # Read off a norm, which layerwise casting leaves alone: the convolutions' weights may be stored in 8 bits.
+        # The dtype of a norm, which layerwise casting leaves unchanged; the convolutions' weights may be stored in 8 bits.
         return self.decoder.norm_out.weight.dtype
 
     def _encode_features(self, pixel_values: torch.Tensor) -> torch.Tensor:

@@ -26,7 +26,7 @@ CODEBOOKS: dict[str, type[BaseCodebook]] = {"vq": Codebook, "fsq": FiniteScalarC
 
 
 class RefinementConv(Float32Weights, nn.Conv2d):
-    """phi(x) = (1 - ratio) x + ratio conv(x), which repairs what the enlargement of a token map loses."""
+    """phi(x) = (1 - ratio) x + ratio conv(x), which compensates for the loss of enlarging a token map."""
 
     def __init__(self, config: VQVAEConfig):
         super().__init__(config.latent_channels, config.latent_channels, kernel_size=3, padding=1, dtype=torch.float32)
@@ -72,7 +72,7 @@ class QuantizerOutput:
 
 
 class Step(NamedTuple):
-    """A scale of the residual loop: what was searched for, its codes, and the latents after it."""
+    """A step of the residual loop: the vectors that were quantized, their codes, and the latents after the scale."""
 
     inputs: torch.Tensor | None  # (batch, length of scale, latent_channels)
     codes: torch.Tensor | None  # (batch, length of scale)
@@ -181,13 +181,13 @@ class MultiScaleResidualQuantizer(nn.Module):
         return features + (latents - features).detach() if self.has_trainable_codes else latents
 
     def _search_inputs(self, residual: torch.Tensor, scale: int) -> torch.Tensor:
-        """What `scale` searches codes for, `(batch, length of scale, latent_channels)`."""
+        """The vectors that `scale` quantizes, `(batch, length of scale, latent_channels)`."""
         inputs, extent = self.tokens(residual, scale), self.codebook.extent(scale, residual.device)
         return inputs if extent is None else inputs / extent
 
 
 def full_precision(tensor: torch.Tensor) -> AbstractContextManager:
     """Switch off autocast on the device of `tensor`."""
-    # The meta device, for one, has no autocast to switch off.
+    # The meta device, for example, has no autocast.
     available = torch.amp.is_autocast_available(tensor.device.type)
     return torch.autocast(tensor.device.type, enabled=False) if available else nullcontext()

@@ -8,7 +8,7 @@ import torch
 
 
 class SlicingAndTilingMixin:
-    """The switches that diffusers' autoencoders have, by the same names."""
+    """The memory options of diffusers' autoencoders, with the same names."""
 
     use_slicing: bool = False
     use_tiling: bool = False
@@ -27,10 +27,10 @@ class SlicingAndTilingMixin:
         """
         Decode images that are larger than a tile in tiles that overlap and are blended.
 
-        The latents and the coarsest level, with all of the attention, are decoded as a whole; what is tiled are the finer
-        levels, which take most of the memory. Those normalise over the whole map, and a tile over itself alone, so a
-        tiled image has no steps at the seams, but it is not the same image: the smaller the tiles, the less so. Images that
-        fit a tile are not changed. Encoding is never tiled: other features would be other codes.
+        The latents and the coarsest level, with all of the attention, are decoded as a whole; only the finer levels,
+        which take most of the memory, are tiled. They normalise over the whole map, and in tiles only over the tile. A tiled
+        image therefore has no steps at the seams, but differs from the whole one, more so with smaller tiles. Images that
+        fit a tile do not change. Encoding is never tiled, because other features would give other codes.
 
         Args:
             tile_sample_min_size (`int`, *optional*, defaults to 256): Height and width of a tile in pixels.

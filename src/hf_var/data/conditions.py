@@ -224,7 +224,7 @@ def check_labels(dataset: AnyDataset, column: str, num_labels: int, names: Seque
     if _holds_texts(_feature(dataset.features, column)):
         unknown = sorted(set(labels.unique().to_pylist()) - set(names or ()))
         if unknown:
-            raise ValueError(f"`label_column` = {column!r} holds {unknown}, which are none of {list(names or ())}.")
+            raise ValueError(f"`label_column` = {column!r} holds {unknown}, which are not among {list(names or ())}.")
         return
     lowest, highest = _extremes(labels)
     if lowest < 0 or highest >= num_labels:

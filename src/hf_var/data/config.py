@@ -22,7 +22,7 @@ class ReadingConfig(CheckedFields):
     interpolation: Annotated[str, OneOf(*INTERPOLATION_NAMES)] = field(
         default="lanczos", metadata={"help": "lanczos, bicubic, bilinear, hamming or box"}
     )
-    # Validation images are cut from the same enlarged ones, which is why this is no augmentation.
+    # Validation images are cropped from images of the same size, so this is not an augmentation.
     resize_ratio: Annotated[float, Interval(minimum=1)] = field(
         default=1.125, metadata={"help": "images cover this many times the size they are cut to"}
     )

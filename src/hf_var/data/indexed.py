@@ -109,7 +109,7 @@ class IndexedBatches:
         images_per_round = self.batch_size * self.num_processes
         if images % images_per_round:
             raise ValueError(
-                f"The checkpoint was made after {images} images, which is no multiple of `train_batch_size` x processes "
+                f"The checkpoint was made after {images} images, which is not a multiple of `train_batch_size` x processes "
                 f"= {images_per_round}."
             )
         self.batches_yielded = images // images_per_round

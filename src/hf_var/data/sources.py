@@ -54,7 +54,7 @@ def load_source(
         load = partial(load_dataset, builder, data_files=files, split=split or "train", streaming=streaming)
     else:
         if source.startswith((".", "/")) and not Path(source).is_dir():
-            raise ValueError(f"`{argument}` = {source!r} is no folder.")
+            raise ValueError(f"`{argument}` = {source!r} is not a folder.")
         folder = ImageFolder(argument, source) if Path(source).is_dir() else None
         if folder is not None and folder.images:
             splits = list(folder.splits)

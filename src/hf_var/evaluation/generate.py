@@ -89,7 +89,7 @@ class ClassifierScore:
             self.model = AutoModelForImageClassification.from_pretrained(classifier).eval().to(device)
             self.processor = AutoImageProcessor.from_pretrained(classifier)
         except (OSError, ValueError) as error:
-            raise ValueError(f"`classifier` = {classifier!r} is no image classifier: {error}") from error
+            raise ValueError(f"`classifier` = {classifier!r} is not an image classifier: {error}") from error
         if self.model.config.num_labels != num_labels:
             raise ValueError(
                 f"`classifier` = {classifier!r} must have the {num_labels} classes of the model, got "

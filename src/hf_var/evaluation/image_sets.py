@@ -117,7 +117,7 @@ class ArchiveImages(ImageSet):
         self.name = f"`{argument}` = {source!r}"
         self.path = Path(source).expanduser()
         if not self.path.is_file():
-            raise ValueError(f"{self.name} is no file.")
+            raise ValueError(f"{self.name} is not a file.")
         with self._sound(), zipfile.ZipFile(self.path) as archive:
             members = archive.infolist()
         keys = [member.filename.removesuffix(".npy") for member in members]

@@ -81,7 +81,7 @@ def check_count(name: str, value: Any) -> None:
 
 
 def check_output(output_type: str, channels: int) -> None:
-    """Raise a `ValueError` unless images of so many channels can be returned in this form."""
+    """Raise a `ValueError` unless images with this number of channels can be returned in this form."""
     if output_type not in ("pil", "np", "pt", "latent"):
         raise ValueError(f"`output_type` must be 'pil', 'np', 'pt' or 'latent', got {output_type!r}.")
     if output_type == "pil" and channels not in (1, 3, 4):

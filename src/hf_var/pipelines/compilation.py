@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Compiled forms of a pipeline's models, which draw the same images faster."""
+"""Compiled forms of a pipeline's models, which sample the same images faster."""
 
 import threading
 from collections.abc import Callable, Iterator, Mapping
@@ -39,7 +39,7 @@ class CompiledModels:
         self._in_use = threading.Lock()
 
     def __reduce__(self) -> tuple:
-        # Copied with its models, not with the functions that were made of them, which belong to the models themselves.
+        # Copies contain the models, but not the compiled functions, which are bound to the original models.
         return partial(type(self), **self.options), (self.transformer, self.vqvae)
 
     @contextmanager
@@ -57,7 +57,7 @@ class CompiledModels:
             if self._cache is None or self._made_for != wanted or self._cache.batch_size != len(example):
                 self._cache, self._made_for = self._make(condition), wanted
             self._cache.reset()
-            # What the graphs of the last call returned is not needed any more, that of this call is until the next one.
+            # Outputs of the last call's graphs are no longer needed; those of this call are valid until the next one.
             torch.compiler.cudagraph_mark_step_begin()
             yield self._cache
         finally:
@@ -78,7 +78,7 @@ class FrozenModels:
     """
     The transformer for CPUs, with its weights as constants (torch's "freezing"): oneDNN arranges them once as it will read
     them, and Inductor fuses what lies around the products. Each graph holds a copy of the weights, so a single one serves
-    any number of tokens and images. The decoder is left as it is: it gains little or loses.
+    any number of tokens and images. The decoder is not compiled, because it gains little or gets slower.
     """
 
     def __init__(self, transformer: VARTransformer, vqvae: VQVAEModel, **options: Any):
@@ -94,7 +94,7 @@ class FrozenModels:
 
     @torch.no_grad()
     def cache(self, condition: Mapping[str, torch.Tensor]) -> AbstractContextManager[VARCache | None]:
-        """An empty cache; `None`, with a warning, once the transformer is not what the graph was made of any more."""
+        """An empty cache; `None`, with a warning, once the transformer has changed since the graph was made."""
         obstacle = find_obstacle(self.transformer)
         if obstacle is None:
             weights = _describe(self.transformer)
@@ -146,7 +146,7 @@ def find_obstacle(transformer: VARTransformer) -> str | None:
         return "its weights are not all on the CPU"
     if any(type(tensor) is not torch.Tensor for tensor in tensors):
         return "it is quantized"
-    # The graph begins behind the embeddings, where nobody calls the model itself.
+    # The graph begins after the embeddings, so hooks of the model itself would not run.
     if "forward" in vars(transformer) or transformer._forward_hooks or transformer._forward_pre_hooks:
         return "it has hooks"
     return None
@@ -170,8 +170,8 @@ def _describe(transformer: VARTransformer) -> list[tuple]:
 
 def _mark_sizes(hidden_states: torch.Tensor, cache: VARCache) -> None:
     """
-    Say which sizes vary, tokens and images. Otherwise Dynamo takes equal ones for the same, such as four images and four
-    tokens, and makes another graph where they are not.
+    Mark the sizes that vary, tokens and images. Otherwise Dynamo assumes that equal sizes stay equal, such as four images
+    and four tokens, and makes another graph when they differ.
     """
     buffers = [buffer for layer in cache.layers for buffer in (layer.keys, layer.values)]  # pyright: ignore[reportAttributeAccessIssue]
     per_image = (hidden_states, *buffers, *cache.modulations.values())

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What images are drawn for: from the labels that users write to what a transformer reads, with its guidance half."""
+"""Conditions of a call: from the user's labels or embeddings to the transformer's arguments, with the guidance half."""
 
 import difflib
 from collections.abc import Callable, Mapping, Sequence
@@ -18,7 +18,7 @@ Labels = int | str | None | torch.Tensor | np.ndarray | np.generic | Sequence
 @dataclass(frozen=True)
 class Condition:
     """
-    What the images of a call are drawn for.
+    The condition of the images of a call.
 
     Args:
         entries (`dict[str, torch.Tensor]`): Arguments of the transformer's first call, with one entry for each image.
@@ -76,7 +76,7 @@ def class_condition(
 
 
 def label_ids(labels: Labels, id2label: Mapping[Any, str] | None) -> list[int]:
-    """Ids of labels as users write them, see [`~VARPipeline.get_label_ids`]; `num_labels` stands for unconditional."""
+    """Ids of labels as users write them, see [`~VARPipeline.get_label_ids`]; `num_labels` means unconditional."""
     names: dict[str, list[int]] = {}
     for label, text in (id2label or {}).items():
         # The whole text first, then its synonyms, as in "tench, Tinca tinca".

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Images between and made of other images, and which input each image of a call is made from."""
+"""Interpolation and mixing of images, and the assignment of inputs to the images of a call."""
 
 from collections.abc import Sequence
 

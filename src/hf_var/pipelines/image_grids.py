@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Pictures of how an image comes about, coarse to fine."""
+"""Grids and animations of images, coarse to fine."""
 
 from collections.abc import Sequence
 from pathlib import Path

@@ -18,7 +18,7 @@ from .checks import is_number
 
 logger = logging.get_logger(__name__)
 
-# Scales of so few tokens are given whatever the mask says, as in the official code: each of them spans most of the image.
+# Scales of at most this many tokens are always kept, as in the official code: each token spans most of the image.
 MAX_ALWAYS_GIVEN = 3
 
 
@@ -32,7 +32,7 @@ def image_pixels(image: PipelineImageInput, config: VQVAEConfig, name: str = "im
 
 def make_processor(config: VQVAEConfig, **options: Any) -> VaeImageProcessor:
     """diffusers' conversion of images from and to tensors of the tokenizer's size."""
-    # No image has 0 channels. Images of 4 channels (RGBA) would pass for latents otherwise, and stay as they are.
+    # 0, because no image has 0 channels. Otherwise images of 4 channels (RGBA) would be taken for latents.
     return VaeImageProcessor(vae_scale_factor=config.downsampling_factor, vae_latent_channels=0, **options)
 
 
@@ -101,7 +101,7 @@ def paste_kept(sample: torch.Tensor, original: torch.Tensor, mask: torch.Tensor,
 def _single_images(
     name: str, images: PipelineImageInput, channels: int, may_be_bool: bool = False
 ) -> list[PIL.Image.Image | torch.Tensor]:
-    """Pictures of so many channels, and tensors `(1, channels, height, width)` in [0, 1], one for each image."""
+    """PIL images with this number of channels, and tensors `(1, channels, height, width)` in [0, 1], one for each image."""
     singles = []
     for part in images if isinstance(images, (list, tuple)) else [images]:
         if isinstance(part, PIL.Image.Image):

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""LoRA in a pipeline (Hu et al. 2022): load, mix, merge and remove adapters, and never lose them in saving."""
+"""LoRA in a pipeline (Hu et al. 2022): load, mix, merge and remove adapters, and refuse to save a pipeline without them."""
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
@@ -62,7 +62,7 @@ class LoraMixin(DiffusionPipeline):
                 `from_pretrained`.
 
         Raises:
-            `ValueError`: If PEFT is missing, or the adapter is no LoRA, would change the weights beneath, was made for
+            `ValueError`: If PEFT is missing, or the adapter is not a LoRA, would change the weights beneath, was made for
                 another model or for labels that it does not bring along. The pipeline is then as it was before.
             `OSError`: If there is no such folder, repository or file.
         """
@@ -106,7 +106,7 @@ class LoraMixin(DiffusionPipeline):
                 ) from error
             raise
         finally:
-            # PEFT freezes whatever is no adapter.
+            # PEFT freezes all weights outside of adapters.
             for name, parameter in _plain_parameters(transformer):
                 parameter.requires_grad_(name in trainable or parameter.requires_grad)
 
@@ -260,7 +260,7 @@ def _delete_adapter(transformer: VARTransformer, adapter_name: str) -> None:
             continue
         wrapper: Any = module
         if hasattr(module, "original_module"):
-            # PEFT's own function for this stumbles over a wrapper none of whose copies is active.
+            # PEFT's own function for this fails if a wrapper has no active copy.
             if adapter_name in wrapper.modules_to_save:
                 del wrapper.modules_to_save[adapter_name]
             others, plain = wrapper.modules_to_save, wrapper.original_module

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The arguments that all pipelines share: their names and defaults, and what becomes of them in a call."""
+"""The arguments that all pipelines share: their names, defaults and checks."""
 
 import inspect
 from collections.abc import Callable, Mapping, Sequence
@@ -30,7 +30,7 @@ CALLBACK_TENSORS = ["latents", "images"]
 
 
 class SamplingOptions(TypedDict, total=False):
-    """How codes are drawn, see [`VARPipeline.__call__`]."""
+    """How codes are sampled, see [`VARPipeline.__call__`]."""
 
     guidance_scale: Guidance | None
     top_k: int | Sequence[int] | None
@@ -161,7 +161,7 @@ def resolve_sampling(
 
 
 def check_raster_call(call: CallSettings, is_edited: bool) -> None:
-    """Raise a `ValueError` if a call asks for what a transformer that predicts single tokens cannot do."""
+    """Raise a `ValueError` if a call asks for something that a transformer of single tokens cannot do."""
     for name, value in (
         ("smooth", call.sampling.smooth),
         ("refiner", call.sampling.refiner is not None),

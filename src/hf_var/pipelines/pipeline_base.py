@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What all pipelines have beside their calls: models, labels, images as codes and back, speed and offloading."""
+"""The base of all pipelines: models, labels, encoding and decoding, speed and offloading."""
 
 import inspect
 from collections.abc import Iterator, Mapping, Sequence
@@ -30,14 +30,14 @@ from .sampling import Guidance
 
 @dataclass
 class CallState:
-    """What callbacks see of a call at work, and may change: the pipeline's `guidance_scale`, for example."""
+    """State of a running call that callbacks see and may change: the pipeline's `guidance_scale`, for example."""
 
     guidance_scale: Guidance
     num_timesteps: int = 0
     interrupt: bool = False
 
 
-# The state of the call at work in this thread or task, by the pipeline's id: one pipeline may serve several threads, and
+# The state of the running call in this thread or task, by the pipeline's id: one pipeline may serve several threads, and
 # a callback may call another one.
 _STATES: ContextVar[Mapping[int, CallState]] = ContextVar("states", default={})  # noqa: B039 - never changed in place
 
@@ -45,7 +45,7 @@ _STATES: ContextVar[Mapping[int, CallState]] = ContextVar("states", default={}) 
 class VARPipelineBase(LoraMixin):
     """Models and methods of [`VARPipeline`], which describes the arguments."""
 
-    # The tokenizer is small and works between the scales: outside the chain it is loaded once per call.
+    # The tokenizer is small and runs between the scales. It is outside the chain, so it is loaded once per call.
     model_cpu_offload_seq = "transformer"
 
     _compiled: CompiledModels | FrozenModels | None = None
@@ -135,7 +135,7 @@ class VARPipelineBase(LoraMixin):
                 `"name:7"` and `"id:7"` choose.
 
         Returns:
-            `list[int]`, where the number of labels stands for unconditional.
+            `list[int]`, where the number of labels means unconditional.
 
         Raises:
             `ValueError`: If a label is out of range, unknown (the message suggests near names) or ambiguous.
@@ -164,16 +164,16 @@ class VARPipelineBase(LoraMixin):
 
         Args:
             image (`PIL.Image.Image`, `np.ndarray`, `torch.Tensor` or a list of these):
-                Pictures; arrays `(height, width, channels)` or `(batch, height, width, channels)` or tensors
+                PIL images; arrays `(height, width, channels)` or `(batch, height, width, channels)` or tensors
                 `(channels, height, width)` or `(batch, channels, height, width)` with values in [0, 1]. Images of
-                another size are resized to the tokenizer's, whatever their aspect: pictures by Lanczos' filter, arrays
-                and tensors to nearest neighbours.
+                another size are resized to the tokenizer's, whatever their aspect: PIL images with Lanczos' filter, arrays
+                and tensors with nearest neighbours.
 
         Returns:
             `torch.LongTensor` of shape `(batch, length)`.
 
         Raises:
-            `ValueError`: If these are no images, or their channels are not the tokenizer's.
+            `ValueError`: If these are not images, or have other channels than the tokenizer.
         """
         pixels = image_pixels(image, self.vqvae.config)
         with self._at_work():
@@ -267,19 +267,19 @@ class VARPipelineBase(LoraMixin):
 
         **With `freezing`**, the first call compiles, which takes a minute for a large model, and one graph serves all
         scales but the first, and all batch sizes. A single image without guidance needs another one, and so do calls in
-        inference mode and under autocast. Each graph holds a copy of the weights until the process ends. Products of fp32
-        matrices are oneDNN's, where torch was built with MKL. The decoder is not compiled: it gains little or loses. When
-        the weights have changed since the first call, are offloaded, or the transformer has hooks, it runs uncompiled
-        and a warning says so.
+        inference mode and under autocast. Each graph holds a copy of the weights until the process ends. oneDNN computes
+        the products of fp32 matrices if torch was built with MKL. The decoder is not compiled: it gains little or gets
+        slower. If the weights have changed since the first call or are offloaded, or if the transformer has hooks, it
+        runs uncompiled and a warning says so.
 
         **Without**, the first call of a batch size compiles, for a large model some minutes; further ones compile nothing.
         It is meant for CUDA, where a small batch waits for its kernels to be launched. A cache of keys and values stays
         allocated between calls, for the batch size of the last one. At most eight batch sizes are compiled (guided and
         unguided calls, and scales of adapters, count separately); others run uncompiled. So does a call while another one
-        is at work, in another thread or around it. Weights may be trained or adapted later.
+        is running, in another thread or around it. Weights may be trained or adapted later.
 
         Where several scales are read at once (by [`VARImg2ImgPipeline`] and by a `refiner`), and in a `refiner`, the model
-        runs uncompiled. The pipeline's models are not changed. Pipelines of `from_pipe` must be compiled by themselves.
+        runs uncompiled. The pipeline's models are not changed. Pipelines made by `from_pipe` must be compiled separately.
         After exchanging a model or moving it to another kind of device, call this method again.
 
         Args:
@@ -305,8 +305,8 @@ class VARPipelineBase(LoraMixin):
 
         It sets `torch.backends.mkldnn.matmul.fp32_precision` to `"bf16"` for the time of a call, and then back. The name
         says what else it permits: where the CPU has bf16 matrix units (AMX), oneDNN may round to bf16, and codes may be
-        others. Elsewhere it computes in fp32. The setting belongs to the process: if several threads draw, set it once
-        for all of them instead.
+        others. Elsewhere it computes in fp32. The setting belongs to the process: if several threads sample, set it
+        once for all of them instead.
         """
         self._prefers_onednn = True
 

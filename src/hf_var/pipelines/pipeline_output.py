@@ -16,11 +16,11 @@ class VARPipelineOutput(BaseOutput):
 
     Args:
         images (`list[PIL.Image.Image]`, `np.ndarray` or `torch.Tensor`):
-            `batch` pictures; an array `(batch, height, width, channels)` or a tensor `(batch, channels, height, width)`
+            `batch` PIL images; an array `(batch, height, width, channels)` or a tensor `(batch, channels, height, width)`
             in `[0, 1]`; or, with `output_type="latent"`, the latents
             `(batch, latent_channels, latent height, latent width)`.
         codes (`torch.LongTensor` of shape `(batch, length)`):
-            The token maps that were drawn, coarse to fine.
+            The token maps that were sampled, coarse to fine.
     """
 
     images: list[PIL.Image.Image] | np.ndarray | torch.Tensor

@@ -31,8 +31,8 @@ from .sampling import Sampler, SamplingSettings, guidance_weight
 
 class GivenCodes:
     """
-    Codes `(batch, length)` of other images in place of drawn ones: the first `num_scales` as a whole, so that they are
-    not drawn, and the others where `kept` `(batch, length)` says so.
+    Codes `(batch, length)` of other images that replace sampled ones: all of the first `num_scales`, which are then not
+    sampled, and the others at the positions `kept` `(batch, length)`.
     """
 
     def __init__(
@@ -64,7 +64,7 @@ class VARPipeline(VARPipelineBase):
         vqvae ([`VQVAEModel`]): Turns token maps into images.
         guidance_scale (`float`, *optional*, defaults to 2.5):
             What `guidance_scale=None` means in a call. It travels with the checkpoint in `model_index.json`, like
-            `top_p` and `temperature`: what suits a model depends on its data and training.
+            `top_p` and `temperature`: the best values depend on the model's data and training.
         top_p (`float`, *optional*, defaults to 0.96): What `top_p=None` means in a call.
         temperature (`float`, *optional*, defaults to 1.0): What `temperature=None` means in a call.
 
@@ -89,15 +89,15 @@ class VARPipeline(VARPipelineBase):
                 k and the number of scales K gives the weight of each scale; after the last one that is not 1, the
                 unconditional half is not computed.
             top_k (`int` or list of them, *optional*):
-                Draw from this many most likely codes. `None` means 900, or all of a smaller codebook; 0 means all. A
+                Sample from this many most likely codes. `None` means 900, or all of a smaller codebook; 0 means all. A
                 list has one value per scale, here and below.
             top_p (`float` or list of them, *optional*, defaults to the checkpoint's, 0.96 if it has none):
-                Draw from the most likely codes of this joint probability; 0 and 1 mean all.
+                Sample from the most likely codes of this joint probability; 0 and 1 mean all.
             temperature (`float` or list of them, *optional*, defaults to the checkpoint's, 1.0 if it has none):
                 Divides the guided logits: above 1 for more variety, below 1 for less.
             smooth (`bool`, *optional*, defaults to `False`):
-                Mix code vectors instead of choosing one (official `more_smooth`): smoother pictures, worse metrics.
-                The returned codes are the draws behind the mixtures.
+                Mix code vectors instead of choosing one (official `more_smooth`): smoother images, worse metrics.
+                The returned codes are the samples behind the mixtures.
             num_images_per_label (`int`, *optional*, defaults to 1):
                 Images for each label, next to each other.
             generator (`torch.Generator` or a list of them, *optional*):
@@ -109,7 +109,7 @@ class VARPipeline(VARPipelineBase):
                 Whether to return a [`VARPipelineOutput`] instead of a tuple.
             callback_on_step_end (`Callable`, *optional*):
                 Called after each scale as `callback(pipe, k, k, {"latents": latents})`. It may return a dictionary with
-                other `latents`, from which the next scale goes on.
+                other `latents`, from which the next scale continues.
             callback_on_step_end_tensor_inputs (`list[str]`, *optional*, defaults to `["latents"]`):
                 Tensors that the callback gets: `latents`, and `images` `(batch, channels, height, width)` in [0, 1],
                 which are decoded for it.
@@ -121,8 +121,8 @@ class VARPipeline(VARPipelineBase):
                 processor may also take `scale` and `previous_logits`, the guided logits of the scale before of shape
                 `(batch, its length, codebook_size)`, `None` at the first.
             refiner ([`VARTransformer`], *optional*):
-                Another, smaller transformer that draws the scales from `refiner_start` on (collaborative decoding, Chen
-                et al. 2024): the many tokens of the last scales need less of a model. It reads what was drawn before in
+                Another, smaller transformer that samples the scales from `refiner_start` on (collaborative decoding, Chen
+                et al. 2024): the many tokens of the last scales need less of a model. It reads the codes sampled before in
                 one pass.
             refiner_start (`int`, *optional*): First scale of the `refiner`.
             num_candidates (`int`, *optional*, defaults to 1):
@@ -136,7 +136,7 @@ class VARPipeline(VARPipelineBase):
 
         Raises:
             `ValueError`: If an argument is out of range, before anything is computed.
-            `TypeError`: If there is no such argument.
+            `TypeError`: If an argument is unknown.
 
         Example:
 
@@ -172,7 +172,7 @@ class VARPipeline(VARPipelineBase):
     def _draw_best(
         self, call: CallSettings, condition: Condition, given: GivenCodes | None = None
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Latents and codes of each image: of `num_candidates` draws those with the highest score."""
+        """Latents and codes of each image: of `num_candidates` samples those with the highest score."""
         best = self._draw(call, condition, given)
         if call.score_fn is None:
             return best
@@ -191,7 +191,7 @@ class VARPipeline(VARPipelineBase):
     def _draw(
         self, call: CallSettings, condition: Condition, given: GivenCodes | None = None
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Draw the token maps of all scales: latents `(batch, channels, height, width)` and codes `(batch, length)`."""
+        """Sample the token maps of all scales: latents `(batch, channels, height, width)` and codes `(batch, length)`."""
         if self.transformer.config.is_raster:
             return self._draw_in_raster_order(call, condition, given)
         num_scales = len(self.vqvae.config.patch_nums)
@@ -216,7 +216,7 @@ class VARPipeline(VARPipelineBase):
                 drawn, weights = sampler.draw(logits, k, codes)
                 content = drawn if weights is None else self.vqvae.mix_code_vectors(weights)
                 if given is not None:
-                    # Drawn all the same, so that the random stream does not depend on the mask.
+                    # Kept codes are sampled, too, so that the random stream does not depend on the mask.
                     drawn, content = given.put(k, drawn, content, self.vqvae)
                 codes.append(drawn)
                 latents, following = self.vqvae.next_scale(latents, content, k)
@@ -277,7 +277,7 @@ class VARPipeline(VARPipelineBase):
             )
 
     def _call_back(self, call: CallSettings, step: int, k: int, latents: torch.Tensor) -> torch.Tensor:
-        """The latents from which the next scale goes on, after the callback has seen them."""
+        """The latents from which the next scale continues, after the callback has seen them."""
         tensors = {
             name: latents if name == "latents" else self._images(latents, "pt")
             for name in call.callback_on_step_end_tensor_inputs

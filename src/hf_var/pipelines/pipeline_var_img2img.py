@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Images drawn anew from the scales that are too fine to be kept."""
+"""Variations of images: the coarse scales are kept, the finer ones are sampled."""
 
 from typing import Any, Unpack
 
@@ -19,7 +19,7 @@ DEFAULT_STRENGTH = 0.5
 class VARImg2ImgPipeline(VARPipeline):
     r"""
     Variations of images with VAR: the token maps of the first scales, the composition, are the image's, those of the
-    finer ones are drawn. With an image of few pixels this is super-resolution along the schedule.
+    finer ones are sampled. With an image of few pixels this is super-resolution along the schedule.
 
     Models and defaults are those of [`VARPipeline`].
     """
@@ -35,33 +35,33 @@ class VARImg2ImgPipeline(VARPipeline):
         **options: Unpack[CallOptions],
     ) -> Any:
         r"""
-        Draw the fine scales of images anew.
+        Keep the coarse scales of images and sample the finer ones.
 
         Args:
             image (`PIL.Image.Image`, `np.ndarray`, `torch.Tensor` or a list of these):
-                Where the coarse scales come from. Pictures; arrays `(height, width, channels)` or
+                Source of the coarse scales. PIL images; arrays `(height, width, channels)` or
                 `(batch, height, width, channels)` or tensors `(channels, height, width)` or
                 `(batch, channels, height, width)` with values in [0, 1]. Images of another size are resized to the
-                tokenizer's, whatever their aspect: pictures by Lanczos' filter, arrays and tensors to nearest neighbours.
+                tokenizer's, whatever their aspect: PIL images with Lanczos' filter, arrays and tensors with nearest
+                neighbours.
                 A single image serves all labels.
             class_labels (`int`, `str`, `None`, `torch.Tensor` or a list of these, *optional*):
                 Ids or names; `None` and -1 are unconditional. A single label serves all images.
             strength (`float`, *optional*, defaults to 0.5):
-                Share of the K scales that are drawn, in [0, 1]: the first `K - int(K * strength)` are kept. 0 is the
-                reconstruction, for which the transformer is not called; 1 is what [`VARPipeline`] draws.
+                Share of the K scales that are sampled, in [0, 1]: the first `K - int(K * strength)` are kept. 0 is the
+                reconstruction, for which the transformer is not called; 1 is what [`VARPipeline`] samples.
             num_kept_scales (`int`, *optional*): Their number itself, in place of `strength`.
             options:
-                All other arguments of [`VARPipeline`]. Lists have a value for every scale, drawn or not;
+                All other arguments of [`VARPipeline`]. Lists have a value for every scale, sampled or not;
                 `num_images_per_label` counts variations for each label and image, next to each other. A callback is
-                called after each scale that is drawn as `callback(pipe, step, k, {"latents": latents})`, where `step`
-                counts these scales and `k` all. A `logits_processor` gets no `previous_logits` at the first scale that
-                is drawn.
+                called after each sampled scale as `callback(pipe, step, k, {"latents": latents})`, where `step`
+                counts these scales and `k` all. A `logits_processor` gets no `previous_logits` at the first sampled scale.
 
         Returns:
             [`VARPipelineOutput`] or a tuple of its fields.
 
         Raises:
-            `ValueError`: If an argument is out of range, before anything is drawn.
+            `ValueError`: If an argument is out of range, before anything is sampled.
 
         Example:
 

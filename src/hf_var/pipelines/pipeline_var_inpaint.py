@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Parts of images drawn anew."""
+"""In-painting: parts of images are sampled, the rest is kept."""
 
 from typing import Any, Unpack
 
@@ -15,7 +15,7 @@ from .pipeline_var import GivenCodes, VARPipeline
 class VARInpaintPipeline(VARPipeline):
     r"""
     In-painting, out-painting and class-conditional editing without training, as Tian et al. (2024) show them for VAR:
-    what the mask keeps is given by the image's own tokens at every scale, the rest is drawn.
+    what the mask keeps is given by the image's own tokens at every scale, the rest is sampled.
 
     Models and defaults are those of [`VARPipeline`].
     """
@@ -32,22 +32,22 @@ class VARInpaintPipeline(VARPipeline):
         **options: Unpack[CallOptions],
     ) -> Any:
         r"""
-        Draw parts of images anew.
+        Repaint parts of images.
 
-        The mask is reduced to the finest token map, where a token is drawn if at least half of its pixels are white, and
-        from there to the coarser maps. Maps of up to three tokens are always the image's own: even under a mask that is
-        white all over the image decides on the rough colours, so this is not what [`VARPipeline`] draws. A mask that is
-        black all over gives the reconstruction. The kept part, too, has gone through the tokenizer; `paste_original` has
-        its pixels instead.
+        The mask is reduced to the finest token map, where a token is repainted if at least half of its pixels are white,
+        and from there to the coarser maps. Maps of up to three tokens always come from the image: even under a mask that
+        is white all over they determine the rough colours, so the result differs from that of [`VARPipeline`]. A mask that
+        is black all over gives the reconstruction. The kept part also goes through the tokenizer; `paste_original` pastes
+        its original pixels instead.
 
         Args:
             image (`PIL.Image.Image`, `np.ndarray`, `torch.Tensor` or a list of these):
-                The images to edit. Pictures; arrays `(height, width, channels)` or `(batch, height, width, channels)` or
-                tensors `(channels, height, width)` or `(batch, channels, height, width)` with values in [0, 1]. Images of
-                another size are resized to the tokenizer's, whatever their aspect: pictures by Lanczos' filter, arrays and
-                tensors to nearest neighbours. A single image serves all labels and masks.
+                The images to edit. PIL images; arrays `(height, width, channels)` or `(batch, height, width, channels)`;
+                or tensors `(channels, height, width)` or `(batch, channels, height, width)` with values in [0, 1]. Images
+                of another size are resized to the tokenizer's, whatever their aspect: PIL images with Lanczos' filter,
+                arrays and tensors with nearest neighbours. A single image serves all labels and masks.
             mask_image (`PIL.Image.Image`, `np.ndarray`, `torch.Tensor` or a list of these):
-                White is repainted, black is kept. Pictures, which are turned to grey; arrays `(height, width)`,
+                White is repainted, black is kept. PIL images, which are converted to grey; arrays `(height, width)`,
                 `(height, width, 1)`, `(batch, height, width)` or `(batch, height, width, 1)`; or tensors
                 `(height, width)`, `(batch, height, width)` or `(batch, 1, height, width)`, with values in [0, 1] or truth
                 values. It need not have the image's size and is resized like it. Shades of grey are cut off at one half,
@@ -55,20 +55,20 @@ class VARInpaintPipeline(VARPipeline):
             class_labels (`int`, `str`, `None`, `torch.Tensor` or a list of these, *optional*):
                 Ids or names; `None` and -1 are unconditional. A single label serves all images.
             paste_original (`bool`, *optional*, defaults to `False`):
-                Whether black areas show the very pixels of the image (at the tokenizer's size).
+                Whether black areas show the original pixels of the image (at the tokenizer's size).
             feather_width (`int`, *optional*, defaults to half a token):
                 Goes with `paste_original`: number of pixels over which the original fades out inside of the white area; 0
                 for a hard edge.
             options:
                 All other arguments of [`VARPipeline`]. `num_images_per_label` counts edits for each label, image and mask,
-                next to each other. Codes are drawn for kept positions as well, so that the mask does not shift the random
+                next to each other. Codes are sampled for kept positions as well, so that the mask does not shift the random
                 numbers of the others. `score_fn` and the callback see images before `paste_original`.
 
         Returns:
             [`VARPipelineOutput`] or a tuple of its fields. At kept positions the codes are the image's.
 
         Raises:
-            `ValueError`: If an argument is out of range, before anything is drawn.
+            `ValueError`: If an argument is out of range, before anything is sampled.
 
         Example:
 

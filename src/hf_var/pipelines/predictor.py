@@ -11,8 +11,8 @@ from .sampling import apply_guidance
 
 class ScalePredictor:
     """
-    Runs a transformer over the scales: knows what it has read, keeps its cache, and doubles the batch while a scale is
-    guided. `steps` run each scale alone, as the transformer or in a compiled form; `condition` holds the arguments of the
+    Runs a transformer over the scales: tracks which inputs it has read, keeps its cache, and doubles the batch for guided
+    scales. `steps` run each scale alone, as the transformer or in a compiled form; `condition` holds the arguments of the
     first call, with an unconditional second half of the batch if `last_guided`, the last guided scale, is not -1.
     """
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""From logits to codes: guidance, filters and draws, each a function of tensors, and the object that applies them."""
+"""From logits to codes: guidance, filters and sampling as functions of tensors, and the object that applies them."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -17,7 +17,7 @@ Guidance = float | Callable[[int, int], float]
 
 @dataclass
 class SamplingSettings:
-    """How codes are drawn, with one value per scale: see [`VARPipeline.__call__`] for the meaning of each."""
+    """How codes are sampled, with one value per scale: see [`VARPipeline.__call__`] for the meaning of each."""
 
     guidance_scale: Guidance
     top_k: list[int]
@@ -30,7 +30,7 @@ class SamplingSettings:
 
 
 class Sampler:
-    """Draws the codes of one scale after the other from guided logits."""
+    """Samples the codes of one scale after the other from guided logits."""
 
     def __init__(self, settings: SamplingSettings, generator: Generators, num_scales: int):
         self.settings, self.generator, self.num_scales = settings, generator, num_scales
@@ -131,8 +131,8 @@ def filter_logits(logits: torch.Tensor, top_k: int, top_p: float) -> torch.Tenso
 
 def draw_codes(logits: torch.Tensor, generator: Generators = None) -> torch.Tensor:
     """
-    Draw a code for every token from filtered logits `(batch, length, codebook_size)`, by one multinomial draw per scale, or
-    per image with a list of generators, which may live on another device.
+    Sample a code for every token from filtered logits `(batch, length, codebook_size)`, with one multinomial call per
+    scale, or per image with a list of generators, which may be on another device.
 
     The codes are those of `torch.multinomial`, which waits for an accelerator to check its input: the most probable code
     after a division by exponential noise (of exponential variables, the one with the highest rate is the first with
@@ -158,8 +158,8 @@ def _exponential(like: torch.Tensor, generator: Generators) -> torch.Tensor:
 def smooth_weights(logits: torch.Tensor, k: int, num_scales: int, generator: Generators = None) -> torch.Tensor:
     """
     Weights `(batch, length, codebook_size)` for a mixture of code vectors in place of a single one, by the Gumbel softmax
-    (Jang et al. 2017) of filtered logits: sharper and cooler with the scale `k`. Official `more_smooth`, for pictures that
-    please rather than for metrics.
+    (Jang et al. 2017) of filtered logits: sharper and cooler with the scale `k`. Official `more_smooth`, for images to
+    look at rather than for metrics.
     """
     depth = k / (num_scales - 1) if num_scales > 1 else 1.0
     temperature = max(0.27 * (1 - 0.95 * depth), 0.005)

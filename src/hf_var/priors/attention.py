@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Block-causal attention: its mask, and an implementation that does not compute what the mask would throw away."""
+"""Block-causal attention: its mask, and an implementation that skips the masked products."""
 
 from collections.abc import Sequence
 from typing import cast
@@ -15,7 +15,7 @@ from .configuration_var import VARConfig
 
 # Its name for `set_attn_implementation`.
 BLOCKWISE_SDPA = "blockwise_sdpa"
-# Blocks are taken together, with a mask, until they have so many tokens: a call for each would cost more than it saves.
+# Smaller blocks are merged, with a mask, up to this many tokens: separate calls would cost more than they save.
 MIN_SEGMENT_LENGTH = 64
 
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a VAR transformer keeps between two blocks of one image."""
+"""The cache of a VAR transformer between the blocks of an image."""
 
 from collections.abc import Callable
 from typing import Any
@@ -88,7 +88,7 @@ class VARCacheLayer(CacheLayerMixin):
         self._map(lambda buffer: buffer.index_select(0, beam_idx.to(buffer.device)))
 
     def _map(self, function: Callable[[torch.Tensor], torch.Tensor]) -> None:
-        """Put what `function` makes of the buffers in their place."""
+        """Replace the buffers by the results of `function`."""
         if self.keys is not None and self.values is not None:
             keys, values = function(self.keys), function(self.values)
             self.keys = self._make_buffer(keys).copy_(keys)
@@ -146,7 +146,7 @@ class VARCache(Cache):
 
 
 def only_cache(cache: Cache | None, past_key_values: Cache | None, others: dict[str, Any]) -> Cache | None:
-    """The cache, by whichever of its names. None of the names that other models have for it is ignored in silence."""
+    """The cache, by either of its names. Names that other models use for it raise an error."""
     unknown = [name for name in others if "cache" in name or "past" in name]
     if unknown:
         raise ValueError(f"A cache must be passed as `cache`, got the unknown arguments {unknown}.")

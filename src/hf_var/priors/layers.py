@@ -206,7 +206,7 @@ def modulate(adaln: nn.Module, condition: torch.Tensor | None, cache: Cache | No
 
 class VAREmbeddings(nn.Module):
     """
-    Tokens' inputs: the first block stands for the class, each later one for the image so far; all get the embedding of
+    Inputs of the tokens: the class for the first block, the image so far for the later ones; all get the embedding of
     their scale and their position (Tian et al. 2024, figure 4).
     """
 

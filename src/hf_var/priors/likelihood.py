@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How likely a transformer finds codes: teacher-forced log-probabilities, for scoring and for measuring a training."""
+"""Teacher-forced log-probabilities of codes, for scoring and for the validation of a training."""
 
 import torch
 from torch import nn

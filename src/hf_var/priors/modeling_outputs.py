@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the VAR transformer returns."""
+"""Output of the VAR transformer."""
 
 from dataclasses import dataclass
 

@@ -76,9 +76,8 @@ class VARTransformer(PreTrainedModel):
         """
         Change the label set in place: configuration and class embedding, whose unconditional row stays as it is.
 
-        Labels whose name both sets have keep their embedding. All others begin as the unconditional class, which is
-        what the model draws for an image of which it knows no class: a sensible picture from the first step on, where
-        a random embedding would lead every layer astray.
+        Labels whose name both sets have keep their embedding. All others begin as the unconditional class, so
+        that the model samples sensible images from the first step on; a random embedding would mislead every layer.
 
         The class embedding gets a new parameter, so this comes before the optimizer, the average of the weights and
         wrappers such as DDP.
@@ -165,7 +164,7 @@ class VARTransformer(PreTrainedModel):
         r"""
         Predict consecutive whole blocks, beginning where the cache ends.
 
-        The first block has no input but the class; every later one reads its part of `scale_inputs`. Training is the
+        The only input of the first block is the class; every later one reads its part of `scale_inputs`. Training is the
         call with all of them and no cache, a sampling step the call with one block and a cache.
 
         Args:
@@ -188,8 +187,8 @@ class VARTransformer(PreTrainedModel):
                 The name of `cache` before transformers 5.24.
 
         Raises:
-            `ValueError`: If the arguments contradict each other, a label is out of range, the tokens are no whole
-                blocks, or layers that are checkpointed would have to read a cache.
+            `ValueError`: If the arguments contradict each other, a label is out of range, the tokens are not whole
+            blocks, or layers that are checkpointed would have to read a cache.
         """
         cache = only_cache(cache, past_key_values, kwargs)
         if use_cache is None:
@@ -258,7 +257,7 @@ class VARTransformer(PreTrainedModel):
 
     def get_class_embeds(self, class_labels: torch.LongTensor) -> torch.Tensor:
         """
-        What `forward` makes of `(batch,)` class labels: `class_embeds` of shape `(batch, config.condition_size)`; -1 and
+        The embeddings of `(batch,)` class labels: `class_embeds` of shape `(batch, config.condition_size)`; -1 and
         `config.num_labels` are unconditional. A `ValueError` if the weights are offloaded.
         """
         if (device := self.embeddings.class_embedding.weight.device).type == "meta":
@@ -316,7 +315,7 @@ class VARTransformer(PreTrainedModel):
         return self.embeddings.embed_labels(class_labels)
 
     def _dropped_classes(self, class_labels: torch.Tensor) -> torch.Tensor:
-        """Whose class is hidden: classifier-free guidance needs the unconditional one, too (Ho and Salimans 2022)."""
+        """Which images lose their class: classifier-free guidance needs the unconditional one, too (Ho and Salimans 2022)."""
         return torch.rand(class_labels.shape, device=class_labels.device) < self.config.class_dropout_prob
 
     def _check_blocks(
