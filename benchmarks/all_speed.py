@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """
-All benchmarks of speed, one after the other, each in a process of its own: what stands under "Speed" in RESULTS.md.
+All benchmarks of speed, one after the other, each in a process of its own: the source of "Speed" in RESULTS.md.
 
     python benchmarks/all_speed.py --output_dir outputs/speed
     python benchmarks/all_speed.py --device cuda --models d16 d30 --output_dir outputs/speed_cuda

@@ -57,7 +57,7 @@ def percent(shares: list[float]) -> str:
 def main(argv=None):
     parser = argparse.ArgumentParser(description="Classifies real digits by the likelihoods of a VARPipeline folder.")
     parser.add_argument("pipeline", nargs="?", default=DIGITS_CHECKPOINT, help="folder (the embedded checkpoint)")
-    parser.add_argument("--json", type=Path, help="also write the figures to this file")
+    parser.add_argument("--json", type=Path, help="also write the metrics to this file")
     args = parser.parse_args(argv)
 
     pipeline = VARPipeline.from_pretrained(args.pipeline)

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Measures how good and how varied the digits drawn by a `VARPipeline` are.
+"""Measures quality and variety of the digits that a `VARPipeline` samples.
 
 The handwritten digits of scikit-learn are cut into two halves, those of `examples/prepare_digits.py`: the models are
-trained on the first, and everything here is measured against the second. 1,000 digits, 100 of each class, are drawn at the
+trained on the first, and everything here is measured against the second. 1,000 digits, 100 of each class, are sampled at the
 pipeline's default settings with generator seed 0. They have 16x16 pixels, which are averaged over 2x2 blocks to the 8x8 of
 the originals. Resizing alone smooths a digit, so the real digits that samples are compared with are sent through the same:
 enlarged to 16x16 (bicubic), averaged back to 8x8.
@@ -132,11 +132,11 @@ def format_row(name, figures):
 
 
 def main(argv=None):
-    parser = argparse.ArgumentParser(description="Measures the digits drawn by one or more VARPipeline folders.")
+    parser = argparse.ArgumentParser(description="Measures the digits sampled by one or more VARPipeline folders.")
     parser.add_argument("pipelines", nargs="+", help="folders written by examples/train_var.py")
     parser.add_argument("--samples_per_class", type=int, default=100)
-    parser.add_argument("--seed", type=int, default=0, help="seed of the generator that draws the samples")
-    parser.add_argument("--json", type=Path, help="also write the figures to this file")
+    parser.add_argument("--seed", type=int, default=0, help="seed of the generator for the samples")
+    parser.add_argument("--json", type=Path, help="also write the metrics to this file")
     args = parser.parse_args(argv)
 
     (train_images, train_labels), _ = load_halves()

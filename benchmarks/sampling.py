@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """
-How long an image takes: our pipeline beside the published algorithm in plain form, a decoder that draws token after token
+How long an image takes: our pipeline, the published algorithm in plain form, a decoder that samples token after token
 and diffusers' DiT, all in one run and in turns.
 
     python benchmarks/sampling.py --model d16 --output_dir outputs/speed

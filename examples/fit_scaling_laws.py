@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """
 Fit the power laws of validation loss and error rate against parameters and training compute (Tian et al. 2024, section
-4.2) to the logs of train_var.py, of models of at least three sizes. Prints the laws and draws them.
+4.2) to the logs of train_var.py, of models of at least three sizes. Prints the laws and plots them.
 
     python examples/fit_scaling_laws.py outputs/d4 outputs/d6 outputs/d8 outputs/d10 --output scaling.png
 """
@@ -22,7 +22,7 @@ from matplotlib.ticker import NullFormatter
 
 
 LOG_NAME = "train_log.jsonl"
-# What the paper's figures 5 and 6 show, with names for people.
+# The quantities of the figures 5 and 6 of the paper, with their labels.
 FIGURES = {
     "loss": "loss, all tokens",
     "last_scale_loss": "loss, last scale",
@@ -32,7 +32,7 @@ FIGURES = {
 # The units of the paper, in which prefactors are numbers of ordinary size: billions of parameters and PFLOP.
 UNITS = {"parameters": 1e9, "compute": 1e15}
 SYMBOLS = {"parameters": "N", "compute": "C"}
-# Losses on other tokens or other images are no points of one curve.
+# Losses on other tokens or other images do not belong to one curve.
 SHARED = ("tokenizer", "length", "validation_data")
 MIN_SIZES = 3
 
@@ -233,7 +233,7 @@ def scaling_plot(runs: Sequence[ScalingRun], laws: Sequence[ScalingLaw]) -> Figu
     Draw losses and error rates against parameters and training compute, with the power laws that were fitted to them.
 
     Args:
-        runs (`list[ScalingRun]`): The trainings, whose curves are drawn over the compute.
+        runs (`list[ScalingRun]`): The trainings, whose curves are plotted over the compute.
         laws (`list[ScalingLaw]`): What [`fit_scaling_laws`] made of them.
 
     Returns:
@@ -334,7 +334,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument(
         "--output", required=True, type=Path, metavar="FILE", help="plot to write, such as scaling.png"
     )
-    parser.add_argument("--json", type=Path, metavar="FILE", help="also write the figures as JSON")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="also write the values as JSON")
     args = parser.parse_args(sys.argv[1:] if argv is None else argv)
 
     runs = [read_scaling_run(path) for path in args.runs]

@@ -27,7 +27,7 @@ class Timed:
 
     Args:
         seconds (`float`): Time of a whole batch.
-        codes (`torch.Tensor`, *optional*): Tokens that were drawn or found, to be compared between variants.
+        codes (`torch.Tensor`, *optional*): Tokens that were sampled or encoded, to be compared between variants.
         loss (`float`, *optional*): Loss of a training step, to be compared as well.
         extrapolated (`bool`, *optional*, defaults to `False`): Whether a part was measured and the rest follows from it.
     """

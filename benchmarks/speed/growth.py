@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """
-How the time of an image grows with the token grid n x n, for VAR and for a decoder that draws token after token.
+How the time of an image grows with the token grid n x n, for VAR and for a decoder that samples token after token.
 
 The paper (Tian et al. 2024, appendix, complexity analysis) has O(n^4) for VAR and O(n^6) for the raster decoder: it counts the
 attention of all tokens that are there at every step. With keys and values kept, as everybody does, the raster decoder's

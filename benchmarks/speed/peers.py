@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """
-What VAR is compared with beside its own plain form: a decoder of the same size that draws one token after the other, and
+What VAR is compared with beside its own plain form: a decoder of the same size that samples one token after the other, and
 diffusers' DiT. Their weights are random, and where a whole image takes too long, a part of it is measured.
 """
 

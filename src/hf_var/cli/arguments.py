@@ -25,7 +25,7 @@ def parse_arguments(configurations: Sequence[type], argv: Sequence[str], **texts
         `tuple`: The objects, in the order of their classes.
 
     Raises:
-        `ValueError`: If a key of the recipe or of the command line is no argument, or a value cannot be read.
+        `ValueError`: If a key of the recipe or of the command line is unknown, or a value cannot be read.
     """
     usage = "%(prog)s [RECIPE.yaml] [--key value ...]"
     parser = _Parser(cast(Any, list(configurations)), allow_abbrev=False, usage=usage, **texts)
@@ -51,7 +51,7 @@ def read_recipe(path: str | Path) -> dict[str, Any]:
     it changes and adds to.
 
     Raises:
-        `ValueError`: If a file is missing, names itself as its base, or is no list of arguments.
+        `ValueError`: If a file is missing, names itself as its base, or is not a list of arguments.
     """
     recipe: dict[str, Any] = {}
     read: list[Path] = []

@@ -101,7 +101,7 @@ class VARPipelineBase(LoraMixin):
         "unless the call began at 1, where no unconditional logits are computed.",
     )
     num_timesteps = property(
-        lambda self: self._state.num_timesteps, doc="Number of steps of the call: the scales that it draws."
+        lambda self: self._state.num_timesteps, doc="Number of steps of the call: the scales that it samples."
     )
     interrupt = property(
         lambda self: self._state.interrupt,

@@ -79,7 +79,7 @@ class VARInpaintPipeline(VARPipeline):
         >>> pipe = VARPipeline.from_pretrained(DIGITS_CHECKPOINT)
         >>> image = pipe(class_labels=3, generator=torch.Generator().manual_seed(0)).images[0]
         >>> mask_image = torch.zeros(16, 16)
-        >>> mask_image[:, :8] = 1  # the left half is drawn anew
+        >>> mask_image[:, :8] = 1  # the left half is repainted
         >>> edit = VARInpaintPipeline.from_pipe(pipe)  # the same weights
         >>> image = edit(image, mask_image, class_labels=8, generator=torch.Generator().manual_seed(0)).images[0]
         ```
