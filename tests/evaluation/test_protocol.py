@@ -4,7 +4,8 @@
 import pytest
 
 from hf_var.evaluation.generate import image_label, image_seed
-from hf_var.evaluation.protocol import EvaluationConfig
+from hf_var.evaluation.protocol import EvaluationConfig, SamplingConfig
+from hf_var.pipelines.options import PLAIN_OPTIONS, SAMPLING_DEFAULTS
 
 
 PUBLISHED = {
@@ -26,6 +27,11 @@ def test_the_preset_is_the_published_protocol():
     assert resolved == {"num_images": 50_000, "guidance_scale": 2.5, "top_k": 900, "top_p": 0.96, "temperature": 1.0}
     assert args.reference.endswith("/256/VIRTUAL_imagenet256_labeled.npz")
     assert args.departures(50_000, PUBLISHED) == []
+
+
+def test_every_plain_option_of_sampling_is_an_argument():
+    defaults = {name: getattr(SamplingConfig(), name) for name in PLAIN_OPTIONS}
+    assert defaults == {name: SAMPLING_DEFAULTS[name] for name in PLAIN_OPTIONS}
 
 
 def test_arguments_override_the_preset_and_are_departures():

@@ -75,11 +75,11 @@ class LabelCondition:
         for name in self._path:
             label = label[name]
         if self.names is not None and isinstance(label, str):
-            if label not in self.names:
+            if label not in self._ids:
                 raise ValueError(
                     f"`label_column` = {self.column!r} must hold one of {list(self.names)}, got {label!r}."
                 )
-            return {"class_labels": self.names.index(label)}
+            return {"class_labels": self._ids[label]}
         if not isinstance(label, (int, np.integer)):
             raise ValueError(f"`label_column` = {self.column!r} must hold integers, got {label!r}.")
         if label < 0 or (self.num_labels is not None and label >= self.num_labels):

@@ -183,7 +183,7 @@ def tokenize_dataset(config: TokenizationConfig, accelerator: Accelerator) -> Co
     The random numbers of an image depend on `seed` and its place in the data set (in its shard, if it is streamed).
 
     Args:
-        args ([`TokenizationConfig`]): The arguments.
+        config ([`TokenizationConfig`]): What to read, with which tokenizer, and where to write.
         accelerator (`Accelerator`): Device and precision of the tokenizer, and the processes.
 
     Returns:
