@@ -86,7 +86,9 @@ def transformer_loop(script, args) -> Callable[[], Iterator[None]]:
     rows, _, conditioning = script.read_data(args, vqvae, None)
     config = script.make_config(args, vqvae.config, conditioning)
     batches = TrainingBatches(rows.dataset, rows.reader, args.data, args.run.seed)
-    inputs = [teacher_forcing(vqvae, batch) for _, batch in zip(range(NUM_BATCHES), batches, strict=False)]
+    inputs = [
+        teacher_forcing(vqvae, batch, config.is_raster) for _, batch in zip(range(NUM_BATCHES), batches, strict=False)
+    ]
     args = script.resolve_learning_rate(args, images_per_step=args.data.train_batch_size)
 
     def steps() -> Iterator[None]:

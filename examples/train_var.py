@@ -465,7 +465,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 
     parts = {"model": transformer, "optimization": optimization, "batches": batches}
     with run.started(parts, public_arguments(*args)):
-        if run.step == 0:
+        if accelerator.is_main_process and run.log.last("num_parameters") is None:
             run.write(first_metrics(args, vqvae, transformer, run))
         for batch in run.until_the_end(batches):
             inputs = make_inputs(batch)

@@ -265,12 +265,29 @@ def test_score_prints_bits_or_classes(drawn, capsys):
     assert main(["score", "--images", *drawn, "--classify", "0"]) == 2
 
 
+def deep(pixels):
+    return Image.fromarray(pixels.astype(np.uint16) * 257)
+
+
+def transparent(pixels):
+    """Black ink that is the less opaque, the brighter the pixel is."""
+    return Image.fromarray(np.stack([np.zeros_like(pixels), 255 - pixels], axis=-1), "LA")
+
+
 def test_reconstruct_shows_originals_above(tmp_path, drawn):
     output = tmp_path / "both.png"
     assert main(["reconstruct", "--images", *drawn, "--output", str(output)]) == 0
     both = np.asarray(Image.open(output).convert("L")).astype(float)
     assert both.shape == (32, 32)
     assert np.abs(both[:16] - both[16:]).mean() < 20
+    # The same pictures in 16 bits and behind transparency are shown as they are read.
+    for name, picture in (("deep", deep), ("transparent", transparent)):
+        others = []
+        for path in drawn:
+            others.append(str(tmp_path / f"{name}-{len(others)}.png"))
+            picture(np.asarray(Image.open(path).convert("L"))).save(others[-1])
+        assert main(["reconstruct", "--images", *others, "--output", str(tmp_path / f"{name}.png")]) == 0
+        assert np.array_equal(np.asarray(Image.open(tmp_path / f"{name}.png").convert("L")).astype(float), both)
     assert main(["reconstruct", "--images", *drawn, "--output", str(tmp_path / "both.gif")]) == 0
     assert frames(tmp_path / "both.gif") >= 2
     assert main(["reconstruct", "--images", str(tmp_path / "none.png"), "--output", str(output)]) == 2

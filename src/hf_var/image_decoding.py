@@ -132,7 +132,8 @@ def _with_range(image: Image.Image, value_range: ValueRange | None) -> Image.Ima
     if value_range is None:
         if image.mode == "F":
             raise ValueError(
-                "pixels that are floating point numbers have no known range: set `image_range` to their black and white"
+                "pixels that are floating point numbers have no known range: set `image_range` of a training to their black and white, or "
+                "convert the picture to 8 bits"
             )
         # Pillow itself would cut off what is brighter than 255 of 65535.
         levels = np.asarray(image)
@@ -149,8 +150,8 @@ def _warn_of_range(lowest: int, highest: int) -> None:
     """Warn of values that are not those of 16 bits. The texts are few, so that each is shown once."""
     if lowest < 0 or highest > 65535:
         warnings.warn(
-            "An image has values below 0 or above 65535, which are cut off. Set `image_range` to the values that are black "
-            "and white.",
+            "An image has values below 0 or above 65535, which are cut off. Set `image_range` of a training to the "
+            "values that are black and white, or convert the image to 8 bits.",
             stacklevel=3,
         )
         return
@@ -158,7 +159,7 @@ def _warn_of_range(lowest: int, highest: int) -> None:
     if bits is not None:
         warnings.warn(
             f"An image of 16 bits has no value above {2**bits - 1} and is read as a dark one. If it was taken with {bits} "
-            f"bits, set `image_range` to 0 and {2**bits - 1}.",
+            f"bits, set `image_range` to 0 and {2**bits - 1} in a training, or convert it to 8 bits.",
             stacklevel=3,
         )
 

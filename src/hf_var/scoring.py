@@ -105,6 +105,8 @@ def log_likelihood(
     ```
     """
     codes = _codes(pipe, images, codes, batch_size)
+    if pipe.transformer.config.condition_channels is not None:
+        raise ValueError("`pipe` is conditioned on embeddings, and only likelihoods given classes can be computed.")
     ids = pipe.get_label_ids(class_labels)
     if len(ids) not in (1, len(codes)):
         raise ValueError(f"`class_labels` must be one label or {len(codes)}, one per image, got {len(ids)}.")

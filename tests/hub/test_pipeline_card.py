@@ -51,8 +51,10 @@ def run_example(text: str, folder: Path, monkeypatch) -> dict:
         ({"transformer": {"id2label": {0: "it's", 1: 'a "b"'}}}, 'class_labels=["it\'s", \'a "b"\']', 2),
         ({"transformer": {"num_labels": 0}}, "num_images_per_label=2", 2),
         ({"vqvae": {"in_channels": 1}, "patch_nums": (4,)}, "class_labels=['tench, Tinca tinca', 'goldfish', 2]", 3),
+        ({"transformer": {"num_labels": 0, "condition_channels": 8}}, "class_embeds=torch.zeros(2, 8)", 2),
+        ({"transformer": {"block_sizes": [1] * 21}}, "class_labels=['tench, Tinca tinca', 'goldfish', 2]", 3),
     ],
-    ids=["names", "quotes", "unconditional", "gray"],
+    ids=["names", "quotes", "unconditional", "gray", "embeddings", "raster"],
 )
 def test_example_runs_as_it_stands(tmp_path, monkeypatch, config, example, number) -> None:
     _, text = written(tmp_path, make_pipeline(**config), make_recipe(tmp_path))
@@ -156,3 +158,17 @@ def test_pictures_are_shown_by_name(tmp_path) -> None:
     for picture in ("missing.png", "../other.png"):
         with pytest.raises(ValueError, match=r"`pictures` must be names of files"):
             write_pipeline_card(tmp_path / "result", make_pipeline(), make_recipe(tmp_path), pictures={picture: ""})
+
+
+def test_the_card_of_a_model_of_embeddings(tmp_path) -> None:
+    pipe = make_pipeline(transformer={"num_labels": 0, "condition_channels": 8})
+    card, text = written(tmp_path, pipe, make_recipe(tmp_path))
+    assert "embedding-conditional" in card.data.tags
+    assert "\nEmbedding-conditional visual" in text
+    assert "| condition (`class_embeds`) | embeddings of 8 numbers |\n" in text
+
+
+def test_the_card_of_raster_order(tmp_path) -> None:
+    _, text = written(tmp_path, make_pipeline(transformer={"block_sizes": [1] * 21}), make_recipe(tmp_path))
+    assert "| tokens per image | 21, in 21 step(s) |" in text
+    assert "tokens one after the other. Made" in text

@@ -7,7 +7,7 @@ import torch
 from PIL import Image
 
 from hf_var.image_decoding import decode_image, normalize_pixels
-from hf_var.pipelines.images import image_pixels
+from hf_var.pipelines.images import image_pixels, mask_pixels
 from pipelines.tiny import make_vqvae
 
 
@@ -38,3 +38,22 @@ def test_16_bits_keep_their_range():
 def test_what_is_transparent_is_white():
     config = make_vqvae(in_channels=1).config
     assert image_pixels(Image.new("RGBA", (8, 8), (0, 0, 0, 0)), config).unique().tolist() == [1]
+
+
+def painted(mode):
+    """A mask whose left half is white, painted on an empty layer where there is one."""
+    values = np.zeros((8, 8, 4), dtype=np.uint8)
+    values[:, :4] = 255
+    if mode == "RGBA":
+        return Image.fromarray(values)
+    if mode == "I":
+        return Image.fromarray(values[..., 0].astype(np.int32))
+    if mode == "I;16":
+        return Image.fromarray(values[..., 0].astype(np.uint16) * 257)
+    return Image.fromarray(values).convert(mode) if mode == "LA" else Image.fromarray(values[..., :3]).convert(mode)
+
+
+@pytest.mark.parametrize("mode", ["1", "L", "LA", "P", "RGB", "RGBA", "I", "I;16"])
+def test_masks_repaint_what_is_painted_white(mode):
+    mask = mask_pixels(painted(mode), make_vqvae().config)
+    assert torch.equal(mask[0, 0], torch.tensor([1.0] * 4 + [0.0] * 4).expand(8, 8))

@@ -228,12 +228,12 @@ def test_bad_masks(pipe, mask, message):
 
 
 def test_pictures_have_no_mode_for_other_channels():
-    pipe = editor(vqvae={"in_channels": 2, "out_channels": 3})
-    with pytest.raises(ValueError, match="`image` must be arrays or tensors for 2 channels, got a picture"):
+    pipe = editor(vqvae={"in_channels": 5, "out_channels": 3})
+    with pytest.raises(ValueError, match="`image` must be arrays or tensors for 5 channels, got a picture"):
         edit(pipe)
-    image = torch.rand(2, 8, 8, generator=seeded(1))
+    image = torch.rand(5, 8, 8, generator=seeded(1))
     assert edit(pipe, image).images.shape == (2, 3, 8, 8)
-    with pytest.raises(ValueError, match="`paste_original` needs a tokenizer that returns the 2 channels .* got 3"):
+    with pytest.raises(ValueError, match="`paste_original` needs a tokenizer that returns the 5 channels .* got 3"):
         edit(pipe, image, paste_original=True)
 
 

@@ -5,6 +5,7 @@ import argparse
 import math
 
 from .. import VARPipeline
+from ..image_decoding import decode_picture
 from ..scoring import classify, log_likelihood
 from .common import add_model, add_picture, check_picture, label, load_pipeline, read_images, save_result
 
@@ -69,5 +70,6 @@ def _reconstruct(options: argparse.Namespace) -> None:
     pipe = load_pipeline(VARPipeline, options)
     codes = pipe.encode_images(images)
     found = pipe.decode_progress(codes)[-1]
-    originals = [image.convert(found[0].mode).resize(found[0].size) for image in images]
+    channels = pipe.vqvae.config.in_channels
+    originals = [decode_picture(image, channels).convert(found[0].mode).resize(found[0].size) for image in images]
     save_result(pipe, originals + found, codes, options, columns=len(images))

@@ -115,6 +115,11 @@ class SampledImages(ImageSet):
         self.image_size = vqvae_config.image_size
         self.statistics = {}
         self.folder = Path(config.output_dir) / "images"
+        if pipeline.transformer.config.condition_channels is not None:
+            raise ValueError(
+                f"`model` = {config.model!r} is conditioned on embeddings, which an evaluation does not have: sample the "
+                "images with `class_embeds`, and evaluate them as `samples`."
+            )
         config.check_preset(self.image_size, num_labels)
         config.refuse({"lpips_weights"}, "`model` is a pipeline, and LPIPS compares images with their reconstructions")
         if vqvae_config.num_output_channels not in (1, 3):

@@ -115,15 +115,22 @@ def write_pipeline_card(
     """
     config: VARConfig = pipeline.transformer.config
     tokenizer: VQVAEConfig = pipeline.vqvae.config
-    is_conditional = bool(config.num_labels)
     unknown = "not stated"
+    kind, tags, example = "Unconditional", [], "num_images_per_label=2"
+    if config.num_labels:
+        kind, tags = "Class-conditional", ["class-conditional"]
+        example = f"class_labels={_example_labels(pipeline)!r}"
+    elif config.condition_channels is not None:
+        kind, tags = "Embedding-conditional", ["embedding-conditional"]
+        # In place of the embeddings that a user has.
+        example = f"class_embeds=torch.zeros(2, {config.condition_channels})"
     return _write_card(
         "var_card.md",
         output_dir,
         {
             # The Hub's category of all images that are not generated from a text, also of those of classes.
             "pipeline_tag": "unconditional-image-generation",
-            "tags": ["var", "autoregressive", *(["class-conditional"] if is_conditional else [])],
+            "tags": ["var", "autoregressive", *tags],
             "base_model": _hub_name(recipe, "pretrained_var"),
             "license": license,
         },
@@ -132,12 +139,12 @@ def write_pipeline_card(
         metrics,
         pictures,
         repo_id,
-        kind="Class-conditional" if is_conditional else "Unconditional",
+        kind=kind,
         config=config,
         tokenizer=tokenizer,
         tokenizer_name=without_folders(recipe.get("vqvae") or recipe.get("pretrained_var") or "its own"),
         is_picture=tokenizer.num_output_channels in (1, 3, 4),
-        example=f"class_labels={_example_labels(pipeline)!r}" if is_conditional else "num_images_per_label=2",
+        example=example,
         num_parameters=pipeline.transformer.num_parameters(),
         tokenizer_parameters=pipeline.vqvae.num_parameters(),
         sampling=[(name, pipeline.config[name]) for name in ("guidance_scale", "top_p", "temperature")],

@@ -107,7 +107,7 @@ def _single_images(
         if isinstance(part, PIL.Image.Image):
             if channels not in PIL_MODES:
                 raise ValueError(f"`{name}` must be arrays or tensors for {channels} channels, got a picture.")
-            singles.append(decode_picture(part, channels, name=f"`{name}`"))
+            singles.append(_mask(part) if may_be_bool else decode_picture(part, channels, name=f"`{name}`"))
         elif isinstance(part, (np.ndarray, torch.Tensor)):
             singles += _as_batch(name, part, channels, may_be_bool).split(1)
         else:
@@ -117,6 +117,14 @@ def _single_images(
     if not singles:
         raise ValueError(f"`{name}` must be at least one image, got none.")
     return singles
+
+
+def _mask(picture: PIL.Image.Image) -> PIL.Image.Image:
+    """A mask in 8 bits: what is transparent is black, since masks are painted on empty layers. Any other value above 255 is white."""
+    if picture.has_transparency_data:
+        black = PIL.Image.new("RGBA", picture.size, "black")
+        picture = PIL.Image.alpha_composite(black, picture.convert("RGBA"))
+    return picture.convert("L")
 
 
 def _as_batch(name: str, image: np.ndarray | torch.Tensor, channels: int, may_be_bool: bool) -> torch.Tensor:

@@ -60,6 +60,12 @@ def find_checkpoint(output_dir: str | Path, resume_from_checkpoint: str | None) 
             f"`resume_from_checkpoint` must be latest or a folder {PREFIX}..., got {resume_from_checkpoint!r}. "
             f"{output_dir} has {[path.name for path in checkpoint_folders(output_dir)]}."
         )
+    others = [path.name for path in checkpoint_folders(output_dir)]
+    if others and folder.resolve().parent != (Path(output_dir) / "checkpoints").resolve():
+        raise ValueError(
+            f"`resume_from_checkpoint` = {resume_from_checkpoint!r} is not of `output_dir` = {str(output_dir)!r}, which has "
+            f"the checkpoints {others} of another run: choose another `output_dir`."
+        )
     return folder
 
 

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """One run at a time in an output folder."""
 
+import errno
 import json
 import os
 import socket
@@ -10,7 +11,10 @@ from pathlib import Path
 
 from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list
+from transformers.utils import logging
 
+
+logger = logging.get_logger(__name__)
 
 LOCK_FILE = ".lock"
 
@@ -24,17 +28,21 @@ def locked_folder(accelerator: Accelerator, output_dir: str | Path) -> Iterator[
         `ValueError`: In all processes, if another run holds it.
     """
     path = Path(output_dir) / LOCK_FILE
-    descriptor, reasons = None, [""]
+    descriptor, errors = None, [None]
     if accelerator.is_main_process:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
-        if not _lock(descriptor):
-            holder = path.read_text(encoding="utf-8") or "another process"
-            reasons = [f"`output_dir` = {str(output_dir)!r} is in use by another run: {holder}."]
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
+            if not _lock(descriptor):
+                holder = path.read_text(encoding="utf-8") or "another process"
+                errors = [ValueError(f"`output_dir` = {str(output_dir)!r} is in use by another run: {holder}.")]
+        except OSError as error:
+            errors = [error]
     try:
-        broadcast_object_list(reasons)
-        if reasons[0]:
-            raise ValueError(reasons[0])
+        # The other processes would wait for a main process that has failed.
+        broadcast_object_list(errors)
+        if errors[0] is not None:
+            raise errors[0]
         if descriptor is not None:
             os.truncate(descriptor, 0)
             os.write(descriptor, json.dumps({"pid": os.getpid(), "host": socket.gethostname()}).encode())
@@ -55,6 +63,10 @@ def _lock(descriptor: int) -> bool:
         return True
     try:
         fcntl.lockf(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
+    except (BlockingIOError, PermissionError):
         return False
+    except OSError as error:
+        if error.errno not in (errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP):
+            raise
+        logger.warning(f"The file system has no locks ({error}), so a second run in the same folder goes unnoticed.")
     return True
