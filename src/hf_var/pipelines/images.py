@@ -120,7 +120,7 @@ def _single_images(
 
 
 def _mask(picture: PIL.Image.Image) -> PIL.Image.Image:
-    """A mask in 8 bits: what is transparent is black, since masks are painted on empty layers. Any other value above 255 is white."""
+    """A mask in 8 bits. What is transparent is black, since masks are painted on empty layers; values above 255 are white."""
     if picture.has_transparency_data:
         black = PIL.Image.new("RGBA", picture.size, "black")
         picture = PIL.Image.alpha_composite(black, picture.convert("RGBA"))
