@@ -26,6 +26,7 @@ from transformers.utils import logging
 
 from ..autoencoders import VQVAEConfig, VQVAEModel
 from ..hub.names import is_hub_name, public_recipe
+from ..hub.push import push_card
 from ..ranges import NonNegativeInt, OneOf, PositiveInt
 from .batches import warn_of_broken
 from .codes import codes_schema, encode_codes, is_codes_dataset, tokenizer_fingerprint
@@ -332,7 +333,7 @@ def make_codes_card(
 
 def push_codes(output_dir: str | Path, repo_id: str, card: DatasetCard) -> None:
     """Upload the files of codes, in place of those that the repository has, and their card."""
-    card.push_to_hub(repo_id, repo_type="dataset", commit_message="Describe the codes of a data set")
+    push_card(card, repo_id, "Describe the codes of a data set", repo_type="dataset")
     HfApi().upload_folder(
         repo_id=repo_id,
         repo_type="dataset",

@@ -8,7 +8,7 @@ import threading
 from collections.abc import Callable
 from pathlib import Path
 
-from huggingface_hub import HfApi
+from huggingface_hub import HfApi, RepoCard
 from transformers.utils import logging
 
 
@@ -34,6 +34,19 @@ def create_repository(output_dir: str | Path, repo_id: str | None = None) -> str
         `str`: The name with the namespace.
     """
     return HfApi().create_repo(repo_id or Path(output_dir).resolve().name, exist_ok=True).repo_id
+
+
+def push_card(card: RepoCard, repo_id: str, message: str, repo_type: str = "model") -> str:
+    """
+    Upload a card as the `README.md` of a repository that exists, and return the address of the commit. The upload validates
+    it at the Hub that it goes to. Before huggingface_hub 2.0, `card.push_to_hub` asks the public one, whatever `HF_ENDPOINT`
+    says.
+    """
+    content = str(card).encode()
+    commit = HfApi().upload_file(
+        path_or_fileobj=content, path_in_repo="README.md", repo_id=repo_id, repo_type=repo_type, commit_message=message
+    )
+    return str(commit)
 
 
 def push_result(output_dir: str | Path, repo_id: str | None = None) -> str:

@@ -9,6 +9,7 @@ from huggingface_hub import EvalResult, ModelCard
 from huggingface_hub.errors import RemoteEntryNotFoundError
 
 from ..metrics.labels import metric_name
+from .push import push_card
 
 
 def metric_results(
@@ -73,4 +74,4 @@ def push_results(repo_id: str, results: Sequence[EvalResult]) -> str:
     others = [result for result in known if not any(result.is_equal_except_value(new) for new in results)]
     contents.eval_results = others + list(results)
     contents.model_name = contents.model_name or name
-    return str(card.push_to_hub(repo_id, commit_message="Add the metrics of an evaluation"))
+    return push_card(card, repo_id, "Add the metrics of an evaluation")

@@ -8,6 +8,7 @@ from typing import Any
 from huggingface_hub import EvalResult, HfApi, ModelCard, ModelCardData
 
 from hf_var.evaluation.report import push_metrics
+from hf_var.hub.push import push_card as upload
 
 
 BODY = "\n# The model\n\nA text of the author's, with a | and\n\n---\n\na line.\n"
@@ -39,7 +40,7 @@ def push_card(repo_id: str) -> None:
     data = ModelCardData(license="cc0-1.0", model_name="My model", eval_results=[result], further={"a": [1, 2]})
     card = ModelCard(f"---\n{data.to_yaml()}\n---\n{BODY}")
     HfApi().create_repo(repo_id)
-    card.push_to_hub(repo_id)
+    upload(card, repo_id, "Upload a card")
 
 
 def main(folder: Path) -> None:

@@ -5,7 +5,6 @@ import sys
 from pathlib import Path
 
 from common import draw, save_drawing
-from huggingface_hub import ModelCard
 from PIL import Image
 from push import make_pipeline
 
@@ -48,7 +47,6 @@ def main(output_dir: Path) -> None:
         license="cc0-1.0",
         data_license="cc-by-4.0",
     )
-    ModelCard.load(output_dir / "README.md").validate()
     sys.stdout.write(push_result(output_dir, repo_id) + "\n")
     sys.stdout.write(push_result(output_dir) + "\n")
 

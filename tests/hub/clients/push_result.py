@@ -5,7 +5,6 @@ import sys
 from pathlib import Path
 
 import torch
-from huggingface_hub import ModelCard
 from safetensors.torch import save_file
 
 from hf_var import VQVAEConfig, VQVAEModel
@@ -54,7 +53,6 @@ def main(output_dir: Path) -> None:
         pictures={"reconstruction.png": RECONSTRUCTION_CAPTION, "usage.png": USAGE_CAPTION},
         repo_id=repo_id,
     )
-    ModelCard.load(output_dir / "README.md").validate()
     sys.stdout.write(push_result(output_dir, repo_id) + "\n")
     # Once more, as after a run that was resumed; with the name that it has by itself.
     sys.stdout.write(push_result(output_dir) + "\n")
