@@ -8,13 +8,13 @@ import torch
 
 from hf_var import VARConfig, VARTransformer, VQVAEConfig, VQVAEModel
 from hf_var.conversion import (
-    RELEASED_PATCH_NUMS,
     export_official_var,
     export_official_vqvae,
     imagenet_id2label,
     load_official_var,
     load_official_vqvae,
 )
+from hf_var.conversion.official_var import RELEASED_PATCH_NUMS
 from parity import CASES, assert_same_tensors, load_case, make_contrast, official_gradients
 
 

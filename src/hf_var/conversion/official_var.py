@@ -1,14 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
 """
-Checkpoints of the official VAR code to our models and back: the only file that knows foreign key names.
+Checkpoints of the official VAR code to our models and back.
 
 What an official state dict does not say in its shapes and names is taken from the released models, and can be
 overridden with any field of the configuration: the mixing ratio of phi (0.5), the commitment weight (0.25), Euclidean
 search and 32 groups per normalisation.
 """
 
-import dataclasses
-import difflib
 import json
 import math
 import os
@@ -19,9 +17,10 @@ from importlib import resources
 import torch
 from transformers.utils import logging
 
-from .autoencoders import VQVAEConfig, VQVAEModel
-from .priors import VARConfig, VARTransformer
-from .weight_files import StateDict, listing, read_state_dict
+from ..autoencoders import VQVAEConfig, VQVAEModel
+from ..priors import VARConfig, VARTransformer
+from ..weight_files import StateDict, listing, read_state_dict
+from .common import check_overrides, count, rename, require_keys
 
 
 logger = logging.get_logger(__name__)
@@ -54,7 +53,7 @@ def load_official_vqvae(checkpoint: str | os.PathLike | Mapping, **config_overri
         `ValueError`: If the file cannot be read, is not such a model (the message lists the keys that are missing or left
             over), or leaves something open.
     """
-    _check_overrides(VQVAEConfig, config_overrides)
+    check_overrides(VQVAEConfig, config_overrides)
     state_dict = read_state_dict(checkpoint, section="vae_local")
     fields = _infer_vqvae_fields(state_dict, config_overrides)
     config = VQVAEConfig(**{**fields, **config_overrides})
@@ -89,7 +88,7 @@ def load_official_var(checkpoint: str | os.PathLike | Mapping, **config_override
         `ValueError`: If the file cannot be read, is not such a model (the message lists the keys that are missing or left
             over), or leaves something open.
     """
-    _check_overrides(VARConfig, config_overrides)
+    check_overrides(VARConfig, config_overrides)
     state_dict = read_state_dict(checkpoint, section="var_wo_ddp")
     config = VARConfig(**{**_infer_var_fields(state_dict, config_overrides), **config_overrides})
     with torch.device("meta"):
@@ -150,48 +149,15 @@ def export_official_var(model: VARTransformer) -> StateDict:
 
 def imagenet_id2label() -> dict[int, str]:
     """Names of the ImageNet-1k classes, as the Hub's models name them."""
-    names = json.loads(
-        resources.files(__package__ or "hf_var").joinpath("imagenet_labels.json").read_text(encoding="utf-8")
-    )
+    names = json.loads(resources.files("hf_var").joinpath("imagenet_labels.json").read_text(encoding="utf-8"))
     return dict(enumerate(names))
 
 
-def _check_overrides(config_class: type, overrides: dict) -> None:
-    known = {"num_labels", *(field.name for field in dataclasses.fields(config_class))}
-    for name in overrides:
-        if name not in known:
-            near = difflib.get_close_matches(name, known, n=1)
-            hint = f" Did you mean `{near[0]}`?" if near else ""
-            raise ValueError(f"`{name}` is not a field of {config_class.__name__}.{hint}")
-
-
-def _require_keys(state_dict: StateDict, kind: str, required: dict[str, int]) -> None:
-    """Raise a `ValueError` unless the tensors are there that tell the configuration, with these dimensions."""
-    missing = [name for name in required if name not in state_dict]
-    if missing:
-        present = [name for name in state_dict if name not in required]
-        raise ValueError(
-            f"`checkpoint` is not an official {kind}: the keys {missing} are missing, and it holds {listing(present)}."
-        )
-    for name, num_dimensions in required.items():
-        if state_dict[name].ndim != num_dimensions:
-            raise ValueError(
-                f"`checkpoint` is not an official {kind}: {name} has {state_dict[name].ndim} instead of {num_dimensions} "
-                "dimensions."
-            )
-
-
-def _count(state_dict: StateDict, pattern: str) -> int:
-    """One more than the largest number which `pattern` captures in the names, 0 without any."""
-    found = [int(match.group(1)) for name in state_dict if (match := re.match(pattern, name))]
-    return max(found, default=-1) + 1
-
-
 def _infer_vqvae_fields(state_dict: StateDict, overrides: dict) -> dict:
-    num_levels = max(_count(state_dict, r"encoder\.down\.(\d+)\.block\."), 1)
+    num_levels = max(count(state_dict, r"encoder\.down\.(\d+)\.block\."), 1)
     level_convs = [f"encoder.down.{level}.block.0.conv1.weight" for level in range(num_levels)]
     ends = ["encoder.conv_in.weight", "decoder.conv_out.weight", "quant_conv.weight"]
-    _require_keys(state_dict, "VQVAE", {"quantize.embedding.weight": 2, **dict.fromkeys([*ends, *level_convs], 4)})
+    require_keys(state_dict, "VQVAE", {"quantize.embedding.weight": 2, **dict.fromkeys([*ends, *level_convs], 4)})
     base_channels, in_channels = state_dict["encoder.conv_in.weight"].shape[:2]
     out_channels = state_dict["decoder.conv_out.weight"].shape[0]
 
@@ -205,7 +171,7 @@ def _infer_vqvae_fields(state_dict: StateDict, overrides: dict) -> dict:
         "out_channels": None if out_channels == in_channels else out_channels,
         "base_channels": base_channels,
         "channel_multipliers": [state_dict[name].shape[0] // base_channels for name in level_convs],
-        "num_res_blocks": _count(state_dict, r"encoder\.down\.0\.block\.(\d+)\."),
+        "num_res_blocks": count(state_dict, r"encoder\.down\.0\.block\.(\d+)\."),
         "last_level_attention": has(f"encoder.down.{num_levels - 1}.attn."),
         "mid_block_attention": has("encoder.mid.attn_1."),
         "latent_channels": state_dict["quantize.embedding.weight"].shape[1],
@@ -215,7 +181,7 @@ def _infer_vqvae_fields(state_dict: StateDict, overrides: dict) -> dict:
     if has("quantize.quant_resi.qresi."):
         fields["num_refinement_convs"] = 1
     elif has("quantize.quant_resi.qresi_ls."):
-        fields["num_refinement_convs"] = _count(state_dict, r"quantize\.quant_resi\.qresi_ls\.(\d+)\.")
+        fields["num_refinement_convs"] = count(state_dict, r"quantize\.quant_resi\.qresi_ls\.(\d+)\.")
     elif has("quantize.quant_resi."):
         fields["num_refinement_convs"] = 0
     else:
@@ -240,9 +206,9 @@ def _infer_vqvae_fields(state_dict: StateDict, overrides: dict) -> dict:
 def _infer_var_fields(state_dict: StateDict, overrides: dict) -> dict:
     matrices = ["word_embed.weight", "class_emb.weight", "lvl_embed.weight", "blocks.0.ffn.fc1.weight", "head.weight"]
     required = dict.fromkeys([*matrices, "blocks.0.attn.mat_qkv.weight"], 2)
-    _require_keys(state_dict, "VAR transformer", {"pos_1LC": 3, **required})
+    require_keys(state_dict, "VAR transformer", {"pos_1LC": 3, **required})
     hidden_size, latent_channels = state_dict["word_embed.weight"].shape
-    depth = _count(state_dict, r"blocks\.(\d+)\.")
+    depth = count(state_dict, r"blocks\.(\d+)\.")
     scale = next((tensor for name, tensor in state_dict.items() if name.endswith(".scale_mul_1H11")), None)
     num_labels = state_dict["class_emb.weight"].shape[0] - 1
     fields = {
@@ -312,7 +278,7 @@ def _vqvae_names(model: VQVAEModel) -> dict[str, str]:
         (r"\.attentions\.", ".attn."),
         (r"\.shortcut\.", ".nin_shortcut."),
     ]
-    return {name: _rename(name, rules) for name in model.state_dict()}
+    return {name: rename(name, rules) for name in model.state_dict()}
 
 
 def _var_names(model: VARTransformer) -> dict[str, tuple[str, int | None]]:
@@ -334,13 +300,7 @@ def _var_names(model: VARTransformer) -> dict[str, tuple[str, int | None]]:
         (r"^layers\.(\d+)\.adaln\.offset$", r"blocks.\1.ada_gss"),
     ]
     fused = {"q_proj.weight": 0, "k_proj.weight": 1, "v_proj.weight": 2}
-    return {name: (_rename(name, rules), fused.get(".".join(name.split(".")[-2:]))) for name in model.state_dict()}
-
-
-def _rename(name: str, rules: list) -> str:
-    for pattern, replacement in rules:
-        name = re.sub(pattern, replacement, name)
-    return name
+    return {name: (rename(name, rules), fused.get(".".join(name.split(".")[-2:]))) for name in model.state_dict()}
 
 
 def _official_view(name: str, tensor: torch.Tensor) -> torch.Tensor:

@@ -1,0 +1,19 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Checkpoints of other code to our models and back, a file per code base: the only place that knows foreign key names."""
+
+from .official_var import (
+    export_official_var,
+    export_official_vqvae,
+    imagenet_id2label,
+    load_official_var,
+    load_official_vqvae,
+)
+
+
+__all__ = [
+    "export_official_var",
+    "export_official_vqvae",
+    "imagenet_id2label",
+    "load_official_var",
+    "load_official_vqvae",
+]
