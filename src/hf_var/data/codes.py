@@ -75,14 +75,8 @@ def tokenizer_fingerprint(vqvae: VQVAEModel) -> str:
 
 def codes_fingerprint(source: str) -> str | None:
     """
-    The tokenizer that made a data set of codes, if its parquet files name it: all local files are read, or the first one on the
-    Hub. `None` for any other data set.
-
-    Args:
-        source (`str`): A data set that [`load_source`] reads, streamed or not.
-
-    Raises:
-        `ValueError`: If the files are of several tokenizers.
+    The tokenizer that made a data set of codes, if its parquet files name it: all local files are read, or the first
+    one on the Hub. `None` for any other data set.
     """
     if source.startswith("~"):
         source = str(Path(source).expanduser())
@@ -107,8 +101,8 @@ def _fingerprint_in(file: str) -> str | None:
 
 def codes_schema(vqvae: VQVAEModel, label_feature: datasets.ClassLabel | datasets.Value | None) -> pyarrow.Schema:
     """
-    The columns of a parquet file of codes, with the features that `datasets` restores and the tokenizer's fingerprint.
-    `label_feature` is the type of the labels; `None`: there are none.
+    Columns of a parquet file of codes, as `datasets` restores them, with the tokenizer's fingerprint and the labels'
+    type.
     """
     codes_type = "uint16" if vqvae.config.codebook_size <= 2**16 else "uint32"
     length = sum(vqvae.config.scale_lengths)
@@ -126,9 +120,7 @@ def encode_codes(vqvae: VQVAEModel, pixel_values: torch.Tensor) -> torch.Tensor:
 
 
 class CodesRows:
-    """
-    Turns a row into `codes` and, with a condition, `class_labels` or `class_embeds`: see [`codes_rows`].
-    """
+    """Turns a row into `codes` and, with a condition, `class_labels` or `class_embeds`."""
 
     is_random = False
 
@@ -148,13 +140,7 @@ class CodesRows:
 
 def codes_rows(label_column: Condition | str | None = None, num_labels: int | None = None) -> CodesRows:
     """
-    How the rows of a data set of codes become items.
-
-    Args:
-        label_column (`Condition` or `str`, *optional*):
-            The condition of the images: what [`training_labels`], [`validation_labels`] or [`embedding_condition`]
-            returned, or the name of a column of numbers.
-        num_labels (`int`, *optional*): Number of classes, to check the labels of a named column as they are read.
+    How the rows of a data set of codes become items, with a [`Condition`] or the column of labels below `num_labels`.
     """
     return CodesRows(as_condition(label_column, num_labels))
 
@@ -170,13 +156,8 @@ def tokenized_copies(
     show_progress: bool,
 ) -> datasets.Dataset:
     """
-    The codes of `copies` augmented copies of every image, as a data set with the columns `codes` and, where the images
-    have conditions, `class_labels` or `class_embeds`.
-
-    Training on them costs less than encoding every batch anew. A resumed run makes the same ones again.
-
-    Raises:
-        `ValueError`: If the images are a stream, whose number is unknown.
+    The codes of `copies` augmented copies of every image, as a data set with the columns `codes` and, with a
+    condition, `class_labels` or `class_embeds`. A resumed run makes the same ones again.
     """
     if isinstance(dataset, datasets.IterableDataset):
         raise ValueError("`augmented_copies` must be 0 for a data set that is streamed.")

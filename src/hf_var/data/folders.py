@@ -33,14 +33,8 @@ DATA_ENDINGS = {".parquet", ".arrow", ".tar", ".zip"}
 
 class ImageFolder:
     """
-    The image files of a folder by split, each with its class.
-
-    Attributes:
-        files (`list[str]`): All visible files.
-        images (`list[str]`): Paths of the images below the folder.
-        splits (`dict[str, list[tuple[str, str | None]]]`): Path below the folder and class of the images of each split.
-        names (`list[str]`): The classes.
-        has_metadata (`bool`): Whether files of metadata tell more of the images than their folders.
+    The image files of a folder: `splits` hold their paths below it and their classes, `names` all classes.
+    `has_metadata` says whether files of metadata tell more of the images than their folders.
     """
 
     def __init__(self, argument: str, source: str):

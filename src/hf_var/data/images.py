@@ -28,14 +28,8 @@ MOST_ENLARGED = 64
 
 class ImageTransform:
     """
-    How images become model inputs: enlarged or reduced until they cover `resize_ratio` times the size, and cut to it: at
-    random places and with random distortions if they are augmented, in the middle otherwise.
-
-    Args:
-        reading ([`ReadingConfig`]): `interpolation` and `resize_ratio`.
-        augment ([`AugmentConfig`], *optional*): The distortions; `None` outside of training.
-        image_size (`tuple[int, int]`): Height and width.
-        num_channels (`int`): Channels of images; arrays bring their own.
+    How images become model inputs: enlarged or reduced until they cover `resize_ratio` times the size, and cut to it:
+    at random places and with random distortions if they are augmented, in the middle otherwise.
     """
 
     def __init__(
@@ -132,9 +126,7 @@ def _generator(generator: random.Random | None) -> random.Random:
 
 
 class ImageRows:
-    """
-    Turns a row into `pixel_values` and, with a condition, `class_labels` or `class_embeds`: see [`image_rows`].
-    """
+    """Turns a row into `pixel_values` and, with a condition, `class_labels` or `class_embeds`."""
 
     def __init__(
         self,
@@ -211,23 +203,10 @@ def image_rows(
     num_labels: int | None = None,
 ) -> ImageRows:
     """
-    How the rows of a data set of images become items.
-
-    Args:
-        data ([`ReadingConfig`]): `image_column` and how images are decoded and resized.
-        augment ([`AugmentConfig`], *optional*): Random changes for training; `None`: the middle of the image as it is.
-        dataset (`Dataset` or `IterableDataset`):
-            The data set. Its images are files in any format that Pillow reads, as an `Image` feature or as bytes, or
-            bytes of shape `(channels, height, width)` as an `Array3D` feature.
-        image_size (`tuple[int, int]`, *optional*): Height and width of the model's inputs; `None`: images keep theirs.
-        in_channels (`int`): Channels of the model's inputs.
-        label_column (`Condition` or `str`, *optional*):
-            The condition of the images: what [`training_labels`], [`validation_labels`] or [`embedding_condition`]
-            returned, or the name of a column of numbers.
-        num_labels (`int`, *optional*): Number of classes, to check the labels of a named column as they are read.
-
-    Raises:
-        `ValueError`: If there is no such column, or if it cannot be brought to `in_channels` channels.
+    How the rows of a data set of images become items. The images are files in any format that Pillow reads, as an
+    `Image` feature or as bytes, or an `Array3D` feature of bytes `(channels, height, width)`. They keep their size if
+    `image_size` is `None`, and are not changed at random if `augment` is. The condition is a [`Condition`] or the name
+    of a column of labels below `num_labels`.
     """
     column = find_image_column(dataset, data.image_column)
     feature = features_of(dataset)[column]
@@ -254,19 +233,7 @@ def image_rows(
 
 
 class OrderedImages(Dataset):
-    """
-    All images of a data set in their order, of one size, where broken images are errors.
-
-    Args:
-        name (`str`): What messages call the data set.
-        dataset (`datasets.Dataset`): The rows.
-        image_size (`tuple[int, int]`, *optional*): Height and width; `None`: that of the images, which must have one.
-        in_channels (`int`): Channels.
-        data ([`ReadingConfig`]): How images are read, and the number of workers.
-
-    Raises:
-        `ValueError`: If the first image cannot be read.
-    """
+    """All images of a data set in their order, of one size, by default that of the first; broken images are errors."""
 
     def __init__(
         self,
@@ -284,12 +251,7 @@ class OrderedImages(Dataset):
         self.image_size = image_size or tuple(self._pixels(0, self._rows[0]).shape[1:])
 
     def read(self, ranges: Iterable[range]) -> Iterator[torch.Tensor]:
-        """
-        The images of ranges of rows, as tensors of bytes `(rows, in_channels, height, width)`.
-
-        Raises:
-            `ValueError`: If an image cannot be read or has another size, with its row.
-        """
+        """The images of ranges of rows, bytes `(rows, in_channels, height, width)`."""
         return iter(make_loader(self, self.num_workers, ranges))
 
     def __getitem__(self, rows: range) -> torch.Tensor:

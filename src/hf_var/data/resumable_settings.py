@@ -22,16 +22,8 @@ def first_difference(
     begun: Mapping[str, Any], settings: Mapping[str, Any], free: Collection[str] = ()
 ) -> tuple[str, Any, Any] | None:
     """
-    The first setting that is another one now, with its two values.
-
-    Args:
-        begun (`dict[str, Any]`): Settings of the beginning, nested or not, as JSON gives them back.
-        settings (`dict[str, Any]`): Settings of now.
-        free (`set[str]`, *optional*): Settings that may differ: `"config.dropout"` is `dropout` within `config`.
-
-    Returns:
-        `tuple[str, Any, Any]`, *optional*: The name, dotted where it is nested, and what it was and is; a missing one is
-        `None`.
+    The first setting that is another one now, dotted where it is nested, with its values then and now. `free` ones may
+    differ: `"config.dropout"` is `dropout` within `config`.
     """
     # JSON has lists in place of tuples, and texts in place of the integers that name entries.
     begun, settings = json.loads(json.dumps([begun, settings]))
@@ -53,8 +45,8 @@ def check_settings(
     folder: str | Path, begun: Mapping[str, Any], settings: Mapping[str, Any], free: Collection[str] = ()
 ) -> None:
     """
-    Raise a `ValueError` that names a setting which is another one than when the files in `folder` were `begun`, and is not
-    `free` to change: see [`first_difference`]. Nothing was begun if `begun` is empty.
+    Raise a `ValueError` if a setting, unless it is `free`, differs from those that the files in `folder` were `begun`
+    with.
     """
     difference = first_difference(begun, settings, free) if begun else None
     if difference is not None:

@@ -28,17 +28,9 @@ def load_source(
     argument: str, source: str, split: str | None, preferred_splits: Sequence[str], streaming: bool = False
 ) -> AnyDataset:
     """
-    Load the data set that `--train_data` or `--validation_data` names. Its images stay encoded.
-
-    Args:
-        argument (`str`): Name of the argument, for messages.
-        source (`str`): A Hub data set, a folder of images in class folders, or a glob of parquet or tar files.
-        split (`str`, *optional*): Name of the split.
-        preferred_splits (`Sequence[str]`): Where `split` is `None`, the first of these that exists, or the only one.
-        streaming (`bool`, *optional*, defaults to `False`): Whether to read rows as they come, without an index.
-
-    Raises:
-        `ValueError`: If the source does not exist, has no such split or is empty.
+    The data set that an argument names, with images as they are stored: a Hub data set, a folder of images in class
+    folders, or a glob of parquet or tar files. Without a `split` it is the first of `preferred_splits` that exists, or
+    the only one.
     """
     # Its overloads want to know at once whether the result is a stream.
     load_dataset = cast(Any, datasets.load_dataset)

@@ -178,22 +178,9 @@ def make_units(
 def tokenize_dataset(config: TokenizationConfig, accelerator: Accelerator) -> CodesCount:
     """
     Write the codes of all images of a data set as parquet files with the columns `codes` and, where the images have
-    labels, `label`, and a data set card. All processes call it together. If interrupted, call it again
-    with the same arguments to resume.
-
-    The random numbers of an image depend on `seed` and its place in the data set (in its shard, if it is streamed).
-
-    Args:
-        config ([`TokenizationConfig`]): What to read, with which tokenizer, and where to write.
-        accelerator (`Accelerator`): Device and precision of the tokenizer, and the processes.
-
-    Returns:
-        [`~hf_var.data.codes_files.CodesCount`]: What all files hold, those of earlier runs among them.
-
-    Raises:
-        `ValueError`:
-            If the data set is empty or lacks a requested column, if too many of its images cannot be read, or if the
-            folder was begun with other arguments.
+    labels, `label`, and a data set card. All processes call it together; called again with the same arguments, it
+    resumes. The random numbers of an image depend on `seed` and its place in the data set (in its shard, if it is
+    streamed).
     """
     # All input is checked before any work.
     vqvae = VQVAEModel.from_pretrained(config.vqvae, dtype=torch.float32).eval().requires_grad_(False)

@@ -29,14 +29,8 @@ PNG_THREADS = min(8, os.cpu_count() or 1)
 
 class FeatureFiles:
     """
-    The features of a set of images, one file for each batch. The batches are the same for any number of processes.
-
-    Args:
-        folder (`Path`): Parent of the folder of these features.
-        kind (`str`): Beginning of its name.
-        num_images (`int`): Images of the set.
-        batch_size (`int`): Images of a batch; the last one may have fewer.
-        origin (`dict[str, Any]`): Everything that the features depend on; other values mean other files.
+    The features of a set of images, one file for each batch, whatever the number of processes. Another `origin`,
+    everything that the features depend on, means other files.
     """
 
     def __init__(self, folder: Path, kind: str, num_images: int, batch_size: int, origin: Mapping[str, Any]):
@@ -67,12 +61,7 @@ class FeatureFiles:
         os.replace(unfinished, path)
 
     def load(self) -> dict[str, torch.Tensor]:
-        """
-        The features of all images, by name.
-
-        Raises:
-            `ValueError`: If a file is missing or broken.
-        """
+        """The features of all images, by name."""
         parts = []
         for index in range(len(self)):
             try:
@@ -93,14 +82,8 @@ def write_features(
     image_folder: Path | None = None,
 ) -> None:
     """
-    Write the missing features. All processes call this and share the batches.
-
-    Args:
-        files ([`FeatureFiles`]): The features.
-        read (`Callable`): Returns the images of a batch, `torch.ByteTensor` of shape `(batch, 3, height, width)`.
-        extractor (`nn.Module`): See [`extract_features`].
-        accelerator (`Accelerator`): The device and the processes.
-        image_folder (`Path`, *optional*): Folder in which each image gets a PNG file, unless it has one.
+    Write the missing features of the images that `read` returns, and their PNG files if there is an `image_folder`.
+    All processes call this and share the batches.
     """
     missing = [
         index
@@ -136,7 +119,9 @@ def write_features(
 def load_extractor(
     name: str, weights: str | None, image_size: tuple[int, int], device: torch.device
 ) -> tuple[nn.Module, dict[str, Any]]:
-    """The feature extractor, tried on noise, and a description of what its features depend on, equal in all processes."""
+    """
+    The feature extractor, tried on noise, and a description of what its features depend on, equal in all processes.
+    """
     extractor = load_feature_extractor(name, weights).to(device)
     # The code of an extractor may change while its weights stay.
     noise = torch.randint(256, (2, 3, *image_size), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)

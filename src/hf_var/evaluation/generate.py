@@ -33,22 +33,14 @@ def image_seed(seed: int, number: int) -> int:
 
 def image_label(number: int, num_labels: int) -> int | None:
     """
-    Class of an image; `None` if the model has none. The classes take turns: the Inception Score is a mean over parts of
-    5,000 images, which must hold all classes, and the first images of a set are a balanced set as well.
+    Class of an image. The classes take turns: the parts of the Inception Score, and the first images of a set, are
+    balanced.
     """
     return number % num_labels if num_labels > 0 else None
 
 
 class ImageSampler:
-    """
-    Samples images by number.
-
-    Args:
-        pipeline ([`VARPipeline`]): On its device.
-        seed (`int`): Seed of the set.
-        sampling (`dict[str, Any]`): Arguments of the pipeline's call, such as `guidance_scale`.
-        score_fn (`Callable`, *optional*): With `num_candidates` in `sampling`, see [`VARPipeline.__call__`].
-    """
+    """Samples images by number, with the arguments `sampling` of the pipeline's call."""
 
     def __init__(
         self,
@@ -75,13 +67,8 @@ class ImageSampler:
 
 class ClassifierScore:
     """
-    How sure a classifier is that images show their classes: the score of rejection sampling (Razavi et al. 2019, section
-    3.3; the "-re" rows of Tian et al. 2024, table 1).
-
-    Args:
-        classifier (`str`): Folder or repository of an image classifier of transformers.
-        num_labels (`int`): Classes of the pipeline. The classifier's must be the same, in the same order.
-        device (`torch.device`): Where it runs.
+    How sure a classifier of the pipeline's classes is that images show theirs: the score of rejection sampling (Razavi
+    et al. 2019, section 3.3; the "-re" rows of Tian et al. 2024, table 1).
     """
 
     def __init__(self, classifier: str, num_labels: int, device: torch.device):

@@ -34,12 +34,7 @@ def write_png(path: str | Path, image: np.ndarray) -> None:
 
 
 def read_png(path: str | Path, image_size: tuple[int, int]) -> np.ndarray:
-    """
-    Read an image that [`write_png`] wrote.
-
-    Raises:
-        `ValueError`: If the file is missing, damaged or of another size.
-    """
+    """Read an image that [`write_png`] wrote, `(3, height, width)`."""
     try:
         with Image.open(path, formats=["PNG"]) as image:
             pixels = np.array(image)
@@ -81,12 +76,9 @@ def read_or_sample(
 
 def write_npz(path: str | Path, folder: str | Path, num_images: int, image_size: tuple[int, int]) -> None:
     """
-    Gather images in the file that the evaluator of OpenAI's guided-diffusion reads: an `.npz` with one array `arr_0`, bytes
-    of shape `(num_images, height, width, 3)`, in the order of the images' numbers. Only a few of them are in memory at a
-    time, and the file has its name only when it is whole. The same images make the same bytes.
-
-    Raises:
-        `ValueError`: If an image is missing, damaged or of another size. An older file stays as it is.
+    Gather images in the file that the evaluator of OpenAI's guided-diffusion reads: an `.npz` with one array `arr_0`,
+    bytes of shape `(num_images, height, width, 3)`. Only a few images are in memory at a time, and the same images
+    make the same bytes.
     """
     header = {"descr": "|u1", "fortran_order": False, "shape": (num_images, *image_size, 3)}
     unfinished = _unfinished(Path(path))

@@ -17,8 +17,8 @@ REFERENCES = "https://openaipublic.blob.core.windows.net/diffusion/jul-2021/ref_
 @dataclass(frozen=True)
 class Preset:
     """
-    A published protocol: values of arguments, and the model that they are for. The values are those of VAR's evaluation:
-    50 images of each class, `cfg` 1.5, which is a guidance scale of 2.5.
+    A published protocol: the arguments of VAR's evaluation (50 images of each class, `cfg` 1.5, a guidance scale of
+    2.5).
     """
 
     image_size: tuple[int, int]
@@ -149,11 +149,7 @@ class EvaluationConfig(SamplingConfig):
 
     def departures(self, num_images: int, reference: Mapping[str, Any] | None) -> list[str]:
         """
-        How the evaluation differs from its preset.
-
-        Args:
-            num_images (`int`): Images that were measured.
-            reference (`dict[str, Any]`, *optional*): The description of the [`ImageSet`] that they were compared with.
+        How the evaluation differs from its preset, given the number of images and the description of the reference.
         """
         if self.preset is None:
             return []

@@ -23,16 +23,8 @@ def metric_results(
     settings: Mapping[str, Any] | None = None,
 ) -> list[EvalResult]:
     """
-    Metrics as the Hub has them, without those that are not finite.
-
-    Args:
-        metrics (`dict[str, float]`): Values by name.
-        task (`str`): Identifier of the task.
-        dataset (`str`, *optional*): Name of the data set on the Hub.
-        dataset_name (`str`): What to call it.
-        split (`str`, *optional*): Its split.
-        config (`str`, *optional*): Name of the protocol.
-        settings (`dict[str, Any]`, *optional*): Settings by which two measurements differ.
+    Metrics as the Hub has them, without those that are not finite. `dataset` is a name on the Hub, `dataset_name` what
+    to call it, `config` the name of the protocol; measurements with other `settings` are others.
     """
     return [
         EvalResult(
@@ -54,15 +46,8 @@ def metric_results(
 
 def push_results(repo_id: str, results: Sequence[EvalResult]) -> str:
     """
-    Add results to a model card on the Hub. They replace those of the same metrics on the same data with the same settings;
-    all else of the card stays. A repository without a card gets one.
-
-    Args:
-        repo_id (`str`): A repository that exists.
-        results (`list[EvalResult]`): See [`metric_results`].
-
-    Returns:
-        `str`: Address of the commit.
+    Add results to a model card on the Hub, in place of those of the same metrics, data and settings, and return the
+    address of the commit. A repository without a card gets one.
     """
     name = repo_id.split("/")[-1]
     try:

@@ -83,8 +83,8 @@ def expected_codes(tokens: int, codebook_size: int) -> float:
 @torch.no_grad()
 def residual_energy(vqvae: VQVAEModel, features: torch.Tensor, codes: torch.Tensor) -> torch.Tensor:
     """
-    Energy (sum of squares) of the features `(batch, latent_channels, height, width)`, and of the residual that their codes
-    `(batch, length)` leave after each scale: `(1 + scales,)`.
+    Energy (sum of squares) of the features `(batch, latent_channels, height, width)`, and of the residual that their
+    codes `(batch, length)` leave after each scale: `(1 + scales,)`.
     """
     features = features.float()
     errors = [features, *(features - latents for latents in vqvae.running_latents(codes))]

@@ -37,12 +37,7 @@ def checkpoint_step(folder: str | Path) -> int:
 
 def find_checkpoint(output_dir: str | Path, resume_from_checkpoint: str | None) -> Path | None:
     """
-    The checkpoint that `--resume_from_checkpoint` names; `None` to start a new run, also for `latest` without any
-    checkpoint.
-
-    Raises:
-        `ValueError`:
-            If there is no such checkpoint, or if a run is to start afresh in a folder with checkpoints of another one.
+    The checkpoint that `resume_from_checkpoint` names; `None` for a new run, also for `latest` without any checkpoint.
     """
     if resume_from_checkpoint is None:
         names = [path.name for path in checkpoint_folders(output_dir)]
@@ -78,11 +73,8 @@ def save_checkpoint(
     identity: RunIdentity,
 ) -> None:
     """
-    Save the parts of a run, models and other objects with a `state_dict`, by name, the random numbers of every process and
-    the identity of the run; then remove all but the newest checkpoints.
-
-    A checkpoint is written under another name and renamed when it is complete, and renamed before it is removed: so an
-    interrupted run leaves only complete checkpoints.
+    Save the parts of a run, models and other objects with a `state_dict`, by name, the random numbers of every process
+    and the identity of the run; then remove all but the newest checkpoints. Interrupted runs leave only complete ones.
     """
     folder = Path(output_dir) / "checkpoints" / f"{PREFIX}{step:08d}"
     unfinished = folder.with_name(f"unfinished-{folder.name}")
@@ -110,12 +102,7 @@ def save_checkpoint(
 
 
 def load_checkpoint(accelerator: Accelerator, folder: str | Path, parts: Mapping[str, Any]) -> None:
-    """
-    Load what [`save_checkpoint`] saved.
-
-    Raises:
-        `ValueError`: If a part is missing, damaged, or does not fit.
-    """
+    """Load what [`save_checkpoint`] saved."""
     folder = Path(folder)
     if accelerator.distributed_type == DistributedType.DEEPSPEED:
         accelerator.load_state(str(folder / DEEPSPEED_FOLDER))

@@ -43,15 +43,8 @@ class CodebookConfig(CheckedFields):
 
 class CodebookTraining:
     """
-    k-means start, moving averages, statistics and restarts of a codebook.
-
-    Args:
-        config ([`CodebookConfig`]): What to do.
-        vqvae ([`VQVAEModel`]): The tokenizer, prepared by Accelerate. For moving averages its codebook has no gradient.
-        accelerator (`Accelerator`): Knows the device and the other processes.
-        max_train_steps (`int`): Length of the training.
-        seed (`int`): Fixes all random choices.
-        average ([`AveragedWeights`], *optional*): Averages of the tokenizer's weights, which jump with the codes.
+    k-means start, moving averages, statistics and restarts of a codebook. `average` are those of the tokenizer's
+    weights, which jump with the codes.
     """
 
     def __init__(
@@ -104,14 +97,8 @@ class CodebookTraining:
 
     def finish_window(self, output: VQVAEOutput, steps: int) -> dict[str, float]:
         """
-        After `steps` optimizer steps, if a window ends there: how the codes were used in it, and restart the unused ones.
-
-        Args:
-            output ([`VQVAEOutput`]): That of the last forward pass.
-            steps (`int`): Optimizer steps so far.
-
-        Returns:
-            `dict[str, float]`: Metrics; empty if no window ends here.
+        How the codes were used, if a window ends after `steps` optimizer steps, and restart the unused ones by what
+        the last forward pass looked up. Without an end: an empty dictionary.
         """
         config = self.config
         if output.codes is None or steps % config.codebook_window != 0:
@@ -152,10 +139,7 @@ class CodebookTraining:
 
 
 def check_codebook(config: CodebookConfig, tokenizer: VQVAEConfig) -> None:
-    """
-    Raise a `ValueError` if the settings move code vectors that are not weights, or if `kmeans_images` give too few vectors
-    for the codebook of `tokenizer`.
-    """
+    """Raise a `ValueError` if code vectors that are not weights are moved, or `kmeans_images` give too few vectors."""
     for name, value in {"kmeans_images": 0, "restart_until": 0.0, "codebook_update": "gradient"}.items():
         if not tokenizer.has_trainable_codes and getattr(config, name) != value:
             raise ValueError(

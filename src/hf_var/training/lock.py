@@ -23,9 +23,6 @@ LOCK_FILE = ".lock"
 def locked_folder(accelerator: Accelerator, output_dir: str | Path) -> Iterator[None]:
     """
     Hold the folder for the processes of one run. The system releases it when the main process ends, however it does.
-
-    Raises:
-        `ValueError`: In all processes, if another run holds it.
     """
     path = Path(output_dir) / LOCK_FILE
     descriptor, errors = None, [None]
@@ -53,10 +50,7 @@ def locked_folder(accelerator: Accelerator, output_dir: str | Path) -> Iterator[
 
 
 def _lock(descriptor: int) -> bool:
-    """
-    Lock a file unless another process holds the lock. Not by `filelock`: data loader workers would keep its locks alive
-    after the process ends.
-    """
+    """Lock a file, if no other process has. Not by `filelock`: workers of data loaders would keep its locks alive."""
     try:
         import fcntl
     except ImportError:  # Windows has other locks.

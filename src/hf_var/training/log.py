@@ -14,12 +14,7 @@ CHANGES = "changed_arguments"
 
 
 class TrainingLog(GeneralTracker):
-    """
-    `train_log.jsonl` in the output folder, as a tracker of Accelerate.
-
-    Args:
-        output_dir (`str`): Folder of the run.
-    """
+    """`train_log.jsonl` in the output folder, as a tracker of Accelerate."""
 
     name = "train_log"
     requires_logging_directory = False

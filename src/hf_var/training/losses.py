@@ -38,13 +38,7 @@ class ReconstructionConfig(CheckedFields):
 
 
 class ReconstructionObjective:
-    """
-    The reconstruction loss of a tokenizer.
-
-    Args:
-        config ([`ReconstructionConfig`]): The weights.
-        perceptual_loss (`nn.Module`, *optional*): LPIPS, needed if it has a weight.
-    """
+    """The reconstruction loss of a tokenizer, with LPIPS as `perceptual_loss` if it has a weight."""
 
     def __init__(self, config: ReconstructionConfig, perceptual_loss: nn.Module | None):
         self.config = config
@@ -67,9 +61,7 @@ class ReconstructionObjective:
 def reconstruction_loss(
     sample: torch.Tensor, target: torch.Tensor, l1_weight: float, l2_weight: float
 ) -> torch.Tensor:
-    """
-    Weighted sum of mean absolute and mean squared error of `sample` and `target`, in fp32 whatever their dtype.
-    """
+    """Weighted sum of mean absolute and mean squared error, in fp32 whatever the dtype."""
     sample, target = sample.float(), target.float()
     # Terms without weight are not computed.
     terms = ((l1_weight, functional.l1_loss), (l2_weight, functional.mse_loss))

@@ -76,15 +76,8 @@ class Optimization:
         optimization.finish_step()
     ```
 
-    Learning rate and weight decay depend only on the configuration and the number of steps, so that a resumed run
-    uses its own arguments.
-
-    Args:
-        accelerator (`Accelerator`): Prepares model and optimizer.
-        weights (`nn.Module`): The model whose parameters are optimized and averaged.
-        config ([`OptimizerConfig`]): The hyper-parameters.
-        num_steps (`int`): Length of the schedules.
-        model (`nn.Module`, *optional*, defaults to `weights`): The model that is called, around `weights`.
+    `weights` are optimized and averaged; `model` is called, around them. Learning rate and weight decay depend only on the
+    configuration and the number of steps, so that a resumed run uses its own arguments.
     """
 
     def __init__(

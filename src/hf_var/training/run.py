@@ -87,24 +87,9 @@ class TrainingRun:
                 run.save_if_due()
     ```
 
-    Metrics stay on their device until they are logged, saved or checked, so that other steps need not wait
-    for the device.
-
-    After SIGTERM a run writes a checkpoint after the step it is at, with several processes after that of the one that is
-    furthest behind, and exits.
-
-    Args:
-        config ([`RunConfig`]): The arguments.
-        accelerator (`Accelerator`): That of [`make_accelerator`].
-        name (`str`): Name of the run for trackers.
-        batch_size (`int`): Images per process and forward pass.
-        identity ([`RunIdentity`]): Compared with that of a checkpoint before anything is loaded from it.
-        tokens_per_image (`int`, *optional*): To log tokens per second beside images.
-
-    Raises:
-        `ValueError`:
-            If there is no checkpoint to resume from, if a fixed value differs from the checkpoint's, or if the folder has
-            checkpoints but the run is not resumed.
+    Metrics stay on their device until they are logged, saved or checked, so that other steps need not wait for it. After
+    SIGTERM a run writes a checkpoint after the step it is at, with several processes after that of the one that is furthest
+    behind, and exits.
     """
 
     def __init__(
@@ -136,16 +121,8 @@ class TrainingRun:
     @contextmanager
     def started(self, parts: Mapping[str, Any], arguments: Mapping[str, Any] | None = None) -> Iterator[None]:
         """
-        Load the checkpoint if the run is resumed, and log, report progress and handle SIGTERM until the end of the
-        block.
-
-        Args:
-            parts (`dict[str, Any]`):
-                The parts of a checkpoint by name: models, and objects with `state_dict` and `load_state_dict`.
-            arguments (`dict[str, Any]`, *optional*): Arguments of the training, for trackers.
-
-        Raises:
-            `ValueError`: If another run uses the output folder, or the checkpoint is damaged.
+        Load the checkpoint of a resumed run, and log, show progress and handle SIGTERM until the end of the block.
+        `parts` of the checkpoint are models and objects with a state by name; `arguments` are for trackers.
         """
         self._parts = dict(parts)
         if self.accelerator.scaler is not None:
@@ -182,15 +159,8 @@ class TrainingRun:
         self, learning_rate: float, gradient_norm: torch.Tensor | float | None = None, **counts: int
     ) -> None:
         """
-        Count an optimizer step, and log it if this is due.
-
-        Args:
-            learning_rate (`float`): That of the next step.
-            gradient_norm (`torch.Tensor` or `float`, *optional*): Norm of all gradients, before they were clipped.
-            counts (`int`): Numbers of this process, which are added up over all.
-
-        Raises:
-            `ValueError`: If a loss since the last time was not finite.
+        Count an optimizer step, and log it if this is due: the `learning_rate` of the next step, the norm of all
+        gradients before clipping, and `counts` of this process, which are added up over all.
         """
         self.step += 1
         names = list(self._metrics[0])
@@ -221,11 +191,8 @@ class TrainingRun:
 
     def save_if_due(self) -> None:
         """
-        Write a checkpoint if this is due or the run was asked to stop; in that case exit.
-
-        Raises:
-            `ValueError`: If a loss since the last time, or a weight, is not finite.
-            `SystemExit`: If the run was asked to stop, with the status of a process that SIGTERM ended.
+        Write a checkpoint if this is due or the run was asked to stop; in that case exit as a process that SIGTERM
+        ended.
         """
         config = self.config
         is_due = config.checkpointing_steps > 0 and self.step % config.checkpointing_steps == 0
@@ -274,10 +241,7 @@ class TrainingRun:
             self.accelerator.log({f"{prefix}{name}": value for name, value in metrics.items()}, step=self.step)
 
     def write_image(self, name: str, image: Image.Image | Figure) -> None:
-        """
-        Save `name`.png in the output folder and, with the step, in its `pictures/`, and show it to the trackers. Only the
-        main process does.
-        """
+        """Save `name`.png in the output folder and, with the step, in its `pictures/`, and show it to the trackers."""
         if self.accelerator.is_main_process:
             with self.writing():
                 path = save_image(self.config.output_dir, name, self.step, image)

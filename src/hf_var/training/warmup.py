@@ -9,8 +9,8 @@ from ..autoencoders import VQVAEModel, VQVAEOutput
 
 class VQVAEWarmup(nn.Module):
     """
-    A tokenizer whose `forward` can skip the quantizer, as if the codebook were infinitely fine. Both variants are one
-    `forward`, because distributed training wraps only this method.
+    A tokenizer whose `forward` can skip the quantizer. One method for both, because distributed training wraps only
+    `forward`.
     """
 
     def __init__(self, vqvae: VQVAEModel):
