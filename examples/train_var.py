@@ -20,7 +20,7 @@ import copy
 import inspect
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import dataclass, fields, replace
 from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, NamedTuple
@@ -40,7 +40,7 @@ from hf_var.hub.cards import write_pipeline_card
 from hf_var.hub.config import PipelineHubConfig
 from hf_var.hub.push import BackgroundPush, create_repository, push_result
 from hf_var.metrics.likelihood import CodePredictions, measure_likelihood
-from hf_var.ranges import CheckedFields, NonNegativeFloat, NonNegativeInt, OneOf, PositiveFloat, Share
+from hf_var.ranges import CheckedFields, NonNegativeFloat, NonNegativeInt, OneOf, PositiveFloat, Share, argument
 from hf_var.training.accelerator import make_accelerator
 from hf_var.training.flops import training_flops
 from hf_var.training.identity import RunIdentity, make_identity
@@ -77,25 +77,18 @@ CAPTIONS = {"samples.png": "Samples, not chosen.", "curves.png": "The training."
 class ScriptConfig(CheckedFields):
     """Arguments of this script alone."""
 
-    vqvae: str | None = field(
-        default=None, metadata={"help": "folder or repository of the tokenizer; default: that of pretrained_var"}
+    vqvae: str | None = argument(None, help="folder or repository of the tokenizer; default: that of pretrained_var")
+    pretrained_var: str | None = argument(
+        None, help="folder or repository of a pipeline whose transformer is trained further"
     )
-    pretrained_var: str | None = field(
-        default=None, metadata={"help": "folder or repository of a pipeline whose transformer is trained further"}
+    num_labels: NonNegativeInt | None = argument(None, help="0: without classes; default: as many as in the data")
+    condition_column: str | None = argument(
+        None, help="column of embeddings that the images are conditioned on in place of classes"
     )
-    num_labels: NonNegativeInt | None = field(
-        default=None, metadata={"help": "0: without classes; default: as many as in the data"}
+    augmented_copies: NonNegativeInt = argument(
+        0, help="tokenize this many augmented copies of each image first; 0: tokenize every batch anew"
     )
-    condition_column: str | None = field(
-        default=None, metadata={"help": "column of embeddings that the images are conditioned on in place of classes"}
-    )
-    augmented_copies: NonNegativeInt = field(
-        default=0,
-        metadata={"help": "tokenize this many augmented copies of each image first; 0: tokenize every batch anew"},
-    )
-    attn_implementation: str = field(
-        default="blockwise_sdpa", metadata={"help": "blockwise_sdpa, sdpa, flex_attention or eager"}
-    )
+    attn_implementation: str = argument("blockwise_sdpa", help="blockwise_sdpa, sdpa, flex_attention or eager")
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -111,17 +104,13 @@ class ScriptConfig(CheckedFields):
 class VAROptimizerConfig(OptimizerConfig):
     """The paper's optimizer (Tian et al. 2024, section 5), whose learning rate grows with the batch."""
 
-    learning_rate: PositiveFloat | None = field(
-        default=None, metadata={"help": "largest learning rate; default: base_learning_rate * images of a step / 256"}
+    learning_rate: PositiveFloat | None = argument(
+        None, help="largest learning rate; default: base_learning_rate * images of a step / 256"
     )
-    base_learning_rate: PositiveFloat = field(
-        default=1e-4, metadata={"help": "largest learning rate for 256 images a step"}
-    )
-    lr_scheduler: Annotated[str, OneOf(*SCHEDULERS)] = field(
-        default="linear", metadata={"help": ", ".join(SCHEDULERS)}
-    )
-    lr_final_ratio: Share = field(
-        default=0.1, metadata={"help": "a linear or cosine decay ends at this share of the largest learning rate"}
+    base_learning_rate: PositiveFloat = argument(1e-4, help="largest learning rate for 256 images a step")
+    lr_scheduler: Annotated[str, OneOf(*SCHEDULERS)] = argument("linear", help=", ".join(SCHEDULERS))
+    lr_final_ratio: Share = argument(
+        0.1, help="a linear or cosine decay ends at this share of the largest learning rate"
     )
 
 
@@ -129,20 +118,16 @@ class VAROptimizerConfig(OptimizerConfig):
 class SampleConfig(CheckedFields):
     """Samples during the training, and the sampling defaults of the pipeline that is saved."""
 
-    sample_steps: NonNegativeInt = field(default=0, metadata={"help": "sample this often; 0: at the end only"})
-    num_samples: NonNegativeInt = field(
-        default=16, metadata={"help": "images in the picture of samples; 0: no picture"}
+    sample_steps: NonNegativeInt = argument(0, help="sample this often; 0: at the end only")
+    num_samples: NonNegativeInt = argument(16, help="images in the picture of samples; 0: no picture")
+    guidance_scale: NonNegativeFloat | None = argument(
+        None, help="default of the pipeline that is saved: that of pretrained_var, or 2.5; 1: off"
     )
-    guidance_scale: NonNegativeFloat | None = field(
-        default=None,
-        metadata={"help": "default of the pipeline that is saved: that of pretrained_var, or 2.5; 1: off"},
+    top_p: Share | None = argument(
+        None, help="default of the pipeline that is saved: that of pretrained_var, or 0.96; 1: off"
     )
-    top_p: Share | None = field(
-        default=None,
-        metadata={"help": "default of the pipeline that is saved: that of pretrained_var, or 0.96; 1: off"},
-    )
-    temperature: NonNegativeFloat | None = field(
-        default=None, metadata={"help": "default of the pipeline that is saved: that of pretrained_var, or 1"}
+    temperature: NonNegativeFloat | None = argument(
+        None, help="default of the pipeline that is saved: that of pretrained_var, or 1"
     )
 
 

@@ -18,7 +18,7 @@ On a laptop's CPU, in a minute:
 
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 import torch
@@ -37,7 +37,7 @@ from hf_var.metrics.feature_extractors import load_feature_extractor
 from hf_var.metrics.perceptual import PerceptualLoss
 from hf_var.metrics.reconstruction import measure_reconstruction
 from hf_var.metrics.reconstruction_plots import RECONSTRUCTION_CAPTION, USAGE_CAPTION
-from hf_var.ranges import CheckedFields
+from hf_var.ranges import CheckedFields, argument
 from hf_var.training.accelerator import make_accelerator
 from hf_var.training.adversary import AdversaryConfig, make_adversary
 from hf_var.training.codebook_training import CodebookConfig, CodebookTraining, check_codebook
@@ -69,12 +69,12 @@ FIXED_ARGUMENTS += ("discriminator_channels", "discriminator_layers", "discrimin
 class ScriptConfig(CheckedFields):
     """Arguments of this script alone."""
 
-    pretrained_vqvae: str | None = field(default=None, metadata={"help": "folder or repository to start from"})
-    channels_last: bool = field(default=False, metadata={"help": "memory format of the convolutions"})
-    rfid_extractor: str | None = field(
-        default=None, metadata={"help": "inception, or package.module:function that makes another extractor"}
+    pretrained_vqvae: str | None = argument(None, help="folder or repository to start from")
+    channels_last: bool = argument(False, help="memory format of the convolutions")
+    rfid_extractor: str | None = argument(
+        None, help="inception, or package.module:function that makes another extractor"
     )
-    rfid_weights: str | None = field(default=None, metadata={"help": "file of the weights of inception"})
+    rfid_weights: str | None = argument(None, help="file of the weights of inception")
 
 
 class Arguments(NamedTuple):

@@ -9,7 +9,7 @@ number alone, and it is written atomically. Processes share the units, and a res
 import random
 import re
 import sys
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
@@ -27,7 +27,7 @@ from transformers.utils import logging
 from ..autoencoders import VQVAEConfig, VQVAEModel
 from ..hub.names import is_hub_name, public_recipe
 from ..hub.push import push_card
-from ..ranges import NonNegativeInt, OneOf, PositiveInt
+from ..ranges import NonNegativeInt, OneOf, PositiveInt, argument
 from .batches import warn_of_broken
 from .codes import codes_schema, encode_codes, is_codes_dataset, tokenizer_fingerprint
 from .codes_files import (
@@ -67,34 +67,30 @@ FREE_SETTINGS |= {"push_to_hub", "hub_dataset_id", "license"}
 class TokenizationConfig(AugmentConfig, ReadingConfig):
     """What [`tokenize_dataset`] reads and writes."""
 
-    data: str = field(
-        metadata={"help": "Hub data set, folder of images in class folders, or glob of parquet or tar files"}
-    )
-    vqvae: str = field(metadata={"help": "folder or repository of the tokenizer"})
-    output_dir: str = field(metadata={"help": "folder for the files of codes"})
+    data: str = argument(help="Hub data set, folder of images in class folders, or glob of parquet or tar files")
+    vqvae: str = argument(help="folder or repository of the tokenizer")
+    output_dir: str = argument(help="folder for the files of codes")
 
     # Data
-    split: str | None = field(default=None, metadata={"help": "default: train, or the only split"})
-    num_labels: NonNegativeInt | None = field(
-        default=None, metadata={"help": "0: leave labels out; default: as many as the data names"}
-    )
+    split: str | None = argument(None, help="default: train, or the only split")
+    num_labels: NonNegativeInt | None = argument(None, help="0: leave labels out; default: as many as the data names")
 
     # Crops
-    num_crops: PositiveInt = field(default=1, metadata={"help": "crops of each image at random places; 1: the centre"})
-    horizontal_flip: bool = field(default=False, metadata={"help": "add the mirror image of every crop"})
-    seed: NonNegativeInt = field(default=0, metadata={"help": "seed of the random crops"})
+    num_crops: PositiveInt = argument(1, help="crops of each image at random places; 1: the centre")
+    horizontal_flip: bool = argument(False, help="add the mirror image of every crop")
+    seed: NonNegativeInt = argument(0, help="seed of the random crops")
 
     # Run
-    rows_per_shard: PositiveInt = field(
-        default=10_000, metadata={"help": "images that become one file; of a stream, those of one of its shards do"}
+    rows_per_shard: PositiveInt = argument(
+        10_000, help="images that become one file; of a stream, those of one of its shards do"
     )
-    batch_size: PositiveInt = field(default=64, metadata={"help": "crops per process and forward pass"})
-    mixed_precision: Annotated[str, OneOf("no", "fp16", "bf16")] = field(
-        default="no", metadata={"help": "no, fp16 or bf16; half precision is faster and changes some of the codes"}
+    batch_size: PositiveInt = argument(64, help="crops per process and forward pass")
+    mixed_precision: Annotated[str, OneOf("no", "fp16", "bf16")] = argument(
+        "no", help="no, fp16 or bf16; half precision is faster and changes some of the codes"
     )
-    push_to_hub: bool = field(default=False, metadata={"help": "upload the result as a data set"})
-    hub_dataset_id: str | None = field(default=None, metadata={"help": "default: the name of output_dir"})
-    license: str | None = field(default=None, metadata={"help": "licence of the images, for the data set card"})
+    push_to_hub: bool = argument(False, help="upload the result as a data set")
+    hub_dataset_id: str | None = argument(None, help="default: the name of output_dir")
+    license: str | None = argument(None, help="licence of the images, for the data set card")
 
     def __post_init__(self):
         super().__post_init__()

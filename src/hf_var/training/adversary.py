@@ -13,7 +13,7 @@ from accelerate.utils import extract_model_from_parallel
 from torch import nn
 
 from ..autoencoders import VQVAEConfig
-from ..ranges import CheckedFields, NonNegativeFloat, NonNegativeInt, OneOf, PositiveInt
+from ..ranges import CheckedFields, NonNegativeFloat, NonNegativeInt, OneOf, PositiveInt, argument
 from .adversarial_losses import LOSSES, LeCamPenalty, adaptive_weight, adversarial_ramp, r1_penalty
 from .augmentation import POLICIES, diff_augment
 from .discriminators import DISCRIMINATORS, make_discriminator
@@ -32,32 +32,22 @@ GENERATOR_PASS, REAL_PASS, FAKE_PASS = range(3)
 class AdversaryConfig(CheckedFields):
     """The discriminator and its part in a tokenizer's objective."""
 
-    adversarial_weight: NonNegativeFloat = field(
-        default=0.0, metadata={"help": "weight of the discriminator's judgement; 0: no discriminator"}
+    adversarial_weight: NonNegativeFloat = argument(
+        0.0, help="weight of the discriminator's judgement; 0: no discriminator"
     )
-    discriminator: Annotated[str, OneOf(*DISCRIMINATORS)] = field(
-        default="patchgan", metadata={"help": "patchgan or stylegan"}
+    discriminator: Annotated[str, OneOf(*DISCRIMINATORS)] = argument("patchgan", help="patchgan or stylegan")
+    discriminator_channels: PositiveInt = argument(64, help="width of its first layer")
+    discriminator_layers: PositiveInt = argument(3, help="downsampling layers of a patchgan")
+    discriminator_start: NonNegativeInt = argument(0, help="step from which on the discriminator is trained")
+    discriminator_ramp_steps: NonNegativeInt = argument(
+        0, help="steps after that over which its weight in the tokenizer's loss rises from zero"
     )
-    discriminator_channels: PositiveInt = field(default=64, metadata={"help": "width of its first layer"})
-    discriminator_layers: PositiveInt = field(default=3, metadata={"help": "downsampling layers of a patchgan"})
-    discriminator_start: NonNegativeInt = field(
-        default=0, metadata={"help": "step from which on the discriminator is trained"}
-    )
-    discriminator_ramp_steps: NonNegativeInt = field(
-        default=0, metadata={"help": "steps after that over which its weight in the tokenizer's loss rises from zero"}
-    )
-    adversarial_loss: Annotated[str, OneOf(*LOSSES)] = field(
-        default="hinge", metadata={"help": "hinge or non_saturating"}
-    )
-    adaptive_weight: bool = field(
-        default=True, metadata={"help": "balance the gradients of reconstruction and judgement, as VQGAN does"}
-    )
+    adversarial_loss: Annotated[str, OneOf(*LOSSES)] = argument("hinge", help="hinge or non_saturating")
+    adaptive_weight: bool = argument(True, help="balance the gradients of reconstruction and judgement, as VQGAN does")
     adaptive_weight_min: NonNegativeFloat = 0.0
     adaptive_weight_max: NonNegativeFloat = 1e4
-    r1_weight: NonNegativeFloat = field(
-        default=0.0, metadata={"help": "gamma of the penalty on gradients at real images"}
-    )
-    lecam_weight: NonNegativeFloat = field(default=0.0, metadata={"help": "weight of the LeCam regularisation"})
+    r1_weight: NonNegativeFloat = argument(0.0, help="gamma of the penalty on gradients at real images")
+    lecam_weight: NonNegativeFloat = argument(0.0, help="weight of the LeCam regularisation")
     diffaugment: list[Annotated[str, OneOf(*POLICIES)]] = field(
         default_factory=list, metadata={"help": "what the discriminator's images go through: color translation cutout"}
     )

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Training of a codebook apart from gradients: k-means start, moving averages, restarts and statistics."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Annotated, Any, cast
 
 import torch
@@ -9,7 +9,7 @@ from accelerate import Accelerator
 
 from ..autoencoders import VQVAEConfig, VQVAEModel, VQVAEOutput
 from ..metrics.codebook_usage import CodeStatistics, residual_energy
-from ..ranges import CheckedFields, NonNegativeInt, OneOf, PositiveInt, Share
+from ..ranges import CheckedFields, NonNegativeInt, OneOf, PositiveInt, Share, argument
 from .average import AveragedWeights
 from .codebook import MovingAverageCodebook, initialize_codebook, kmeans_vectors, restart_dead_codes
 
@@ -21,23 +21,19 @@ CODEBOOK = "quantizer.codebook.weight"
 class CodebookConfig(CheckedFields):
     """How a [`CodebookTraining`] keeps the codebook in use."""
 
-    unquantized_steps: NonNegativeInt = field(
-        default=0, metadata={"help": "first steps, in which the features are not quantized"}
+    unquantized_steps: NonNegativeInt = argument(0, help="first steps, in which the features are not quantized")
+    kmeans_images: NonNegativeInt = argument(
+        0, help="images for a k-means start of the codebook after unquantized_steps; 0: none"
     )
-    kmeans_images: NonNegativeInt = field(
-        default=0, metadata={"help": "images for a k-means start of the codebook after unquantized_steps; 0: none"}
+    codebook_update: Annotated[str, OneOf("gradient", "ema")] = argument(
+        "gradient", help="gradient, or ema for moving averages"
     )
-    codebook_update: Annotated[str, OneOf("gradient", "ema")] = field(
-        default="gradient", metadata={"help": "gradient, or ema for moving averages"}
+    codebook_window: PositiveInt = argument(
+        100, help="steps over which the codes' use is counted before dead ones are moved"
     )
-    codebook_window: PositiveInt = field(
-        default=100, metadata={"help": "steps over which the codes' use is counted before dead ones are moved"}
-    )
-    restart_until: Share = field(
-        default=0.0, metadata={"help": "move dead codes during this share of the training; 0: never"}
-    )
-    restart_threshold: Share = field(
-        default=0.03, metadata={"help": "dead: chosen less than this many times as often as the average code"}
+    restart_until: Share = argument(0.0, help="move dead codes during this share of the training; 0: never")
+    restart_threshold: Share = argument(
+        0.03, help="dead: chosen less than this many times as often as the average code"
     )
 
 

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Reconstruction losses: distances of pixels, and LPIPS."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import cast
 
 import torch
@@ -9,27 +9,20 @@ from torch import nn
 from torch.nn import functional
 
 from ..autoencoders import VQVAEOutput
-from ..ranges import CheckedFields, NonNegativeFloat
+from ..ranges import CheckedFields, NonNegativeFloat, argument
 
 
 @dataclass(kw_only=True)
 class ReconstructionConfig(CheckedFields):
     """Weights of a tokenizer's objective, without the adversary."""
 
-    l1_weight: NonNegativeFloat = field(
-        default=0.0, metadata={"help": "weight of the mean absolute error of the pixels"}
+    l1_weight: NonNegativeFloat = argument(0.0, help="weight of the mean absolute error of the pixels")
+    l2_weight: NonNegativeFloat = argument(1.0, help="weight of the mean squared error of the pixels")
+    lpips_weight: NonNegativeFloat = argument(0.0, help="weight of the perceptual distance LPIPS")
+    lpips_weights: str | None = argument(
+        None, help="file of torchvision's VGG16 weights; default: downloaded; random: for tests"
     )
-    l2_weight: NonNegativeFloat = field(
-        default=1.0, metadata={"help": "weight of the mean squared error of the pixels"}
-    )
-    lpips_weight: NonNegativeFloat = field(default=0.0, metadata={"help": "weight of the perceptual distance LPIPS"})
-    lpips_weights: str | None = field(
-        default=None,
-        metadata={"help": "file of torchvision's VGG16 weights; default: downloaded; random: for tests"},
-    )
-    quantizer_weight: NonNegativeFloat = field(
-        default=1.0, metadata={"help": "weight of the codebook and commitment terms"}
-    )
+    quantizer_weight: NonNegativeFloat = argument(1.0, help="weight of the codebook and commitment terms")
 
     def __post_init__(self) -> None:
         super().__post_init__()

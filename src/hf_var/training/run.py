@@ -7,7 +7,7 @@ import sys
 import time
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, ExitStack, contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Annotated, Any, cast
 
 import torch
@@ -19,7 +19,7 @@ from tqdm.auto import tqdm
 from transformers.utils import logging
 
 from ..precision import ONEDNN_MATMUL, fp32_precision
-from ..ranges import CheckedFields, NonNegativeInt, OneOf, PositiveInt
+from ..ranges import CheckedFields, NonNegativeInt, OneOf, PositiveInt, argument
 from .checkpoints import checkpoint_step, find_checkpoint, load_checkpoint, remove_later_checkpoints, save_checkpoint
 from .identity import RunIdentity
 from .lock import locked_folder
@@ -43,33 +43,24 @@ MATMUL_PRECISIONS = {
 class RunConfig(CheckedFields):
     """Length and precision of a training run, and its outputs."""
 
-    output_dir: str = field(metadata={"help": "folder for the trained model, its log and its checkpoints"})
-    max_train_steps: PositiveInt = field(default=10_000, metadata={"help": "optimizer steps"})
-    gradient_accumulation_steps: PositiveInt = field(default=1, metadata={"help": "forward passes per optimizer step"})
-    mixed_precision: Annotated[str, OneOf("no", "fp16", "bf16")] = field(
-        default="no", metadata={"help": "no, fp16 or bf16"}
+    output_dir: str = argument(help="folder for the trained model, its log and its checkpoints")
+    max_train_steps: PositiveInt = argument(10_000, help="optimizer steps")
+    gradient_accumulation_steps: PositiveInt = argument(1, help="forward passes per optimizer step")
+    mixed_precision: Annotated[str, OneOf("no", "fp16", "bf16")] = argument("no", help="no, fp16 or bf16")
+    matmul_precision: Annotated[str, OneOf(*MATMUL_PRECISIONS)] = argument(
+        "ieee", help="ieee, or tf32 or bf16: what factors of fp32 matrix products may be rounded to where it is faster"
     )
-    matmul_precision: Annotated[str, OneOf(*MATMUL_PRECISIONS)] = field(
-        default="ieee",
-        metadata={
-            "help": "ieee, or tf32 or bf16: what factors of fp32 matrix products may be rounded to where it is faster"
-        },
+    gradient_checkpointing: bool = argument(False, help="compute activations twice instead of keeping them")
+    torch_compile: bool = argument(False, help="compile the model with torch.compile")
+    seed: NonNegativeInt = argument(0, help="fixes the initial weights, the data's order and all random numbers")
+    checkpointing_steps: NonNegativeInt = argument(1000, help="0: no checkpoints")
+    checkpoints_total_limit: PositiveInt = argument(2, help="older checkpoints are removed")
+    resume_from_checkpoint: str | None = argument(
+        None, help="latest, or a folder; latest starts afresh where there is no checkpoint yet"
     )
-    gradient_checkpointing: bool = field(
-        default=False, metadata={"help": "compute activations twice instead of keeping them"}
-    )
-    torch_compile: bool = field(default=False, metadata={"help": "compile the model with torch.compile"})
-    seed: NonNegativeInt = field(
-        default=0, metadata={"help": "fixes the initial weights, the data's order and all random numbers"}
-    )
-    checkpointing_steps: NonNegativeInt = field(default=1000, metadata={"help": "0: no checkpoints"})
-    checkpoints_total_limit: PositiveInt = field(default=2, metadata={"help": "older checkpoints are removed"})
-    resume_from_checkpoint: str | None = field(
-        default=None, metadata={"help": "latest, or a folder; latest starts afresh where there is no checkpoint yet"}
-    )
-    validation_steps: NonNegativeInt = field(default=0, metadata={"help": "validate this often; 0: at the end only"})
-    logging_steps: PositiveInt = field(default=10, metadata={"help": "write the loss to train_log.jsonl this often"})
-    report_to: str = field(default="tensorboard", metadata={"help": "a tracker of Accelerate, or none"})
+    validation_steps: NonNegativeInt = argument(0, help="validate this often; 0: at the end only")
+    logging_steps: PositiveInt = argument(10, help="write the loss to train_log.jsonl this often")
+    report_to: str = argument("tensorboard", help="a tracker of Accelerate, or none")
 
 
 class TrainingRun:
