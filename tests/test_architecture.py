@@ -39,6 +39,7 @@ MAY_IMPORT: dict[str, tuple[set[str], set[str]]] = {
     "precision": (set(), {"torch"}),
     "compatibility": (set(), {"transformers", "peft"}),
     "downloads": (set(), {"torch"}),
+    "files": (set(), set()),
     "fingerprints": (set(), {"torch"}),
     "image_decoding": (set(), {"torch", "numpy", "PIL"}),
     "autoencoders": ({"scales", "ranges"}, {"torch", "transformers", OFFLOAD_DECORATOR}),
@@ -54,15 +55,15 @@ MAY_IMPORT: dict[str, tuple[set[str], set[str]]] = {
         STAGES | {"modes", "precision", "downloads", "weight_files"},
         CORE | {"accelerate", "lpips", "matplotlib", "torch_fidelity", "torchmetrics", "torchvision"},
     ),
-    "hub": (STAGES | {"metrics"}, CORE | {"yaml"}),
-    "data": ({"scales", "ranges", "fingerprints", "image_decoding", "autoencoders", "hub"}, CORE | READ),
+    "hub": (STAGES | {"files"}, CORE | {"yaml"}),
+    "data": ({"scales", "ranges", "files", "fingerprints", "image_decoding", "autoencoders", "hub"}, CORE | READ),
     # Neither imports the other.
     "training": (
-        STAGES | FLOOR | {"modes", "precision", "compatibility", "weight_files"},
+        STAGES | FLOOR | {"files", "modes", "precision", "compatibility", "weight_files"},
         CORE | {"accelerate", "datasets", "matplotlib", "peft", "sklearn", "tqdm", AVERAGE},
     ),
     "evaluation": (
-        STAGES | FLOOR | {"__init__", "downloads", "fingerprints", "pipelines"},
+        STAGES | FLOOR | {"__init__", "downloads", "files", "fingerprints", "pipelines"},
         CORE | {"accelerate", "datasets", "matplotlib", "tqdm"},
     ),
     "__init__": (LIBRARY, {"transformers", "diffusers"}),

@@ -234,7 +234,7 @@ def test_killed_run_equals_the_uninterrupted_one(tmp_path: Path, vqvae_folder: s
     # While a checkpoint is being written: its folder has its first files, but not yet its name.
     process = start(SCRIPT, arguments, killed)
     wait_for(lambda: last_step(killed) >= 40, process)
-    wait_for(lambda: any(path.iterdir() for path in (killed / "checkpoints").glob("unfinished-step-*")), process)
+    wait_for(lambda: any(path.iterdir() for path in (killed / "checkpoints").glob(".unfinished-step-*")), process)
     process.kill()
     process.wait()
     # A machine that is taken away asks first: the run stops with a checkpoint of the very step.

@@ -1,13 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
 """Data sets of codes, in place of the images they come from."""
 
-import glob
 import inspect
 import json
 import os
 import random
 import sys
-from pathlib import Path
 from typing import Any, cast
 
 import datasets
@@ -24,7 +22,7 @@ from .conditions import Condition, as_condition
 from .config import DataConfig
 from .indexed import ShuffledRows
 from .rows import RowReader, Tally
-from .sources import AnyDataset, features_of
+from .sources import AnyDataset, expand_home, features_of, glob_files
 
 
 CODES_COLUMN = "codes"
@@ -78,11 +76,9 @@ def codes_fingerprint(source: str) -> str | None:
     The tokenizer that made a data set of codes, if its parquet files name it: all local files are read, or the first
     one on the Hub. `None` for any other data set.
     """
-    if source.startswith("~"):
-        source = str(Path(source).expanduser())
-    if source.endswith((".parquet", ".tar")):
-        files = sorted(glob.glob(source, recursive=True))
-    else:
+    source = expand_home(source)
+    files = glob_files(source)
+    if files is None:
         splits = datasets.load_dataset_builder(source).config.data_files or {}
         files = [str(file) for split in cast(dict[Any, list[str]], splits).values() for file in split]
     files = [file for file in files if file.endswith(".parquet")]

@@ -2,14 +2,11 @@
 """Settings saved next to a run's files, checked when the run is resumed."""
 
 import json
-import os
 from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
-
-# Hidden: neither a glob nor datasets takes such files for data.
-UNFINISHED = ".unfinished-"
+from ..files import remove_unfinished, whole_file
 
 
 def read_settings(path: str | Path) -> dict[str, Any]:
@@ -61,8 +58,6 @@ def write_settings(path: str | Path, settings: Mapping[str, Any]) -> None:
     """Make the folder, note the settings, and remove what an earlier run did not finish."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    for leftover in path.parent.glob(f"{UNFINISHED}*"):
-        leftover.unlink()
-    unfinished = path.with_name(f"{UNFINISHED}settings")
-    unfinished.write_text(json.dumps(settings, indent=2), encoding="utf-8")
-    os.replace(unfinished, path)
+    remove_unfinished(path.parent)
+    with whole_file(path) as place:
+        place.write_text(json.dumps(settings, indent=2), encoding="utf-8")

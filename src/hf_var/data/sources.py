@@ -10,6 +10,7 @@ from typing import Any, cast
 
 import datasets
 
+from ..files import DATA_ENDINGS
 from .folders import ImageFolder
 
 
@@ -34,10 +35,9 @@ def load_source(
     """
     # Its overloads want to know at once whether the result is a stream.
     load_dataset = cast(Any, datasets.load_dataset)
-    if source.startswith("~"):
-        source = str(Path(source).expanduser())
-    if source.endswith((".parquet", ".tar")):
-        files = sorted(glob.glob(source, recursive=True))
+    source = expand_home(source)
+    files = glob_files(source)
+    if files is not None:
         if not files:
             raise ValueError(f"`{argument}` = {source!r} matches no file.")
         _check_archives(argument, files)
@@ -70,6 +70,16 @@ def load_source(
         if not any(words in str(error) for words in EMPTY_MESSAGES):
             raise
     raise ValueError(f"`{argument}` = {source!r} is empty.")
+
+
+def expand_home(source: str) -> str:
+    """A path in the home folder in full; names on the Hub as they are."""
+    return str(Path(source).expanduser()) if source.startswith("~") else source
+
+
+def glob_files(source: str) -> list[str] | None:
+    """The files that a glob of parquet or tar files finds; `None` of any other source."""
+    return sorted(glob.glob(source, recursive=True)) if source.endswith(DATA_ENDINGS) else None
 
 
 def with_features(dataset: AnyDataset) -> AnyDataset:

@@ -17,7 +17,7 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 from tqdm.auto import tqdm
 
-from ..data.resumable_settings import UNFINISHED
+from ..files import whole_file
 from ..fingerprints import fingerprint
 from ..metrics.feature_extractors import extract_features, full_precision, load_feature_extractor
 from .image_files import missing_images, png_path, write_png
@@ -56,9 +56,8 @@ class FeatureFiles:
         """Write a file: `(images, features)` by name."""
         path = self.path(index)
         path.parent.mkdir(parents=True, exist_ok=True)
-        unfinished = path.with_name(f"{UNFINISHED}{path.name}")
-        save_file({name: values.cpu().contiguous() for name, values in features.items()}, unfinished)
-        os.replace(unfinished, path)
+        with whole_file(path) as place:
+            save_file({name: values.cpu().contiguous() for name, values in features.items()}, place)
 
     def load(self) -> dict[str, torch.Tensor]:
         """The features of all images, by name."""

@@ -20,8 +20,8 @@ import torch
 from datasets.packaged_modules.imagefolder.imagefolder import ImageFolder
 
 from .. import data
-from ..data.resumable_settings import UNFINISHED
 from ..data.sources import features_of
+from ..files import unfinished
 from ..hub.names import is_hub_name, without_folders
 
 
@@ -127,12 +127,12 @@ class ArchiveImages(ImageSet):
         path = folder / f"{self.description['fingerprint']}.npy"
         if not path.exists():
             # Overwrites the file of an interrupted run.
-            unfinished = folder / f"{UNFINISHED}{path.stem}"
+            place = unfinished(path)
             try:
                 with self._sound(), zipfile.ZipFile(self.path) as archive:
-                    os.replace(archive.extract(f"{IMAGES_KEY}.npy", unfinished), path)
+                    os.replace(archive.extract(f"{IMAGES_KEY}.npy", place), path)
             finally:
-                shutil.rmtree(unfinished, ignore_errors=True)
+                shutil.rmtree(place, ignore_errors=True)
         with self._sound():
             self._array = np.load(path, mmap_mode="r")  # (images, height, width, channels)
 

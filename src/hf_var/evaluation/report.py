@@ -14,8 +14,7 @@ import torch
 
 from .. import __version__
 from ..hub.names import without_folders
-from ..hub.results import metric_results, push_results
-from ..metrics.labels import METRIC_LABELS, metric_label
+from ..hub.results import METRIC_LABELS, metric_label, metric_results, push_results
 from .protocol import SAMPLING
 
 

@@ -10,10 +10,9 @@ from urllib.parse import quote
 from huggingface_hub import ModelCard, ModelCardData
 
 from ..autoencoders import VQVAEConfig, VQVAEModel
-from ..metrics.labels import metric_label
 from ..priors import VARConfig, VARTransformer
 from .names import is_hub_name, public_recipe, without_folders
-from .results import metric_results
+from .results import metric_label, metric_results
 
 
 class Pipeline(Protocol):

@@ -8,13 +8,15 @@ from typing import Any
 
 import yaml
 
+from ..files import DATA_ENDINGS
+
 
 HUB_NAME = re.compile(r"\w[\w.-]*(/\w[\w.-]*)?")
 
 
 def is_hub_name(value: str) -> bool:
     """Whether an argument that may be a path or a name on the Hub is the latter: paths that exist take precedence."""
-    return HUB_NAME.fullmatch(value) is not None and not value.endswith((".parquet", ".tar")) and not _exists(value)
+    return HUB_NAME.fullmatch(value) is not None and not value.endswith(DATA_ENDINGS) and not _exists(value)
 
 
 def public_recipe(recipe: Mapping[str, Any]) -> str:

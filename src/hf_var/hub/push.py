@@ -11,6 +11,8 @@ from pathlib import Path
 from huggingface_hub import HfApi, RepoCard
 from transformers.utils import logging
 
+from ..files import UNFINISHED, remove_unfinished
+
 
 logger = logging.get_logger(__name__)
 
@@ -18,7 +20,7 @@ logger = logging.get_logger(__name__)
 # such as checkpoints and the trackers' logs.
 RESULT_FILES = ["README.md", "*.json", "*.safetensors", "train_log.jsonl", "*.png"]
 RESULT_FILES += [f"{model}/*.{kind}" for model in ("transformer", "vqvae", "lora") for kind in ("json", "safetensors")]
-PREFIX = "unfinished-push-"
+PREFIX = "push-"
 
 
 def create_repository(output_dir: str | Path, repo_id: str | None = None) -> str:
@@ -67,8 +69,7 @@ class BackgroundPush:
         self.repo_id = repo_id
         self.output_dir = Path(output_dir)
         self._thread: threading.Thread | None = None
-        for leftover in self.output_dir.glob(f"{PREFIX}*"):
-            shutil.rmtree(leftover)
+        remove_unfinished(output_dir, PREFIX)
 
     @property
     def is_free(self) -> bool:
@@ -83,7 +84,7 @@ class BackgroundPush:
         if not self.is_free:
             return False
         self.output_dir.mkdir(parents=True, exist_ok=True)
-        folder = Path(tempfile.mkdtemp(prefix=PREFIX, dir=self.output_dir))
+        folder = Path(tempfile.mkdtemp(prefix=f"{UNFINISHED}{PREFIX}", dir=self.output_dir))
         save(folder)
         # A commit is made as a whole or not at all.
         self._thread = threading.Thread(target=self._upload, args=(folder, message), daemon=True)

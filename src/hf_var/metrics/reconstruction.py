@@ -12,7 +12,7 @@ from torch import nn
 
 from ..autoencoders import VQVAEModel
 from ..modes import evaluation_mode
-from .codebook_usage import CodeStatistics, residual_energy
+from .codebook_usage import CodeStatistics, energy_metrics, residual_energy
 from .image_quality import ReconstructionMetrics
 from .reconstruction_plots import reconstruction_grid, usage_plot
 
@@ -46,10 +46,7 @@ def measure_reconstruction(
             statistics.count(codes)
             energy += residual_energy(vqvae, features, codes)
             first = pixel_values[:num_shown] if first is None else first
-    energy = cast(torch.Tensor, accelerator.reduce(energy, reduction="sum"))
-    values = {**metrics.compute(), **statistics.compute()}
-    for scale, left in enumerate((energy[1:] / energy[0]).tolist()):
-        values[f"residual_energy_{scale}"] = left
+    values = {**metrics.compute(), **statistics.compute(), **energy_metrics(energy)}
     plots: dict[str, Image.Image | Figure] = {}
     if accelerator.is_main_process and first is not None:
         scales = range(len(config.scale_lengths))

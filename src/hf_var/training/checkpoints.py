@@ -12,6 +12,7 @@ from accelerate.utils import DistributedType
 from torch import nn
 from transformers.utils import logging
 
+from ..files import remove_unfinished, unfinished
 from .identity import RunIdentity, read_identity, write_identity
 from .random_state import random_state, set_random_state
 from .sharding import load_model_state, model_state
@@ -77,26 +78,25 @@ def save_checkpoint(
     and the identity of the run; then remove all but the newest checkpoints. Interrupted runs leave only complete ones.
     """
     folder = Path(output_dir) / "checkpoints" / f"{PREFIX}{step:08d}"
-    unfinished = folder.with_name(f"unfinished-{folder.name}")
+    place = unfinished(folder)
     if accelerator.is_main_process:
-        for leftover in folder.parent.glob("unfinished-*"):
-            shutil.rmtree(leftover)
-        unfinished.mkdir(parents=True)
-        write_identity(unfinished, identity, accelerator.num_processes)
+        remove_unfinished(folder.parent)
+        place.mkdir(parents=True)
+        write_identity(place, identity, accelerator.num_processes)
     accelerator.wait_for_everyone()
     if accelerator.distributed_type == DistributedType.DEEPSPEED:
-        accelerator.save_state(str(unfinished / DEEPSPEED_FOLDER))
+        accelerator.save_state(str(place / DEEPSPEED_FOLDER))
     for name, part in parts.items():
         # In all processes, each of which may have a part of it.
         state = model_state(part) if isinstance(part, nn.Module) else part.state_dict()
         if accelerator.is_main_process:
-            write_state(unfinished / f"{name}.safetensors", state)
-    write_state(unfinished / random_state_name(accelerator.process_index), random_state(accelerator.device))
+            write_state(place / f"{name}.safetensors", state)
+    write_state(place / random_state_name(accelerator.process_index), random_state(accelerator.device))
     accelerator.wait_for_everyone()
     if accelerator.is_main_process:
         if folder.exists():
             _remove(folder)
-        os.replace(unfinished, folder)
+        os.replace(place, folder)
         for old in checkpoint_folders(output_dir)[:-total_limit]:
             _remove(old)
 
@@ -139,6 +139,6 @@ def remove_later_checkpoints(output_dir: str | Path, step: int) -> None:
 
 
 def _remove(folder: Path) -> None:
-    removed = folder.with_name(f"unfinished-removed-{folder.name}")
+    removed = unfinished(folder.with_name(f"removed-{folder.name}"))
     os.replace(folder, removed)
     shutil.rmtree(removed)

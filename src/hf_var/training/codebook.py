@@ -13,7 +13,7 @@ from accelerate.utils import broadcast, reduce
 from torch.nn import functional
 
 from ..autoencoders import VQVAEConfig, VQVAEModel
-from ..metrics.codebook_usage import is_dead
+from ..metrics.codebook_usage import DEAD_THRESHOLD, is_dead
 
 
 # k-means sees at most this many vectors of each scale.
@@ -73,7 +73,7 @@ def restart_dead_codes(
     hits: torch.Tensor,
     inputs: torch.Tensor,
     seed: int,
-    threshold: float = 0.03,
+    threshold: float = DEAD_THRESHOLD,
 ) -> torch.Tensor:
     """
     Replace the codes that `hits` of all processes show to be dead by random vectors among `inputs`, the

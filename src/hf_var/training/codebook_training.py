@@ -8,7 +8,7 @@ import torch
 from accelerate import Accelerator
 
 from ..autoencoders import VQVAEConfig, VQVAEModel, VQVAEOutput
-from ..metrics.codebook_usage import CodeStatistics, residual_energy
+from ..metrics.codebook_usage import DEAD_THRESHOLD, CodeStatistics, energy_metrics, residual_energy
 from ..ranges import CheckedFields, NonNegativeInt, OneOf, PositiveInt, Share, argument
 from .average import AveragedWeights
 from .codebook import MovingAverageCodebook, initialize_codebook, kmeans_vectors, restart_dead_codes
@@ -33,7 +33,7 @@ class CodebookConfig(CheckedFields):
     )
     restart_until: Share = argument(0.0, help="move dead codes during this share of the training; 0: never")
     restart_threshold: Share = argument(
-        0.03, help="dead: chosen less than this many times as often as the average code"
+        DEAD_THRESHOLD, help="dead: chosen less than this many times as often as the average code"
     )
 
 
@@ -100,11 +100,7 @@ class CodebookTraining:
         if output.codes is None or steps % config.codebook_window != 0:
             return {}
         features = cast(torch.Tensor, output.features)
-        metrics = self.statistics.compute()
-        energy = residual_energy(self.vqvae, features, output.codes)
-        energy = cast(torch.Tensor, self.accelerator.reduce(energy, reduction="sum"))
-        for scale, left in enumerate((energy[1:] / energy[0]).tolist()):
-            metrics[f"residual_energy_{scale}"] = left
+        metrics = self.statistics.compute() | energy_metrics(residual_energy(self.vqvae, features, output.codes))
         # Saved with the weights.
         self.vqvae.codebook.running_hits.copy_(self.statistics.hits / config.codebook_window)
         if steps < config.restart_until * self.max_train_steps:
