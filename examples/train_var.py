@@ -30,7 +30,6 @@ from accelerate import Accelerator
 from accelerate.utils import set_seed
 from diffusers.utils import make_image_grid
 from PIL import Image
-from transformers.utils import logging
 
 from hf_var import VARConfig, VARPipeline, VARTransformer, VQVAEConfig, VQVAEModel, data
 from hf_var.cli.arguments import config_fields_class, given_fields, parse_arguments, public_arguments
@@ -53,8 +52,6 @@ from hf_var.training.sharding import whole_model
 from hf_var.training.teacher_forcing import check_blocks, teacher_forcing
 from hf_var.weight_files import use_umask
 
-
-logger = logging.get_logger("hf_var.train_var")
 
 # Fields of the configuration that may change when a trained transformer is trained further.
 FREE_CONFIG_FIELDS = ("dropout", "attention_dropout", "drop_path_rate", "class_dropout_prob", "label_smoothing")

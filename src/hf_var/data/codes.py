@@ -5,7 +5,6 @@ import inspect
 import json
 import os
 import random
-import sys
 from typing import Any, cast
 
 import datasets
@@ -14,10 +13,10 @@ import numpy as np
 import pyarrow
 import pyarrow.parquet
 import torch
-from tqdm.auto import tqdm
 
 from ..autoencoders import VQVAEConfig, VQVAEModel
 from ..fingerprints import fingerprint
+from ..progress import progress_bar
 from .conditions import Condition, as_condition
 from .config import DataConfig
 from .indexed import ShuffledRows
@@ -162,8 +161,7 @@ def tokenized_copies(
     columns: dict[str, list[torch.Tensor]] = {}
     number = copies * len(dataset)
     starts = range(0, number, config.train_batch_size)
-    mininterval = 0.1 if sys.stderr.isatty() else 30
-    for first in tqdm(starts, desc="tokenize", disable=not show_progress, mininterval=mininterval):
+    for first in progress_bar(starts, is_shown=show_progress, desc="tokenize"):
         batch, found = rows[range(first, min(first + config.train_batch_size, number))]
         tally.add(found)
         tally.check(config.max_broken_share)

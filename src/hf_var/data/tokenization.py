@@ -8,7 +8,6 @@ number alone, and it is written atomically. Processes share the units, and a res
 
 import random
 import re
-import sys
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
@@ -21,12 +20,12 @@ import torch
 from accelerate import Accelerator
 from huggingface_hub import DatasetCard, DatasetCardData, HfApi
 from PIL import Image
-from tqdm.auto import tqdm
 from transformers.utils import logging
 
 from ..autoencoders import VQVAEConfig, VQVAEModel
-from ..hub.names import is_hub_name, public_recipe
+from ..hub.names import is_hub_name, public_recipe, without_folders
 from ..hub.push import push_card
+from ..progress import progress_bar
 from ..ranges import NonNegativeInt, OneOf, PositiveInt, argument
 from .batches import warn_of_broken
 from .codes import codes_schema, encode_codes, is_codes_dataset, tokenizer_fingerprint
@@ -237,14 +236,8 @@ def write_units(
     missing = [unit for unit in own if not paths[unit].exists()]
     before = count_codes([paths[unit] for unit in own if paths[unit].exists()])
     total = Tally(before.images, before.broken_images)
-    progress = tqdm(
-        total=units.num_rows(own),
-        initial=total.seen,
-        desc="tokenize",
-        unit="image",
-        disable=not accelerator.is_local_main_process,
-        mininterval=0.1 if sys.stderr.isatty() else 30,
-    )
+    is_shown, known = accelerator.is_local_main_process, {"total": units.num_rows(own), "initial": total.seen}
+    progress = progress_bar(is_shown=is_shown, desc="tokenize", unit="image", **known)
     files: dict[int, CodesFile] = {}
     for part in units.parts(missing, config.dataloader_num_workers):
         if part.unit not in files:
@@ -300,14 +293,14 @@ def make_codes_card(
         template_path=str(Path(__file__).with_name("codes_card.md")),
         name=name,
         repo_id=repo_id,
-        source=config.data if is_hub_name(config.data) else Path(config.data).name,
+        source=without_folders(config.data),
         count=count,
         rows_per_image=config.rows_per_image,
         length=sum(tokenizer.scale_lengths),
         codebook_size=tokenizer.codebook_size,
         maps=[f"{height}x{width}" for height, width in tokenizer.scale_sizes],
         has_labels=has_labels,
-        vqvae=config.vqvae if is_hub_name(config.vqvae) else Path(config.vqvae).name,
+        vqvae=without_folders(config.vqvae),
         fingerprint=tokenizer_fingerprint(vqvae),
         split=split or "train",
         recipe=public_recipe(recipe),

@@ -15,11 +15,11 @@ from accelerate.utils import broadcast_object_list
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import nn
-from tqdm.auto import tqdm
 
 from ..files import whole_file
 from ..fingerprints import fingerprint
 from ..metrics.feature_extractors import extract_features, full_precision, load_feature_extractor
+from ..progress import progress_bar
 from .image_files import missing_images, png_path, write_png
 
 
@@ -94,7 +94,7 @@ def write_features(
     # All processes list what is missing before any of them writes.
     accelerator.wait_for_everyone()
     own = missing[accelerator.process_index :: accelerator.num_processes]
-    bar = tqdm(own, desc=files.kind, unit="batch", disable=not accelerator.is_main_process)
+    bar = progress_bar(own, is_shown=accelerator.is_main_process, desc=files.kind, unit="batch")
     with full_precision(accelerator.device.type), ThreadPoolExecutor(PNG_THREADS) as pool:
         for index in bar:
             numbers = files.range(index)

@@ -15,10 +15,10 @@ from accelerate import Accelerator
 from matplotlib.figure import Figure
 from PIL import Image
 from torch import nn
-from tqdm.auto import tqdm
 from transformers.utils import logging
 
 from ..precision import ONEDNN_MATMUL, fp32_precision
+from ..progress import progress_bar
 from ..ranges import CheckedFields, NonNegativeInt, OneOf, PositiveInt, argument
 from .checkpoints import checkpoint_step, find_checkpoint, load_checkpoint, remove_later_checkpoints, save_checkpoint
 from .identity import RunIdentity
@@ -131,7 +131,9 @@ class TrainingRun:
                 self.log.continue_after(self.step)
                 self._start_trackers(arguments or {})
                 self._report_changes()
-            self.progress = stack.enter_context(self._make_progress())
+            is_shown, steps = self.accelerator.is_local_main_process, self.config.max_train_steps
+            progress = progress_bar(is_shown=is_shown, desc=self.name, total=steps, initial=self.step)
+            self.progress = stack.enter_context(progress)
             self.restart_clock()
             yield
             self.accelerator.end_training()
@@ -311,13 +313,3 @@ class TrainingRun:
         values = {name: value for name, value in arguments.items() if isinstance(value, (str, int, float))}
         options = {"tensorboard": {"purge_step": self.step + 1}}
         self.accelerator.init_trackers(self.name, config=values, init_kwargs=options)
-
-    def _make_progress(self) -> tqdm:
-        return tqdm(
-            total=self.config.max_train_steps,
-            initial=self.step,
-            disable=not self.accelerator.is_local_main_process,
-            desc=self.name,
-            # If the output is a log file, the progress bar writes fewer lines.
-            mininterval=0.1 if sys.stderr.isatty() else 30,
-        )

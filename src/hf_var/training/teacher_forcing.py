@@ -23,8 +23,8 @@ def teacher_forcing(vqvae: VQVAEModel, batch: dict[str, torch.Tensor], is_raster
 
 
 def check_blocks(config: VARConfig) -> None:
-    """Raise a `ValueError` unless a transformer predicts single tokens or whole scales; other blocks have no inputs."""
-    if config.block_lengths != config.scale_lengths and not config.is_raster:
+    """Raise a `ValueError` unless a transformer predicts single tokens or whole scales."""
+    if not config.has_known_inputs:
         raise ValueError(
             f"`block_sizes` must be one block per scale, {config.scale_lengths}, or all ones for raster order, got "
             f"{config.block_sizes}."
