@@ -13,10 +13,7 @@ from transformers import HfArgumentParser, PreTrainedConfig
 
 
 def parse_arguments(configurations: Sequence[type], argv: Sequence[str], **texts: str) -> tuple[Any, ...]:
-    """
-    Read `[RECIPE.yaml] --key value ...` into one object of each dataclass. The command line overrides the recipe;
-    `texts` are the `prog`, `description` and `epilog` of `--help`.
-    """
+    """Read `[RECIPE.yaml] --key value ...`, which overrides the recipe, into one object of each dataclass."""
     usage = "%(prog)s [RECIPE.yaml] [--key value ...]"
     parser = _Parser(cast(Any, list(configurations)), allow_abbrev=False, usage=usage, **texts)
     known = {entry.name for configuration in configurations for entry in fields(configuration) if entry.init}
@@ -37,8 +34,7 @@ def parse_arguments(configurations: Sequence[type], argv: Sequence[str], **texts
 
 def read_recipe(path: str | Path) -> dict[str, Any]:
     """
-    The arguments that a recipe sets. Its key `base` names another recipe, by a path from its own folder, whose
-    arguments it changes and adds to.
+    The arguments that a recipe sets, with those of the recipe that its key `base` names, by a path from its folder.
     """
     recipe: dict[str, Any] = {}
     read: list[Path] = []
@@ -60,9 +56,7 @@ def read_recipe(path: str | Path) -> dict[str, Any]:
 
 
 def config_fields_class(config_class: type[PreTrainedConfig]) -> type:
-    """
-    A dataclass with the fields that `config_class` itself declares, all `None` unless given; see [`given_fields`].
-    """
+    """A dataclass of the fields that `config_class` declares, all `None` unless given; see [`given_fields`]."""
     defaults = {entry.name: entry.default for entry in fields(cast(Any, config_class))}
     arguments = []
     for name, annotation in inspect.get_annotations(config_class).items():

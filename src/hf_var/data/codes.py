@@ -5,6 +5,7 @@ import inspect
 import json
 import os
 import random
+from dataclasses import dataclass
 from typing import Any, cast
 
 import datasets
@@ -17,7 +18,7 @@ import torch
 from ..autoencoders import VQVAEConfig, VQVAEModel
 from ..fingerprints import fingerprint
 from ..progress import progress_bar
-from .conditions import Condition, as_condition
+from .conditions import Condition
 from .config import DataConfig
 from .indexed import ShuffledRows
 from .rows import RowReader, Tally
@@ -71,10 +72,7 @@ def tokenizer_fingerprint(vqvae: VQVAEModel) -> str:
 
 
 def codes_fingerprint(source: str) -> str | None:
-    """
-    The tokenizer that made a data set of codes, if its parquet files name it: all local files are read, or the first
-    one on the Hub. `None` for any other data set.
-    """
+    """The tokenizer that local parquet files of codes, or the first one on the Hub, name; `None` of other data."""
     source = expand_home(source)
     files = glob_files(source)
     if files is None:
@@ -95,10 +93,7 @@ def _fingerprint_in(file: str) -> str | None:
 
 
 def codes_schema(vqvae: VQVAEModel, label_feature: datasets.ClassLabel | datasets.Value | None) -> pyarrow.Schema:
-    """
-    Columns of a parquet file of codes, as `datasets` restores them, with the tokenizer's fingerprint and the labels'
-    type.
-    """
+    """Columns of a parquet file of codes, as `datasets` restores them, with the tokenizer's fingerprint."""
     codes_type = "uint16" if vqvae.config.codebook_size <= 2**16 else "uint32"
     length = sum(vqvae.config.scale_lengths)
     features = datasets.Features({CODES_COLUMN: datasets.List(datasets.Value(codes_type), length=length)})
@@ -114,13 +109,15 @@ def encode_codes(vqvae: VQVAEModel, pixel_values: torch.Tensor) -> torch.Tensor:
     return codes.cpu()
 
 
+@dataclass
 class CodesRows:
     """Turns a row into `codes` and, with a condition, `class_labels` or `class_embeds`."""
 
-    is_random = False
+    condition: Condition | None = None
 
-    def __init__(self, condition: Condition | None):
-        self.condition = condition
+    @property
+    def is_random(self) -> bool:
+        return False
 
     def prepare(self, dataset: AnyDataset) -> AnyDataset:
         """The columns that are needed, as arrays: lists of Python's integers take three times as long."""
@@ -131,13 +128,6 @@ class CodesRows:
         """The item of a row."""
         codes = np.asarray(row[CODES_COLUMN], dtype=np.int64)
         return {"codes": codes} | (self.condition.read(row) if self.condition else {})
-
-
-def codes_rows(label_column: Condition | str | None = None, num_labels: int | None = None) -> CodesRows:
-    """
-    How the rows of a data set of codes become items, with a [`Condition`] or the column of labels below `num_labels`.
-    """
-    return CodesRows(as_condition(label_column, num_labels))
 
 
 @torch.no_grad()

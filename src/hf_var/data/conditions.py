@@ -103,11 +103,6 @@ class EmbeddingCondition:
         return {"class_embeds": embedding}
 
 
-def as_condition(condition: Condition | str | None, num_labels: int | None) -> Condition | None:
-    """A column of labels as the condition that it is."""
-    return LabelCondition(condition, num_labels) if isinstance(condition, str) else condition
-
-
 # --------------------------------------------------------------------------------------------------------------------
 # Finding and checking
 
@@ -170,10 +165,7 @@ def label_condition(dataset: AnyDataset, column: str, id2label: Mapping[int, str
 
 
 def label_names(dataset: AnyDataset, column: str) -> dict[int, str]:
-    """
-    `id2label` of a column of labels: its names where it has some, in alphabetical order if they are texts, its numbers
-    otherwise.
-    """
+    """`id2label` of a column of labels: its names in order, texts by alphabet, otherwise its numbers."""
     feature = _feature(features_of(dataset), column)
     if isinstance(feature, datasets.ClassLabel):
         return dict(enumerate(feature.names))
@@ -196,10 +188,7 @@ def label_names(dataset: AnyDataset, column: str) -> dict[int, str]:
 
 
 def check_labels(dataset: AnyDataset, column: str, num_labels: int, names: Sequence[str] | None = None) -> None:
-    """
-    Check that the labels of `column` are among `num_labels` classes, or `names` if they are texts. A stream's are
-    checked as they are read.
-    """
+    """Check that labels are below `num_labels`, or among `names`; those of a stream are when they are read."""
     if isinstance(dataset, datasets.IterableDataset):
         return
     labels = _labels(dataset, column)
@@ -266,10 +255,7 @@ def _holds_texts(feature: Any) -> bool:
 def training_labels(
     dataset: AnyDataset, label_column: str | None, num_labels: int | None, known: Mapping[int, str] | None = None
 ) -> tuple[LabelCondition | None, dict[int, str] | None]:
-    """
-    The classes that a transformer is trained on, and their names; neither where `num_labels` is 0. `known` are the
-    names of a trained model's labels: numbers without names in the data are these.
-    """
+    """The classes of a training and their names, or neither; numbers without names are those of the `known` labels."""
     if num_labels == 0:
         return None, None
     column = find_label_column(dataset, label_column)
@@ -295,10 +281,7 @@ def training_labels(
 def validation_labels(
     dataset: AnyDataset, label_column: str | None, id2label: Mapping[int, str], has_names: bool
 ) -> LabelCondition:
-    """
-    The classes of validation data, which must mean the same as those of the training: `id2label`, which `has_names` if
-    the training data name them.
-    """
+    """The classes of validation data, which must mean those of the training, named there if it `has_names`."""
     column = find_label_column(dataset, label_column)
     feature: Any = _feature(features_of(dataset), column)
     names = tuple(id2label.values())

@@ -18,9 +18,7 @@ MOST_REPLACEMENTS = 100
 
 
 class IndexedRows(Dataset):
-    """
-    Batches by the range of their rows, in order, without the broken ones; random numbers follow from `seed` and row.
-    """
+    """Batches by the range of their rows, in order, without broken ones; random numbers follow from seed and row."""
 
     def __init__(self, dataset: datasets.Dataset, read_row: RowReader, seed: int = 0):
         self.dataset: Any = read_row.prepare(dataset)
@@ -68,9 +66,7 @@ class ShuffledRows(IndexedRows):
 
 
 class IndexedBatches:
-    """
-    The endless batches of one process. The processes take turns: two see in one step what one process sees in two.
-    """
+    """The endless batches of one process; two processes see in one step what one process sees in two."""
 
     def __init__(
         self,

@@ -2,7 +2,7 @@
 """Settings saved next to a run's files, checked when the run is resumed."""
 
 import json
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -15,22 +15,14 @@ def read_settings(path: str | Path) -> dict[str, Any]:
     return json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
 
 
-def first_difference(
-    begun: Mapping[str, Any], settings: Mapping[str, Any], free: Collection[str] = ()
-) -> tuple[str, Any, Any] | None:
-    """
-    The first setting that is another one now, dotted where it is nested, with its values then and now. `free` ones may
-    differ: `"config.dropout"` is `dropout` within `config`.
-    """
+def first_difference(begun: Mapping[str, Any], settings: Mapping[str, Any]) -> tuple[str, Any, Any] | None:
+    """The first setting that is another one now, dotted where it is nested, with its values then and now."""
     # JSON has lists in place of tuples, and texts in place of the integers that name entries.
     begun, settings = json.loads(json.dumps([begun, settings]))
     for name in {**begun, **settings}:
         before, now = begun.get(name), settings.get(name)
-        if name in free:
-            continue
         if isinstance(before, Mapping) and isinstance(now, Mapping):
-            inner_free = {entry.removeprefix(f"{name}.") for entry in free if entry.startswith(f"{name}.")}
-            difference = first_difference(before, now, inner_free)
+            difference = first_difference(before, now)
             if difference is not None:
                 return f"{name}.{difference[0]}", *difference[1:]
         elif before != now:
@@ -38,14 +30,9 @@ def first_difference(
     return None
 
 
-def check_settings(
-    folder: str | Path, begun: Mapping[str, Any], settings: Mapping[str, Any], free: Collection[str] = ()
-) -> None:
-    """
-    Raise a `ValueError` if a setting, unless it is `free`, differs from those that the files in `folder` were `begun`
-    with.
-    """
-    difference = first_difference(begun, settings, free) if begun else None
+def check_settings(folder: str | Path, begun: Mapping[str, Any], settings: Mapping[str, Any]) -> None:
+    """Raise a `ValueError` if a setting differs from those that the files in `folder` were `begun` with."""
+    difference = first_difference(begun, settings) if begun else None
     if difference is not None:
         name, before, now = difference
         raise ValueError(

@@ -64,10 +64,7 @@ class Loaded(NamedTuple):
 
 
 class ItemReader:
-    """
-    Reads rows one by one and counts the broken ones. Random numbers follow from `seed` and the row's number below
-    2**64.
-    """
+    """Reads rows and counts the broken ones. Random numbers follow from `seed` and the row's number below 2**64."""
 
     def __init__(self, read_row: RowReader, *seed: int):
         self.read_row = read_row

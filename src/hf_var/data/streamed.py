@@ -34,10 +34,7 @@ MOST_ROWS_OF_PART = 2**40
 def fit_readers(
     dataset: datasets.IterableDataset, num_workers: int, num_processes: int
 ) -> tuple[datasets.IterableDataset, int]:
-    """
-    The stream, with its files split if there are fewer shards than readers, and the number of workers per process that
-    can load it, at least 1.
-    """
+    """The stream, cut finer if there are few shards, and the workers per process that can load it, at least 1."""
     num_workers = max(num_workers, 1)
     if dataset.num_shards < num_workers * num_processes:
         dataset = dataset.reshard()

@@ -29,8 +29,7 @@ PNG_THREADS = min(8, os.cpu_count() or 1)
 
 class FeatureFiles:
     """
-    The features of a set of images, one file for each batch, whatever the number of processes. Another `origin`,
-    everything that the features depend on, means other files.
+    Features of a set of images, a file per batch for any number of processes; another `origin` means other files.
     """
 
     def __init__(self, folder: Path, kind: str, num_images: int, batch_size: int, origin: Mapping[str, Any]):
@@ -81,8 +80,7 @@ def write_features(
     image_folder: Path | None = None,
 ) -> None:
     """
-    Write the missing features of the images that `read` returns, and their PNG files if there is an `image_folder`.
-    All processes call this and share the batches.
+    Write missing features of the images that `read` returns, and missing PNG files; the processes share the batches.
     """
     missing = [
         index
@@ -118,9 +116,7 @@ def write_features(
 def load_extractor(
     name: str, weights: str | None, image_size: tuple[int, int], device: torch.device
 ) -> tuple[nn.Module, dict[str, Any]]:
-    """
-    The feature extractor, tried on noise, and a description of what its features depend on, equal in all processes.
-    """
+    """The feature extractor, and what its features depend on, noise included, equal in all processes."""
     extractor = load_feature_extractor(name, weights).to(device)
     # The code of an extractor may change while its weights stay.
     noise = torch.randint(256, (2, 3, *image_size), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)

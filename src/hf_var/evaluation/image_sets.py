@@ -238,7 +238,7 @@ class DatasetImages(ImageSet):
         size = -(-len(numbers) // DECODING_THREADS)
         parts = [numbers[start : start + size] for start in range(0, len(numbers), size)]
         with ThreadPoolExecutor(DECODING_THREADS) as pool:
-            images = torch.cat(list(pool.map(self._images.__getitem__, parts)))
+            images = torch.cat(list(pool.map(self._images.read, parts)))
         return images.expand(-1, 3, -1, -1).contiguous()
 
     def _num_channels(self, dataset: datasets.Dataset, image_column: str | None) -> int:

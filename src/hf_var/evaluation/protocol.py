@@ -16,10 +16,7 @@ REFERENCES = "https://openaipublic.blob.core.windows.net/diffusion/jul-2021/ref_
 
 @dataclass(frozen=True)
 class Preset:
-    """
-    A published protocol: the arguments of VAR's evaluation (50 images of each class, `cfg` 1.5, a guidance scale of
-    2.5).
-    """
+    """A published protocol: VAR's evaluation, with 50 images of each class and `cfg` 1.5, a guidance scale of 2.5."""
 
     image_size: tuple[int, int]
     reference: str
@@ -139,9 +136,7 @@ class EvaluationConfig(SamplingConfig):
             )
 
     def departures(self, num_images: int, reference: Mapping[str, Any] | None) -> list[str]:
-        """
-        How the evaluation differs from its preset, given the number of images and the description of the reference.
-        """
+        """How the evaluation differs from its preset, by number of images and description of the reference."""
         if self.preset is None:
             return []
         preset, found = PRESETS[self.preset], []

@@ -24,10 +24,7 @@ PREFIX = "push-"
 
 
 def create_repository(output_dir: str | Path, repo_id: str | None = None) -> str:
-    """
-    Make sure that a repository exists and may be written to, and return its name with the namespace. Called first, so
-    that a missing token is found at once.
-    """
+    """Make sure that a repository exists and may be written to, and return its name with the namespace."""
     return HfApi().create_repo(repo_id or Path(output_dir).resolve().name, exist_ok=True).repo_id
 
 
@@ -77,10 +74,7 @@ class BackgroundPush:
         return self._thread is None or not self._thread.is_alive()
 
     def push(self, save: Callable[[Path], None], message: str) -> bool:
-        """
-        Begin to upload the folder that `save` writes, unless an upload is under way; returns whether it began.
-        Failures only warn.
-        """
+        """Begin to upload what `save` writes, unless an upload is under way; returns whether it began."""
         if not self.is_free:
             return False
         self.output_dir.mkdir(parents=True, exist_ok=True)

@@ -51,10 +51,7 @@ def metric_results(
     config: str | None = None,
     settings: Mapping[str, Any] | None = None,
 ) -> list[EvalResult]:
-    """
-    Metrics as the Hub has them, without those that are not finite. `dataset` is a name on the Hub, `dataset_name` what
-    to call it, `config` the name of the protocol; measurements with other `settings` are others.
-    """
+    """Finite metrics as the Hub has them; `config` is the protocol, and other `settings` are other measurements."""
     return [
         EvalResult(
             task_type=task,
@@ -75,8 +72,7 @@ def metric_results(
 
 def push_results(repo_id: str, results: Sequence[EvalResult]) -> str:
     """
-    Add results to a model card on the Hub, in place of those of the same metrics, data and settings, and return the
-    address of the commit. A repository without a card gets one.
+    Add results to a card, in place of those of the same metrics, data and settings; returns the commit's address.
     """
     name = repo_id.split("/")[-1]
     try:

@@ -48,9 +48,7 @@ class ReconstructionMetrics(nn.Module):
 
     @torch.no_grad()
     def update(self, pixel_values: torch.Tensor, sample: torch.Tensor) -> None:
-        """
-        Add images `(batch, channels, height, width)` in `[-1, 1]` and their reconstructions, which are cut off there.
-        """
+        """Add images `(batch, channels, height, width)` in `[-1, 1]` and reconstructions, clipped to that."""
         if pixel_values.ndim != 4 or pixel_values.shape != sample.shape:
             raise ValueError(
                 "`pixel_values` and `sample` must have the same shape (batch, channels, height, width), got "

@@ -86,9 +86,7 @@ def measure_likelihood(
 
 
 def _in_step(batches: Iterable[Batch], accelerator: Accelerator) -> Iterator[Batch | None]:
-    """
-    The batches, and `None` while other processes still have some: a sharded model runs in all processes or in none.
-    """
+    """The batches, and `None` while other processes still have some: a sharded model runs in all or in none."""
     iterator = iter(batches)
     while True:
         batch = next(iterator, None)

@@ -52,10 +52,7 @@ def reconstruction_grid(vqvae: VQVAEModel, pixel_values: torch.Tensor) -> Image.
 def usage_plot(
     patch_nums: PatchNums, usage: Sequence[float], perplexity: Sequence[float], reachable: Sequence[float]
 ) -> Figure:
-    """
-    The share of the codebook that each scale uses, its perplexity over `codebook_size`, and the share that equally
-    many random tokens reach.
-    """
+    """The share of the codebook that each scale uses, its perplexity, and the share within reach of random tokens."""
     labels = [f"{height}x{width}" for height, width in scale_sizes(patch_nums)]
     for name, shares in (("usage", usage), ("perplexity", perplexity), ("reachable", reachable)):
         if len(shares) != len(labels):

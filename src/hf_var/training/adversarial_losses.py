@@ -111,10 +111,7 @@ def adaptive_weight(
 
 
 def adversarial_ramp(step: int, start: int, ramp_steps: int) -> float:
-    """
-    Factor on the weight of the adversarial loss: 0 up to `start`, then a linear ramp to 1, because gradients of an
-    untrained discriminator damage good reconstructions.
-    """
+    """Factor on the adversarial weight: gradients of an untrained discriminator damage good reconstructions."""
     if step < start:
         return 0.0
     return min(1.0, (step - start) / ramp_steps) if ramp_steps > 0 else 1.0

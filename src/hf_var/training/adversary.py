@@ -183,10 +183,7 @@ def make_adversary(
     max_train_steps: int,
     seed: int,
 ) -> Adversary:
-    """
-    The adversary of a tokenizer that is trained for `max_train_steps`. Its discriminator has the tokenizer's
-    optimizer, with less momentum and without an average.
-    """
+    """The adversary; its discriminator has the tokenizer's optimizer, with less momentum and no average."""
     discriminator = make_discriminator(
         config.discriminator,
         tokenizer.num_output_channels,

@@ -37,9 +37,7 @@ def checkpoint_step(folder: str | Path) -> int:
 
 
 def find_checkpoint(output_dir: str | Path, resume_from_checkpoint: str | None) -> Path | None:
-    """
-    The checkpoint that `resume_from_checkpoint` names; `None` for a new run, also for `latest` without any checkpoint.
-    """
+    """The checkpoint that `resume_from_checkpoint` names; `None` for a new run, or `latest` without any."""
     if resume_from_checkpoint is None:
         names = [path.name for path in checkpoint_folders(output_dir)]
         if names:

@@ -16,16 +16,14 @@ from ..autoencoders import VQVAEConfig, VQVAEModel
 from ..metrics.codebook_usage import DEAD_THRESHOLD, is_dead
 
 
-# k-means sees at most this many vectors of each scale.
-VECTORS_PER_SCALE = 8192
+# k-means sees at most this many vectors of each scale, in each of these rounds.
+VECTORS_PER_SCALE, ROUNDS = 8192, 3
 # The weight of the past in a code's moving average, gamma in van den Oord et al. (2017), appendix A.1.
 DECAY = 0.99
 
 
 @torch.no_grad()
-def initialize_codebook(
-    vqvae: VQVAEModel, features: torch.Tensor, seed: int, rounds: int = 3, vectors_per_scale: int = VECTORS_PER_SCALE
-) -> None:
+def initialize_codebook(vqvae: VQVAEModel, features: torch.Tensor, seed: int) -> None:
     """
     Set the codes to k-means centres of the vectors that the quantizer looks up, equally many from each scale. What a
     scale looks up depends on the codes of the scales before it: the first round takes those to be exact, every further
@@ -37,11 +35,11 @@ def initialize_codebook(
     weight = vqvae.codebook.vectors
     generator = torch.Generator().manual_seed(seed)
     centers = None
-    for _ in range(rounds):
+    for _ in range(ROUNDS):
         # A few at a time: the search compares every vector with every code.
         parts = [vqvae.quantizer_inputs(part, exact=centers is None) for part in features.split(64)]
         inputs = _by_scale(vqvae, torch.cat(parts).cpu())
-        sample = torch.cat([_choose(vectors, vectors_per_scale, generator) for vectors in inputs])
+        sample = torch.cat([_choose(vectors, VECTORS_PER_SCALE, generator) for vectors in inputs])
         if len(sample) < len(weight):
             raise ValueError(
                 f"`kmeans_images` gives {len(sample)} vectors ({len(features)} images), too few for a k-means start of "
@@ -62,9 +60,9 @@ def initialize_codebook(
         vqvae.codebook.set_vectors(cast(torch.Tensor, broadcast(vectors.to(weight))))
 
 
-def kmeans_vectors(config: VQVAEConfig, images: int, vectors_per_scale: int = VECTORS_PER_SCALE) -> int:
+def kmeans_vectors(config: VQVAEConfig, images: int) -> int:
     """How many vectors `images` images give [`initialize_codebook`]: it needs at least one per code."""
-    return sum(min(vectors_per_scale, images * length) for length in config.scale_lengths)
+    return sum(min(VECTORS_PER_SCALE, images * length) for length in config.scale_lengths)
 
 
 @torch.no_grad()
@@ -75,10 +73,7 @@ def restart_dead_codes(
     seed: int,
     threshold: float = DEAD_THRESHOLD,
 ) -> torch.Tensor:
-    """
-    Replace the codes that `hits` of all processes show to be dead by random vectors among `inputs`, the
-    `quantizer_inputs` of the tokenizer's output, and return them.
-    """
+    """Replace codes that `hits` show to be dead by random ones of the looked up `inputs`, and return them."""
     weight = vqvae.codebook.vectors
     dead = is_dead(hits, threshold).nonzero().flatten().to(weight.device)
     if len(dead) > 0:
@@ -113,7 +108,7 @@ class MovingAverageCodebook:
 
     @torch.no_grad()
     def observe(self, vectors: torch.Tensor, codes: torch.Tensor) -> None:
-        """Observe which `vectors` `(batch, length, channels)` chose which `codes` `(batch, length)` in a batch."""
+        """Observe which `vectors` `(batch, length, channels)` chose which `codes` `(batch, length)`."""
         lengths = torch.tensor(self.vqvae.config.scale_lengths, device=codes.device)
         areas = (lengths[-1] / lengths).repeat_interleave(lengths, output_size=codes.shape[1])  # (length,)
         self._new_sizes.index_add_(0, codes.flatten(), areas.expand(codes.shape).flatten())

@@ -37,29 +37,20 @@ class CodebookConfig(CheckedFields):
     )
 
 
+@dataclass(eq=False)
 class CodebookTraining:
-    """
-    k-means start, moving averages, statistics and restarts of a codebook. `average` are those of the tokenizer's
-    weights, which jump with the codes.
-    """
+    """k-means start, moving averages and restarts of a codebook, whose weights' `average` jumps with the codes."""
 
-    def __init__(
-        self,
-        config: CodebookConfig,
-        vqvae: VQVAEModel,
-        accelerator: Accelerator,
-        max_train_steps: int,
-        seed: int,
-        average: AveragedWeights | None,
-    ):
-        self.config = config
-        self.vqvae = vqvae
-        self.accelerator = accelerator
-        self.max_train_steps = max_train_steps
-        self.seed = seed
-        self.average = average
-        self.moving_average = MovingAverageCodebook(vqvae) if config.codebook_update == "ema" else None
-        self.statistics = CodeStatistics(vqvae.config, accelerator.device)
+    config: CodebookConfig
+    vqvae: VQVAEModel
+    accelerator: Accelerator
+    max_train_steps: int
+    seed: int
+    average: AveragedWeights | None
+
+    def __post_init__(self) -> None:
+        self.moving_average = MovingAverageCodebook(self.vqvae) if self.config.codebook_update == "ema" else None
+        self.statistics = CodeStatistics(self.vqvae.config, self.accelerator.device)
 
     def is_quantized(self, step: int) -> bool:
         """Whether the tokenizer quantizes in this step, counted from 0."""
@@ -92,10 +83,7 @@ class CodebookTraining:
             self.moving_average.finish_step()
 
     def finish_window(self, output: VQVAEOutput, steps: int) -> dict[str, float]:
-        """
-        How the codes were used, if a window ends after `steps` optimizer steps, and restart the unused ones by what
-        the last forward pass looked up. Without an end: an empty dictionary.
-        """
+        """How the codes were used, if a window ends after `steps` steps, after which unused ones restart."""
         config = self.config
         if output.codes is None or steps % config.codebook_window != 0:
             return {}

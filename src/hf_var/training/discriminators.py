@@ -25,10 +25,7 @@ def make_discriminator(
     base_channels: int = 64,
     num_layers: int = 3,
 ) -> nn.Module:
-    """
-    A discriminator for images of one size; a stylegan compares images in the largest groups of at most 4 that divide
-    `batch_size`.
-    """
+    """A discriminator; a stylegan compares images in the largest groups of at most 4 that divide the batch."""
     if kind == "patchgan":
         discriminator = PatchDiscriminator(in_channels, base_channels, num_layers)
         if min(image_size) < discriminator.min_image_size:

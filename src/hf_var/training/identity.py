@@ -21,19 +21,13 @@ CALL_ARGUMENTS |= {"logging_steps", "report_to", "push_to_hub", "hub_model_id", 
 
 @dataclass(frozen=True)
 class RunIdentity:
-    """
-    What decides the course of a run, stored in each of its checkpoints: what must stay `fixed` (sizes of the model,
-    names of the labels, ...), and `arguments` that may change.
-    """
+    """What decides the course of a run, saved in its checkpoints: what is `fixed`, and `arguments` that may change."""
 
     fixed: Mapping[str, Any]
     arguments: Mapping[str, Any]
 
     def check(self, checkpoint: Path) -> dict[str, tuple[Any, Any]]:
-        """
-        Compare with a checkpoint before anything is loaded from it. Returns the arguments that changed, as they were
-        and are.
-        """
+        """The arguments that differ from a checkpoint's, as they were and are; fixed values must not."""
         begun = read_identity(checkpoint)
         now = as_json({"fixed": self.fixed, "arguments": self.arguments})
         difference = first_difference(begun["fixed"], now["fixed"])
@@ -55,10 +49,7 @@ def make_identity(
     free_fields: Collection[str],
     **fixed: Any,
 ) -> RunIdentity:
-    """
-    The identity of a run: its `arguments`, of which `fixed_arguments` may not change, the configuration of its model,
-    of which `free_fields` may, and what else is `fixed`.
-    """
+    """The identity of a run, with arguments of it and fields of its model's configuration that may change or not."""
     fields = {name: getattr(config, name) for name in inspect.get_annotations(type(config))}
     named = {name: arguments.get(name) for name in fixed_arguments}
     sizes = {name: value for name, value in fields.items() if name not in free_fields}

@@ -30,25 +30,17 @@ class ReconstructionConfig(CheckedFields):
             raise ValueError("One of `l1_weight` and `l2_weight` must be positive, got 0.0 for both.")
 
 
-class ReconstructionObjective:
-    """The reconstruction loss of a tokenizer, with LPIPS as `perceptual_loss` if it has a weight."""
-
-    def __init__(self, config: ReconstructionConfig, perceptual_loss: nn.Module | None):
-        self.config = config
-        self.perceptual_loss = perceptual_loss
-
-    def __call__(
-        self, output: VQVAEOutput, target: torch.Tensor
-    ) -> tuple[torch.Tensor, torch.Tensor, dict[str, torch.Tensor]]:
-        """The loss of pixels and features, the quantizer's, both with their weights, and what they are made of."""
-        config, sample = self.config, cast(torch.Tensor, output.sample)
-        reconstruction = reconstruction_loss(sample, target, config.l1_weight, config.l2_weight)
-        quantizer_loss = cast(torch.Tensor, output.loss)
-        metrics = {"reconstruction_loss": reconstruction, "quantizer_loss": quantizer_loss}
-        if config.lpips_weight > 0 and self.perceptual_loss is not None:
-            metrics["lpips_loss"] = self.perceptual_loss(sample, target).mean()
-            reconstruction = reconstruction + config.lpips_weight * metrics["lpips_loss"]
-        return reconstruction, config.quantizer_weight * quantizer_loss, metrics
+def reconstruction_objective(
+    config: ReconstructionConfig, output: VQVAEOutput, target: torch.Tensor, perceptual_loss: nn.Module | None
+) -> tuple[torch.Tensor, torch.Tensor, dict[str, torch.Tensor]]:
+    """The loss of pixels and features, the quantizer's, both with their weights, and what they are made of."""
+    sample, quantizer_loss = cast(torch.Tensor, output.sample), cast(torch.Tensor, output.loss)
+    reconstruction = reconstruction_loss(sample, target, config.l1_weight, config.l2_weight)
+    metrics = {"reconstruction_loss": reconstruction, "quantizer_loss": quantizer_loss}
+    if config.lpips_weight > 0 and perceptual_loss is not None:
+        metrics["lpips_loss"] = perceptual_loss(sample, target).mean()
+        reconstruction = reconstruction + config.lpips_weight * metrics["lpips_loss"]
+    return reconstruction, config.quantizer_weight * quantizer_loss, metrics
 
 
 def reconstruction_loss(

@@ -17,9 +17,7 @@ from .checkpoints import checkpoint_folders
 
 @contextmanager
 def writing(output_dir: str | Path) -> Iterator[None]:
-    """
-    Turn errors of writing inside the block into an `OSError` with the path, the reason and the complete checkpoints.
-    """
+    """Turn errors of writing into an `OSError` with the path, the reason and the complete checkpoints."""
     try:
         yield
     except (OSError, SafetensorError) as error:

@@ -104,7 +104,7 @@ def make_row_reader(
 ) -> data.CodesRows | data.ImageRows:
     """How a row becomes an item: from codes as they are, or from an image."""
     if data.is_codes_dataset(dataset):
-        return data.codes_rows(condition)
+        return data.CodesRows(condition)
     return data.image_rows(config, augment, dataset, vqvae.config.image_size, vqvae.config.in_channels, condition)
 
 
@@ -115,7 +115,7 @@ def tokenize_copies(
     if copies == 0 or data.is_codes_dataset(rows.dataset):
         return rows
     codes = data.tokenized_copies(rows.dataset, rows.reader, config, seed, vqvae, copies, show_progress)
-    condition = "class_labels" if "class_labels" in codes.features else None
+    condition = data.LabelCondition("class_labels") if "class_labels" in codes.features else None
     if "class_embeds" in codes.features:
         condition = data.embedding_condition(codes, "class_embeds")
-    return Rows(codes, data.codes_rows(condition))
+    return Rows(codes, data.CodesRows(condition))

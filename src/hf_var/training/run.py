@@ -183,10 +183,7 @@ class TrainingRun:
             self.restart_clock()
 
     def save_if_due(self) -> None:
-        """
-        Write a checkpoint if this is due or the run was asked to stop; in that case exit as a process that SIGTERM
-        ended.
-        """
+        """Write a checkpoint if this is due or the run was asked to stop; in that case exit as by SIGTERM."""
         config = self.config
         is_due = config.checkpointing_steps > 0 and self.step % config.checkpointing_steps == 0
         if is_due or self._stop.is_agreed:

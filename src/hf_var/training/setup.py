@@ -55,11 +55,7 @@ def card_contents(
     captions: Mapping[str, str],
     marks: Mapping[str, int] | None = None,
 ) -> dict[str, Any]:
-    """
-    Plot the training's curves, and collect the contents of the model card: the validation's `metrics` that the log
-    has, and the images in the output folder that have `captions`. `marks` are steps to mark in the plot, by what began
-    there.
-    """
+    """Plot the curves, and collect the metrics and pictures of a model card that the run has."""
     logged = [name for name in curves if run.log.last(name) is not None]
     run.write_image("curves", curves_plot(run.log.path, logged, marks))
     folder = Path(run.config.output_dir)

@@ -24,10 +24,7 @@ def whole_tensor(tensor: torch.Tensor) -> torch.Tensor:
 
 
 def saved_tensor(tensor: torch.Tensor) -> torch.Tensor:
-    """
-    A tensor for a state that the first process saves: of a spread one it has all, on the CPU, the others nothing. All
-    processes call this.
-    """
+    """What the first process saves of a tensor, all of it; others have nothing. All processes call this."""
     if not isinstance(tensor, DTensor):
         return tensor
     whole = tensor.full_tensor()
@@ -43,10 +40,7 @@ def spread_like(tensor: torch.Tensor, example: torch.Tensor) -> torch.Tensor:
 
 
 def model_state(model: nn.Module) -> Mapping[str, torch.Tensor]:
-    """
-    The weights of a model: of a sharded one the first process has all, on the CPU, the others nothing. All processes
-    call this.
-    """
+    """Weights to save: a sharded model's are on the CPU of the first process. All processes call this."""
     if not is_sharded(model):
         return model.state_dict()
     options = StateDictOptions(full_state_dict=True, cpu_offload=True)

@@ -8,10 +8,7 @@ from ..autoencoders import VQVAEModel, VQVAEOutput
 
 
 class VQVAEWarmup(nn.Module):
-    """
-    A tokenizer whose `forward` can skip the quantizer. One method for both, because distributed training wraps only
-    `forward`.
-    """
+    """A tokenizer whose `forward`, all that distributed training wraps, can skip the quantizer."""
 
     def __init__(self, vqvae: VQVAEModel):
         super().__init__()
