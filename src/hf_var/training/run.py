@@ -2,29 +2,39 @@
 """A training run: its steps, losses, log, checkpoints and end."""
 
 import math
+import shutil
 import signal
 import sys
 import time
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import AbstractContextManager, ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Annotated, Any, cast
 
+import numpy as np
 import torch
 from accelerate import Accelerator
 from matplotlib.figure import Figure
 from PIL import Image
+from safetensors import SafetensorError
 from torch import nn
 from transformers.utils import logging
 
 from ..precision import ONEDNN_MATMUL, fp32_precision
 from ..progress import progress_bar
 from ..ranges import CheckedFields, NonNegativeInt, OneOf, PositiveInt, argument
-from .checkpoints import checkpoint_step, find_checkpoint, load_checkpoint, remove_later_checkpoints, save_checkpoint
+from .checkpoints import (
+    checkpoint_folders,
+    checkpoint_step,
+    find_checkpoint,
+    load_checkpoint,
+    remove_later_checkpoints,
+    save_checkpoint,
+)
 from .identity import RunIdentity
 from .lock import locked_folder
 from .log import CHANGES, TrainingLog
-from .outputs import save_image, show_image, writing
 from .sharding import whole_tensor
 from .stopping import StopRequest
 
@@ -63,6 +73,7 @@ class RunConfig(CheckedFields):
     report_to: str = argument("tensorboard", help="a tracker of Accelerate, or none")
 
 
+@dataclass(eq=False)
 class TrainingRun:
     """
     Counts optimizer steps and handles logging, checkpoints and stopping.
@@ -83,30 +94,24 @@ class TrainingRun:
     behind, and exits.
     """
 
-    def __init__(
-        self,
-        config: RunConfig,
-        accelerator: Accelerator,
-        name: str,
-        batch_size: int,
-        identity: RunIdentity,
-        tokens_per_image: int | None = None,
-    ):
-        self.config = config
-        self.accelerator = accelerator
-        self.name = name
-        self.batch_size = batch_size
-        self.identity = identity
-        self.tokens_per_image = tokens_per_image
+    config: RunConfig
+    accelerator: Accelerator
+    name: str
+    batch_size: int
+    identity: RunIdentity
+    tokens_per_image: int | None = None
+
+    def __post_init__(self) -> None:
+        config = self.config
         self.checkpoint = find_checkpoint(config.output_dir, config.resume_from_checkpoint)
         self.step = 0 if self.checkpoint is None else checkpoint_step(self.checkpoint)
-        self._changes = {} if self.checkpoint is None else identity.check(self.checkpoint)
+        self._changes = {} if self.checkpoint is None else self.identity.check(self.checkpoint)
         self.log = TrainingLog(config.output_dir)
         self._parts: dict[str, Any] = {}
         self._metrics: list[dict[str, torch.Tensor]] = []
         self._unchecked_losses: list[torch.Tensor] = []
         self._shown: dict[str, str] = {}
-        self._stop = StopRequest(accelerator.num_processes)
+        self._stop = StopRequest(self.accelerator.num_processes)
         self._clock, self._clock_step = 0.0, self.step
 
     @contextmanager
@@ -231,15 +236,41 @@ class TrainingRun:
             self.accelerator.log({f"{prefix}{name}": value for name, value in metrics.items()}, step=self.step)
 
     def write_image(self, name: str, image: Image.Image | Figure) -> None:
-        """Save `name`.png in the output folder and, with the step, in its `pictures/`, and show it to the trackers."""
-        if self.accelerator.is_main_process:
-            with self.writing():
-                path = save_image(self.config.output_dir, name, self.step, image)
-            show_image(self.accelerator.trackers, path, name, self.step)
+        """Save `name`.png in the output folder and, with the step, in `pictures/`, and show it to the trackers."""
+        if not self.accelerator.is_main_process:
+            return
+        folder = Path(self.config.output_dir)
+        path = folder / "pictures" / f"{name}-{self.step:08d}.png"
+        with self.writing():
+            path.parent.mkdir(parents=True, exist_ok=True)
+            if isinstance(image, Figure):
+                image.savefig(path)
+            else:
+                image.save(path)
+            shutil.copyfile(path, folder / f"{name}.png")
+        pixels = Image.open(path).convert("RGB")
+        for tracker in cast(list[Any], self.accelerator.trackers):
+            # The two trackers need different formats.
+            if tracker.name == "tensorboard":
+                tracker.log_images({name: np.asarray(pixels)[None]}, self.step, dataformats="NHWC")
+            elif tracker.name == "wandb":
+                tracker.log_images({name: [pixels]}, self.step)
 
-    def writing(self) -> AbstractContextManager[None]:
-        """A block in which errors of writing become an `OSError` that names the complete checkpoints."""
-        return writing(self.config.output_dir)
+    @contextmanager
+    def writing(self) -> Iterator[None]:
+        """Turn errors of writing into an `OSError` with the path, the reason and the complete checkpoints."""
+        try:
+            yield
+        except (OSError, SafetensorError) as error:
+            path = getattr(error, "filename", None) or self.config.output_dir
+            reason = getattr(error, "strerror", None) or str(error)
+            names = [folder.name for folder in checkpoint_folders(self.config.output_dir)]
+            safe = "No checkpoint was written before"
+            if names:
+                safe = (
+                    f"The checkpoints {', '.join(names)} are complete: continue with `resume_from_checkpoint` latest"
+                )
+            raise OSError(f"{path} cannot be written: {reason}. {safe}.") from error
 
     def show(self, **metrics: str) -> None:
         """Show metrics beside the progress bar, with those that it shows already."""
