@@ -140,10 +140,7 @@ def tokenized_copies(
     copies: int,
     show_progress: bool,
 ) -> datasets.Dataset:
-    """
-    The codes of `copies` augmented copies of every image, as a data set with the columns `codes` and, with a
-    condition, `class_labels` or `class_embeds`. A resumed run makes the same ones again.
-    """
+    """Codes, and conditions, of `copies` augmented copies of every image: the same ones in a resumed run."""
     if isinstance(dataset, datasets.IterableDataset):
         raise ValueError("`augmented_copies` must be 0 for a data set that is streamed.")
     rows = ShuffledRows(dataset, read_row, seed)

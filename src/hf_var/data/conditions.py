@@ -43,8 +43,7 @@ class Condition(Protocol):
 @dataclass(frozen=True)
 class LabelCondition:
     """
-    The class of an image, `class_labels`: a number below `num_labels`, or one of `names`. If the condition
-    `is_nested`, the column `json.label` is the field `label` of a column of structures `json`.
+    The class of an image, `class_labels`; `json.label`, if it `is_nested`, is the field `label` of a column `json`.
     """
 
     column: str

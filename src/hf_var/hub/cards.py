@@ -79,8 +79,7 @@ def write_pipeline_card(
     data_license: str | None = None,
 ) -> ModelCard:
     """
-    Write the `README.md` of a pipeline, as [`write_model_card`], with the licences of weights and data. `recipe` has
-    `pretrained_var` in place of `pretrained_vqvae`, and `vqvae` names the tokenizer.
+    Write a pipeline's `README.md`, as [`write_model_card`]; `recipe` has `pretrained_var` and `vqvae` in addition.
     """
     config: VARConfig = pipeline.transformer.config
     tokenizer: VQVAEConfig = pipeline.vqvae.config

@@ -74,8 +74,7 @@ def save_checkpoint(
     identity: RunIdentity,
 ) -> None:
     """
-    Save the parts of a run, models and other objects with a `state_dict`, by name, the random numbers of every process
-    and the identity of the run; then remove all but the newest checkpoints. Interrupted runs leave only complete ones.
+    Save the parts of a run by name, all random numbers and its identity; then remove all but the newest checkpoints.
     """
     folder = Path(output_dir) / "checkpoints" / f"{PREFIX}{step:08d}"
     place = unfinished(folder)

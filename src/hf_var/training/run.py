@@ -116,10 +116,7 @@ class TrainingRun:
 
     @contextmanager
     def started(self, parts: Mapping[str, Any], arguments: Mapping[str, Any] | None = None) -> Iterator[None]:
-        """
-        Load the checkpoint of a resumed run, and log, show progress and handle SIGTERM until the end of the block.
-        `parts` of the checkpoint are models and objects with a state by name; `arguments` are for trackers.
-        """
+        """Load a checkpoint's `parts`, log, and handle SIGTERM in the block; `arguments` are for trackers."""
         self._parts = dict(parts)
         if self.accelerator.scaler is not None:
             self._parts["loss_scale"] = self.accelerator.scaler
@@ -156,10 +153,7 @@ class TrainingRun:
     def finish_step(
         self, learning_rate: float, gradient_norm: torch.Tensor | float | None = None, **counts: int
     ) -> None:
-        """
-        Count an optimizer step, and log it if this is due: the `learning_rate` of the next step, the norm of all
-        gradients before clipping, and `counts` of this process, which are added up over all.
-        """
+        """Count an optimizer step, and log it if this is due; `counts` are added up over all processes."""
         self.step += 1
         names = list(self._metrics[0])
         step_metrics = torch.stack(
