@@ -20,7 +20,7 @@ import copy
 import inspect
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, NamedTuple
@@ -102,6 +102,10 @@ class VAROptimizerConfig(OptimizerConfig):
     lr_final_ratio: Share = argument(
         0.1, help="a linear or cosine decay ends at this share of the largest learning rate"
     )
+
+    def learning_rate_of(self, images_per_step: int) -> float:
+        """The largest learning rate, as it is given or as it follows from the images of a step."""
+        return self.learning_rate or self.base_learning_rate * images_per_step / 256
 
 
 @dataclass(kw_only=True)
@@ -206,8 +210,8 @@ def make_transformer(args: Arguments, config: VARConfig, pretrained: VARTransfor
     if args.run.gradient_checkpointing:
         enable_activation_checkpointing(transformer)
     if args.lora.lora_rank > 0:
-        rank, alpha, dropout, target_modules = (getattr(args.lora, entry.name) for entry in fields(args.lora))
-        add_lora(transformer, rank, alpha, dropout, target_modules=target_modules)
+        lora = args.lora
+        add_lora(transformer, lora.lora_rank, lora.lora_alpha, lora.lora_dropout, lora.lora_target_modules)
     return transformer.train()
 
 
@@ -217,13 +221,6 @@ def identify(args: Arguments, config: VARConfig, vqvae: VQVAEModel, rows: Rows) 
     parts |= {"vqvae (its fingerprint)": data.tokenizer_fingerprint(vqvae), "train_data_rows": rows.number}
     arguments = public_arguments(*args[:-1])
     return make_identity(arguments, FIXED_ARGUMENTS, config, FREE_CONFIG_FIELDS, **parts)
-
-
-def resolve_learning_rate(args: Arguments, images_per_step: int) -> Arguments:
-    """`args` with the learning rate that follows from the images of a step, unless it is given."""
-    optimizer = args.optimizer
-    rate = optimizer.base_learning_rate * images_per_step / 256
-    return args._replace(optimizer=replace(optimizer, learning_rate=optimizer.learning_rate or rate))
 
 
 # --------------------------------------------------------------------------------------------------------------------
@@ -322,7 +319,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 
     # Everything that can be wrong with the input is found before any work.
     vqvae, pretrained, sampling = load_models(args)
-    known_labels = None if pretrained is None else pretrained.config.id2label
+    known_labels = pretrained and pretrained.config.id2label
     images = load_prior_data(args.data, args.augment, args.conditions, args.run, vqvae, known_labels)
     config = make_config(args, vqvae.config, images, pretrained)
 
@@ -330,16 +327,15 @@ def main(argv: Sequence[str] | None = None) -> None:
     accelerator = make_accelerator(args.run, batch_size, args.optimizer.max_grad_norm)
     identity = identify(args, config, vqvae, images.train)
     run = TrainingRun(args.run, accelerator, "train_var", batch_size, identity, tokens_per_image=config.length)
-    args = resolve_learning_rate(args, run.images_per_step)
+    args.optimizer.learning_rate = args.optimizer.learning_rate_of(run.images_per_step)
     # A sharded model takes a part of its first weights from every process.
     set_seed(seed)
     transformer = make_transformer(args, config, pretrained)
     set_seed(seed, device_specific=True)
     pipeline = make_pipeline(transformer, vqvae.to(accelerator.device), sampling)
     if args.hub.push_to_hub and accelerator.is_main_process:
-        repo_id = create_repository(args.run.output_dir, args.hub.hub_model_id)
-        args = args._replace(hub=replace(args.hub, hub_model_id=repo_id))
-        pusher = BackgroundPush(repo_id, args.run.output_dir)
+        args.hub.hub_model_id = create_repository(args.run.output_dir, args.hub.hub_model_id)
+        pusher = BackgroundPush(args.hub.hub_model_id, args.run.output_dir)
 
     show_progress = accelerator.is_local_main_process
     train_rows = tokenize_copies(images.train, args.script.augmented_copies, args.data, seed, vqvae, show_progress)

@@ -18,7 +18,7 @@ On a laptop's CPU, in a minute:
 
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
@@ -230,8 +230,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     if args.adversary.adversarial_weight > 0:
         adversary = make_adversary(args.adversary, config, args.optimizer, accelerator, batch_size, max_steps, seed)
     if args.hub.push_to_hub and accelerator.is_main_process:
-        repo_id = create_repository(args.run.output_dir, args.hub.hub_model_id)
-        args = args._replace(hub=replace(args.hub, hub_model_id=repo_id))
+        args.hub.hub_model_id = create_repository(args.run.output_dir, args.hub.hub_model_id)
     optimization = Optimization(accelerator, vqvae, args.optimizer, max_steps, VQVAEWarmup(vqvae))
     codebook = CodebookTraining(args.codebook, vqvae, accelerator, max_steps, seed, optimization.average)
     parts = {"model": vqvae, "optimization": optimization, "codebook": codebook, "batches": batches}
