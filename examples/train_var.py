@@ -28,7 +28,6 @@ from typing import Annotated, Any, NamedTuple
 import torch
 from accelerate import Accelerator
 from accelerate.utils import set_seed
-from diffusers.utils import make_image_grid
 from PIL import Image
 
 from hf_var import VARConfig, VARPipeline, VARTransformer, VQVAEConfig, VQVAEModel, data
@@ -39,6 +38,7 @@ from hf_var.hub.cards import write_pipeline_card
 from hf_var.hub.config import PipelineHubConfig
 from hf_var.hub.push import BackgroundPush, create_repository, push_result
 from hf_var.metrics.likelihood import CodePredictions, measure_likelihood
+from hf_var.pipelines.image_grids import image_grid
 from hf_var.ranges import CheckedFields, NonNegativeFloat, NonNegativeInt, OneOf, PositiveFloat, Share, argument
 from hf_var.training.accelerator import make_accelerator
 from hf_var.training.flops import training_flops
@@ -249,10 +249,7 @@ def make_pipeline(transformer: VARTransformer, vqvae: VQVAEModel, sampling: dict
 def sample_images(
     args: Arguments, pipeline: VARPipeline, batches: data.TrainingBatches, accelerator: Accelerator
 ) -> Image.Image:
-    """
-    Images of classes from the first to the last, or of the embeddings of the first training images, a row of eight beside
-    each other.
-    """
+    """Images of classes from the first to the last, or of the embeddings of the first training images."""
     number, num_labels = args.samples.num_samples, pipeline.transformer.config.num_labels
     generators = [torch.Generator().manual_seed(args.run.seed + index) for index in range(number)]
     if args.conditions.condition_column is not None:
@@ -261,16 +258,11 @@ def sample_images(
         labels = [index * num_labels // number if num_labels > 0 else None for index in range(number)]
         condition = {"class_labels": labels}
     with accelerator.autocast():
-        images = pipeline(**condition, generator=generators).images
-    columns = min(number, 8)
-    images += [Image.new(images[0].mode, images[0].size)] * (-number % columns)
-    return make_image_grid(images, rows=len(images) // columns, cols=columns)
+        return image_grid(pipeline(**condition, generator=generators).images, columns=8)
 
 
 def whole_transformer(args: Arguments, transformer: VARTransformer) -> VARTransformer | None:
-    """
-    `transformer`, or if it is sharded a whole copy, in the first process alone; for all processes together.
-    """
+    """`transformer`, or if it is sharded a whole copy, in the first process alone; for all processes together."""
     return whole_model(transformer, lambda: make_transformer(args, transformer.config, None))
 
 
@@ -282,10 +274,7 @@ def save(
     folder: Path,
     is_final: bool = False,
 ) -> VARPipeline | None:
-    """
-    Save a pipeline. Adapters are saved for themselves as well, and alone as long as they are trained: they become part of
-    the weights that are saved at the end.
-    """
+    """Save a pipeline. Adapters are saved alone while they are trained, and become part of the final weights as well."""
     if args.lora.lora_rank > 0:
         save_lora(transformer, folder / LORA_FOLDER)
         if not is_final:

@@ -54,9 +54,7 @@ def part_of_stream(dataset: datasets.IterableDataset, reader: int, num_readers: 
 
 
 class StreamedRows(IterableDataset):
-    """
-    Batches of parts of a stream, which `parts` open; random numbers follow from `seed`, the part and the row in it.
-    """
+    """Batches of parts of a stream, which `parts` open; random numbers follow from `seed`, part and row."""
 
     def __init__(
         self, parts: Mapping[int, Callable[[], Iterable[dict[str, Any]]]], read_row: RowReader, seed: int = 0

@@ -73,9 +73,7 @@ def save_checkpoint(
     parts: Mapping[str, Any],
     identity: RunIdentity,
 ) -> None:
-    """
-    Save the parts of a run by name, all random numbers and its identity; then remove all but the newest checkpoints.
-    """
+    """Save the parts of a run, all random numbers and its identity, and remove all but the newest checkpoints."""
     folder = Path(output_dir) / "checkpoints" / f"{PREFIX}{step:08d}"
     place = unfinished(folder)
     if accelerator.is_main_process:

@@ -47,6 +47,10 @@ MATMUL_PRECISIONS = {
     "tf32": {"mkldnn.matmul": "tf32", "cuda.matmul": "tf32"},
     "bf16": {**ONEDNN_MATMUL, "cuda.matmul": "tf32"},
 }
+REMEDY = (
+    "Checkpoints of earlier steps are left as they were; try a lower `learning_rate`, more `lr_warmup_steps` or "
+    "`mixed_precision` no."
+)
 
 
 @dataclass(kw_only=True)
@@ -213,7 +217,7 @@ class TrainingRun:
         self._unchecked_losses.clear()
         for step, loss in enumerate(losses.tolist(), start=first_step):
             if not math.isfinite(loss):
-                raise ValueError(f"The loss is {loss} at step {step}. {self._remedy}")
+                raise ValueError(f"The loss is {loss} at step {step}. {REMEDY}")
 
     def check_weights(self) -> None:
         """Raise a `ValueError` if a weight of a model is not finite, in any process."""
@@ -222,7 +226,7 @@ class TrainingRun:
         flaws = [whole_tensor((~parameter.isfinite()).any()) for parameter in parameters]
         number = cast(torch.Tensor, self.accelerator.reduce(torch.stack(flaws).sum(), reduction="sum"))
         if int(number) > 0:
-            raise ValueError(f"After step {self.step} weights are not finite. {self._remedy}")
+            raise ValueError(f"After step {self.step} weights are not finite. {REMEDY}")
 
     def write(self, metrics: Mapping[str, Any], prefix: str = "") -> None:
         """Write metrics to the log and to the trackers, with `prefix` before their names."""
@@ -304,13 +308,6 @@ class TrainingRun:
     def is_logged(self, step: int) -> bool:
         """Whether metrics are written after optimizer step number `step`."""
         return step % self.config.logging_steps == 0 or step >= self.config.max_train_steps
-
-    @property
-    def _remedy(self) -> str:
-        return (
-            "Checkpoints of earlier steps are left as they were; try a lower `learning_rate`, more `lr_warmup_steps` or "
-            "`mixed_precision` no."
-        )
 
     def _speed(self) -> dict[str, float]:
         """Images and tokens per second since the last time; nothing if validation or a checkpoint came in between."""
