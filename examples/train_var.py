@@ -46,10 +46,10 @@ from hf_var.training.identity import RunIdentity, make_identity
 from hf_var.training.lora import LoraFields, add_lora, save_lora
 from hf_var.training.optimization import SCHEDULERS, Optimization, OptimizerConfig
 from hf_var.training.prior_data import ConditionConfig, PriorData, load_prior_data, tokenize_copies
+from hf_var.training.prior_inputs import check_blocks, prior_inputs
 from hf_var.training.run import RunConfig, TrainingRun
 from hf_var.training.setup import Rows, card_contents, make_batches
 from hf_var.training.sharding import whole_model
-from hf_var.training.teacher_forcing import check_blocks, teacher_forcing
 from hf_var.weight_files import use_umask
 
 
@@ -329,7 +329,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     show_progress = accelerator.is_local_main_process
     train_rows = tokenize_copies(images.train, args.script.augmented_copies, args.data, seed, vqvae, show_progress)
     batches, validation = make_batches(args.data, seed, accelerator, train_rows, images.validation)
-    make_inputs = partial(teacher_forcing, vqvae, is_raster=config.is_raster)
+    make_inputs = partial(prior_inputs, vqvae, is_raster=config.is_raster)
     optimization = Optimization(accelerator, transformer, args.optimizer, args.run.max_train_steps)
     predictions = CodePredictions(config.scale_lengths, accelerator.device)
 

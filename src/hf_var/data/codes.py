@@ -38,7 +38,7 @@ def is_codes_dataset(dataset: AnyDataset) -> bool:
     return CODES_COLUMN in features_of(dataset)
 
 
-def check_codes(dataset: AnyDataset, length: int, codebook_size: int) -> None:
+def check_codes_column(dataset: AnyDataset, length: int, codebook_size: int) -> None:
     """Raise a `ValueError` if the first rows are not token maps of the tokenizer."""
     rows = dataset[:64] if isinstance(dataset, datasets.Dataset) else next(dataset.iter(64), {CODES_COLUMN: []})
     lengths = {len(codes or ()) for codes in cast(Any, rows)[CODES_COLUMN]}
