@@ -35,8 +35,7 @@ from hf_var.cli.arguments import config_fields_class, given_fields, parse_argume
 from hf_var.compatibility import enable_activation_checkpointing
 from hf_var.data import AugmentConfig, DataConfig
 from hf_var.hub.cards import write_pipeline_card
-from hf_var.hub.config import PipelineHubConfig
-from hf_var.hub.push import BackgroundPush, create_repository, push_result
+from hf_var.hub.push import BackgroundPush, PipelineHubConfig, create_repository, push_result
 from hf_var.metrics.likelihood import CodePredictions, measure_likelihood
 from hf_var.pipelines.image_grids import image_grid
 from hf_var.ranges import CheckedFields, NonNegativeFloat, NonNegativeInt, OneOf, PositiveFloat, Share, argument

@@ -31,8 +31,7 @@ from hf_var.cli.arguments import config_fields_class, given_fields, parse_argume
 from hf_var.compatibility import enable_activation_checkpointing
 from hf_var.data import AnyDataset, AugmentConfig, DataConfig, image_rows, is_codes_dataset
 from hf_var.hub.cards import write_model_card
-from hf_var.hub.config import HubConfig
-from hf_var.hub.push import create_repository, push_result
+from hf_var.hub.push import HubConfig, create_repository, push_result
 from hf_var.metrics.feature_extractors import load_feature_extractor
 from hf_var.metrics.perceptual import PerceptualLoss
 from hf_var.metrics.reconstruction import measure_reconstruction
