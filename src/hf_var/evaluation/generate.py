@@ -41,7 +41,7 @@ def image_label(number: int, num_labels: int) -> int | None:
 def sample_images(
     pipeline: VARPipeline, seed: int, sampling: Mapping[str, Any], numbers: Sequence[int]
 ) -> torch.Tensor:
-    """The images of these numbers, bytes `(len(numbers), 3, height, width)`; `sampling` are arguments of the pipeline's call."""
+    """Images by number, bytes `(len(numbers), 3, height, width)`; `sampling` are arguments of the pipeline."""
     config, device = pipeline.transformer.config, pipeline.device
     # Generators of the device, so that probabilities need not be copied to the CPU for every scale.
     generators = [torch.Generator(device).manual_seed(image_seed(seed, number)) for number in numbers]

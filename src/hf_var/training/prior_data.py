@@ -111,7 +111,7 @@ def make_row_reader(
 def tokenize_copies(
     rows: Rows, copies: int, config: data.DataConfig, seed: int, vqvae: VQVAEModel, show_progress: bool
 ) -> Rows:
-    """The codes of `copies` augmented copies of every image, in place of the images; the rows themselves if there are none."""
+    """The codes of `copies` augmented copies of every image in place of the images, unless there are none."""
     if copies == 0 or data.is_codes_dataset(rows.dataset):
         return rows
     codes = data.tokenized_copies(rows.dataset, rows.reader, config, seed, vqvae, copies, show_progress)
