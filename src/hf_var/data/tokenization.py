@@ -24,7 +24,7 @@ from PIL import Image
 from tqdm.auto import tqdm
 from transformers.utils import logging
 
-from ..autoencoders import VQVAEConfig, VQVAEModel
+from ..autoencoders import VQVAEConfig, VQVAEModel, load_tokenizer
 from ..hub.names import is_hub_name, public_recipe
 from ..hub.push import push_card
 from ..ranges import NonNegativeInt, OneOf, PositiveInt
@@ -196,7 +196,7 @@ def tokenize_dataset(config: TokenizationConfig, accelerator: Accelerator) -> Co
             folder was begun with other arguments.
     """
     # All input is checked before any work.
-    vqvae = VQVAEModel.from_pretrained(config.vqvae, dtype=torch.float32).eval().requires_grad_(False)
+    vqvae = load_tokenizer(config.vqvae, dtype=torch.float32).requires_grad_(False)
     dataset = load_source("data", config.data, config.split, ["train"], config.streaming)
     if is_codes_dataset(dataset):
         raise ValueError(f"`data` = {config.data!r} has a column of codes already.")
