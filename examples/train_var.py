@@ -31,6 +31,7 @@ from accelerate.utils import set_seed
 from PIL import Image
 
 from hf_var import VARConfig, VARPipeline, VARTransformer, VQVAEConfig, VQVAEModel, data
+from hf_var.autoencoders import load_tokenizer
 from hf_var.cli.arguments import config_fields_class, given_fields, parse_arguments, public_arguments
 from hf_var.compatibility import enable_activation_checkpointing
 from hf_var.data import AugmentConfig, DataConfig
@@ -160,7 +161,7 @@ def load_models(args: Arguments) -> tuple[VQVAEModel, VARTransformer | None, dic
     if args.script.vqvae is None:
         vqvae = pretrained.vqvae
     else:
-        vqvae = VQVAEModel.from_pretrained(args.script.vqvae, dtype=torch.float32)
+        vqvae = load_tokenizer(args.script.vqvae, dtype=torch.float32)
     return vqvae.eval().requires_grad_(False), pretrained and pretrained.transformer, sampling
 
 

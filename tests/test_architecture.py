@@ -43,8 +43,9 @@ MAY_IMPORT: dict[str, tuple[set[str], set[str]]] = {
     "fingerprints": (set(), {"torch"}),
     "progress": (set(), {"tqdm"}),
     "image_decoding": (set(), {"torch", "numpy", "PIL"}),
-    "autoencoders": ({"scales", "ranges"}, {"torch", "transformers", OFFLOAD_DECORATOR}),
-    "priors": ({"scales", "ranges"}, {"torch", "transformers"}),
+    "loading": ({"weight_files"}, {"torch", "transformers"}),
+    "autoencoders": ({"scales", "ranges", "loading"}, {"torch", "transformers", OFFLOAD_DECORATOR}),
+    "priors": ({"scales", "ranges", "loading"}, {"torch", "transformers"}),
     # PEFT is an extra, imported when adapters are loaded.
     "pipelines": (STAGES | {"image_decoding", "modes", "precision", "compatibility"}, CORE | {"diffusers", "peft"}),
     "registration": (STAGES | {"pipelines"}, {"transformers", "diffusers"}),

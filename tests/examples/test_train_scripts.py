@@ -10,9 +10,9 @@ from pathlib import Path
 import pytest
 import torch
 from datasets import ClassLabel, Dataset, Features, Image, List, Value
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
-from hf_var import VARPipeline, VQVAEModel
+from hf_var import VARConfig, VARPipeline, VARTransformer, VQVAEModel
 from hf_var.conversion import export_official_vqvae, load_official_vqvae
 from hf_var.data import tokenizer_fingerprint
 from parity import load_case
@@ -250,3 +250,26 @@ def test_non_finite_loss_stops_the_run(tmp_path: Path, images_parquet: str) -> N
     with pytest.raises(ValueError, match="The loss is (nan|inf) at step"):
         train_vqvae.main([*arguments, "--learning_rate", "1e30", "--max_train_steps", "5"])
     assert not (tmp_path / "model.safetensors").exists()
+
+
+@pytest.mark.parametrize("lacks", [None, "head.weight"])
+def test_pretrained_models_are_whole_and_of_the_right_kind(images_parquet, vqvae_folder, tmp_path, lacks):
+    train_var, train_vqvae = (load_script(f"examples/{name}.py").main for name in ("train_var", "train_vqvae"))
+    shared = ["--train_data", images_parquet, "--output_dir", str(tmp_path / "run"), *SHORT_RUN]
+    vqvae = VQVAEModel.from_pretrained(vqvae_folder)
+    names = ("latent_channels", "codebook_size", "patch_nums")
+    sizes = {name: getattr(vqvae.config, name) for name in names} | {"num_hidden_layers": 1, "num_attention_heads": 2}
+    VARPipeline(VARTransformer(VARConfig(hidden_size=16, **sizes)), vqvae).save_pretrained(tmp_path / "pipeline")
+    part = tmp_path / "pipeline" / "transformer"
+    if lacks is None:
+        with pytest.raises(ValueError, match=f"'{part}' holds a model of type 'hf_var'"):
+            train_vqvae([*shared, "--pretrained_vqvae", str(part)])
+        with pytest.raises(ValueError, match=f"'{part}' holds a model of type 'hf_var', which is no tokenizer"):
+            train_var([*shared, *TINY_VAR, "--vqvae", str(part)])
+    else:
+        weights = load_file(part / "model.safetensors")
+        del weights[lacks]
+        save_file(weights, part / "model.safetensors", metadata={"format": "pt"})
+        with pytest.raises(ValueError, match=f"missing .'{lacks}'"):
+            train_var([*shared, "--pretrained_var", str(tmp_path / "pipeline")])
+    assert not (tmp_path / "run" / "train_log.jsonl").exists()

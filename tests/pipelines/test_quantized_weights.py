@@ -6,6 +6,8 @@ from pathlib import Path
 import pytest
 import torch
 from diffusers import PipelineQuantizationConfig
+from safetensors import safe_open
+from safetensors.torch import save_file
 from transformers import TorchAoConfig
 
 from hf_var import DIGITS_CHECKPOINT, VARPipeline, VARTransformer
@@ -58,6 +60,21 @@ def test_a_quantized_transformer_draws_nearly_the_same(full, config, tmp_path):
     # All projections but the head have a byte per weight in place of four.
     assert size_on_disk(tmp_path / "transformer") < 0.35 * size_on_disk(Path(DIGITS_CHECKPOINT) / "transformer")
     assert torch.equal(draw(VARPipeline.from_pretrained(tmp_path)).codes, drawn.codes)
+
+
+def test_quantized_weights_are_complete(tmp_path):
+    config = TorchAoConfig(torchao_quantization.Int8WeightOnlyConfig())
+    part = {"subfolder": "transformer", "quantization_config": config}
+    VARTransformer.from_pretrained(DIGITS_CHECKPOINT, **part).save_pretrained(tmp_path)
+    with safe_open(tmp_path / "model.safetensors", framework="pt") as file:
+        weights = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a dictionary
+        metadata = file.metadata()
+    assert "layers.0.mlp.fc1._weight_qdata" in weights
+    VARTransformer.from_pretrained(tmp_path)
+    kept = {name: tensor for name, tensor in weights.items() if name != "head.weight"}
+    save_file({**kept, "extra": torch.zeros(2)}, tmp_path / "model.safetensors", metadata=metadata)
+    with pytest.raises(ValueError, match=r"missing \['head.weight'\], left over \['extra'\]"):
+        VARTransformer.from_pretrained(tmp_path)
 
 
 @torch.no_grad()

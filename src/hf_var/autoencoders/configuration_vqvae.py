@@ -5,13 +5,14 @@ import math
 
 from transformers import PreTrainedConfig
 
+from ..loading import CheckedConfigMixin
 from ..scales import ScheduleMixin, check_fractions, check_positive_integers, check_weights, normalize_patch_nums
 
 
 QUANTIZERS = ("vq", "fsq")
 
 
-class VQVAEConfig(ScheduleMixin, PreTrainedConfig):
+class VQVAEConfig(ScheduleMixin, CheckedConfigMixin, PreTrainedConfig):
     r"""
     Configuration of a [`VQVAEModel`]. The defaults are those of the tokenizer that was released with VAR (Tian et al.
     2024, section 3.2 and appendix): 16 times smaller latents, 4096 codes of 32 channels.

@@ -10,6 +10,7 @@ from torch import nn
 from transformers import PreTrainedModel
 from transformers import initialization as init
 
+from ..loading import CheckedModelMixin
 from .checks import check_codes, check_latents, check_range, check_shape
 from .codebook import BaseCodebook, CodeWeights
 from .configuration_vqvae import VQVAEConfig
@@ -19,7 +20,7 @@ from .quantization import MultiScaleResidualQuantizer, full_precision
 from .tiling import SlicingAndTilingMixin
 
 
-class VQVAEModel(SlicingAndTilingMixin, PreTrainedModel):
+class VQVAEModel(SlicingAndTilingMixin, CheckedModelMixin, PreTrainedModel):
     r"""
     Multi-scale residual VQ-VAE (Tian et al. 2024, section 3.2). With other `patch_nums` the same class is a VQ-VAE,
     the generator of VQGAN or an RQ-VAE.

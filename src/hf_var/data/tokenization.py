@@ -22,7 +22,7 @@ from huggingface_hub import DatasetCard, DatasetCardData, HfApi
 from PIL import Image
 from transformers.utils import logging
 
-from ..autoencoders import VQVAEConfig, VQVAEModel
+from ..autoencoders import VQVAEConfig, VQVAEModel, load_tokenizer
 from ..hub.names import is_hub_name, public_recipe, without_folders
 from ..hub.push import push_card
 from ..progress import progress_bar
@@ -164,7 +164,7 @@ def tokenize_dataset(config: TokenizationConfig, accelerator: Accelerator) -> Co
     streamed).
     """
     # All input is checked before any work.
-    vqvae = VQVAEModel.from_pretrained(config.vqvae, dtype=torch.float32).eval().requires_grad_(False)
+    vqvae = load_tokenizer(config.vqvae, dtype=torch.float32).requires_grad_(False)
     dataset = load_source("data", config.data, config.split, ["train"], config.streaming)
     if is_codes_dataset(dataset):
         raise ValueError(f"`data` = {config.data!r} has a column of codes already.")

@@ -15,7 +15,7 @@ from huggingface_hub.constants import HF_HOME
 from matplotlib.figure import Figure
 from transformers.utils import logging
 
-from ..autoencoders import VQVAEModel
+from ..autoencoders import VQVAEModel, load_tokenizer
 from ..downloads import download_once
 from ..fingerprints import fingerprint
 from ..hub.push import create_repository
@@ -70,7 +70,7 @@ def load_model(name: str, dtype: str) -> VARPipeline | VQVAEModel:
             pipeline = VARPipeline.from_pretrained(name, **options)
             pipeline.set_progress_bar_config(disable=True)
             return pipeline
-        return VQVAEModel.from_pretrained(name, **options).eval().requires_grad_(False)
+        return load_tokenizer(name, **options).requires_grad_(False)
     except OSError as error:
         raise ValueError(f"`model` = {name!r} is neither a pipeline nor a tokenizer: {error}") from error
 

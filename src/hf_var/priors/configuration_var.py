@@ -8,6 +8,7 @@ from typing import Any
 
 from transformers import PreTrainedConfig
 
+from ..loading import CheckedConfigMixin
 from ..scales import ScheduleMixin, check_fractions, check_positive_integers, normalize_patch_nums
 
 
@@ -15,7 +16,7 @@ from ..scales import ScheduleMixin, check_fractions, check_positive_integers, no
 ADAPTER_LABELS_NAME = "labels.json"
 
 
-class VARConfig(ScheduleMixin, PreTrainedConfig):
+class VARConfig(ScheduleMixin, CheckedConfigMixin, PreTrainedConfig):
     r"""
     Configuration of a [`VARTransformer`]. The defaults are those of VAR-d16 (Tian et al. 2024, section 4.2): depth d,
     width 64 d, d heads.

@@ -11,6 +11,7 @@ from transformers import initialization as init
 from transformers.cache_utils import Cache
 from transformers.utils.output_capturing import capture_outputs
 
+from ..loading import CheckedModelMixin
 from .attention import block_mask
 from .cache import VARCache, check_is_dispensable, only_cache
 from .configuration_var import VARConfig
@@ -18,7 +19,7 @@ from .layers import AdaLN, AdaLNOffset, VARAttention, VARBlock, VAREmbeddings, V
 from .modeling_outputs import VARTransformerOutput
 
 
-class VARTransformer(PreTrainedModel):
+class VARTransformer(CheckedModelMixin, PreTrainedModel):
     r"""
     Visual autoregressive transformer (Tian et al. 2024): it predicts each token map from the class and all coarser
     ones, a whole map at once.
