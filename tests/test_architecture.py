@@ -33,7 +33,7 @@ READ |= {"fsspec", "pyarrow", "tqdm"}  # datasets always brings these, and yaml
 # A part is a folder or module directly in src/hf_var. Accelerate, though always installed, is not for the models and their
 # pipelines.
 MAY_IMPORT: dict[str, tuple[set[str], set[str]]] = {
-    "scales": (set(), set()),
+    "scales": ({"ranges"}, set()),
     "ranges": (set(), set()),
     "modes": (set(), {"torch"}),
     "precision": (set(), {"torch"}),
