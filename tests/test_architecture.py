@@ -22,7 +22,7 @@ OFFLOAD_DECORATOR = "diffusers.utils.accelerate_utils.apply_forward_hook"
 AVERAGE = "diffusers.training_utils.EMAModel"
 RUN_CONFIG = "hf_var.training.run.RunConfig"
 IMPORT_DECORATOR = "from diffusers.utils.accelerate_utils import apply_forward_hook"
-STAGES = {"scales", "ranges", "fingerprints", "image_decoding", "autoencoders", "priors"}
+STAGES = {"scales", "ranges", "tensor_checks", "fingerprints", "image_decoding", "autoencoders", "priors"}
 LIBRARY = STAGES | {"pipelines", "registration", "conversion", "scoring"}
 CORE = {"torch", "transformers", "huggingface_hub", "safetensors", "numpy", "PIL"}
 FLOOR = {"data", "metrics", "hub"}
@@ -41,8 +41,9 @@ MAY_IMPORT: dict[str, tuple[set[str], set[str]]] = {
     "downloads": (set(), {"torch"}),
     "fingerprints": (set(), {"torch"}),
     "image_decoding": (set(), {"torch", "numpy", "PIL"}),
-    "autoencoders": ({"scales", "ranges"}, {"torch", "transformers", OFFLOAD_DECORATOR}),
-    "priors": ({"scales", "ranges"}, {"torch", "transformers"}),
+    "tensor_checks": (set(), {"torch"}),
+    "autoencoders": ({"scales", "ranges", "tensor_checks"}, {"torch", "transformers", OFFLOAD_DECORATOR}),
+    "priors": ({"scales", "ranges", "tensor_checks"}, {"torch", "transformers"}),
     # PEFT is an extra, imported when adapters are loaded.
     "pipelines": (STAGES | {"image_decoding", "modes", "precision", "compatibility"}, CORE | {"diffusers", "peft"}),
     "registration": (STAGES | {"pipelines"}, {"transformers", "diffusers"}),

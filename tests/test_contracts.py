@@ -191,7 +191,7 @@ def test_caches_are_made_of_layers():
 
 @contract(
     "priors/modeling_var.py: _init_weights initialization _supports_sdpa _supports_flash_attn _supports_flex_attn _supports_attention_backend _can_compile_fullgraph _input_embed_layer _no_split_modules _skip_keys_device_placement",
-    "autoencoders/modeling_vqvae.py: _init_weights initialization _input_embed_layer _keep_in_fp32_modules_strict",
+    "autoencoders/modeling_vqvae.py: _init_weights initialization _keep_in_fp32_modules_strict",
     "training/discriminators.py: _init_weights",
     "priors/configuration_var.py: keys_to_ignore_at_inference",
 )

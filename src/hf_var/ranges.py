@@ -124,6 +124,11 @@ def checked(name: str, value: Any, hint: Any) -> Any:
         if isinstance(value, (str, bytes)) or not isinstance(value, Sequence):
             raise ValueError(f"`{name}` must be a list, got {value!r}.")
         return [checked(f"{name}[{place}]", element, get_args(kind)[0]) for place, element in enumerate(value)]
+    return fitting(name, value, kind, *ranges)
+
+
+def fitting(name: str, value: Any, kind: Any, *ranges: Any) -> Any:
+    """`checked` for a single value, without the annotation, which torch cannot compile."""
     if kind in _KINDS:
         expected, words = _KINDS[kind]
         # A truth value counts as an integer in Python only.
