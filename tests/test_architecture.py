@@ -22,7 +22,7 @@ OFFLOAD_DECORATOR = "diffusers.utils.accelerate_utils.apply_forward_hook"
 AVERAGE = "diffusers.training_utils.EMAModel"
 RUN_CONFIG = "hf_var.training.run.RunConfig"
 IMPORT_DECORATOR = "from diffusers.utils.accelerate_utils import apply_forward_hook"
-STAGES = {"scales", "ranges", "fingerprints", "image_decoding", "autoencoders", "priors"}
+STAGES = {"scales", "ranges", "tensor_checks", "fingerprints", "image_decoding", "autoencoders", "priors"}
 LIBRARY = STAGES | {"pipelines", "registration", "conversion", "scoring"}
 CORE = {"torch", "transformers", "huggingface_hub", "safetensors", "numpy", "PIL"}
 FLOOR = {"data", "metrics", "hub"}
@@ -33,7 +33,7 @@ READ |= {"fsspec", "pyarrow"}  # datasets always brings these, and yaml
 # A part is a folder or module directly in src/hf_var. Accelerate, though always installed, is not for the models and their
 # pipelines.
 MAY_IMPORT: dict[str, tuple[set[str], set[str]]] = {
-    "scales": (set(), set()),
+    "scales": ({"ranges"}, set()),
     "ranges": (set(), set()),
     "modes": (set(), {"torch"}),
     "precision": (set(), {"torch"}),
@@ -44,8 +44,9 @@ MAY_IMPORT: dict[str, tuple[set[str], set[str]]] = {
     "progress": (set(), {"tqdm"}),
     "image_decoding": (set(), {"torch", "numpy", "PIL"}),
     "loading": ({"weight_files"}, {"torch", "transformers"}),
-    "autoencoders": ({"scales", "ranges", "loading"}, {"torch", "transformers", OFFLOAD_DECORATOR}),
-    "priors": ({"scales", "ranges", "loading"}, {"torch", "transformers"}),
+    "tensor_checks": (set(), {"torch"}),
+    "autoencoders": ({"scales", "ranges", "tensor_checks", "loading"}, {"torch", "transformers", OFFLOAD_DECORATOR}),
+    "priors": ({"scales", "ranges", "tensor_checks", "loading"}, {"torch", "transformers"}),
     # PEFT is an extra, imported when adapters are loaded.
     "pipelines": (STAGES | {"image_decoding", "modes", "precision", "compatibility"}, CORE | {"diffusers", "peft"}),
     "registration": (STAGES | {"pipelines"}, {"transformers", "diffusers"}),

@@ -118,7 +118,7 @@ def test_layers_can_be_checkpointed():
     "priors/layers.py: modeling_utils.ALL_ATTENTION_FUNCTIONS _attn_implementation activations.ACT2FN",
     "priors/attention.py: modeling_utils.ALL_ATTENTION_FUNCTIONS _attn_implementation",
     "training/flops.py: _from_config",
-    "priors/modeling_var.py: _attn_implementation",
+    "priors/checks.py: _attn_implementation",
 )
 def test_attention_functions_are_looked_up_by_name():
     """`get_interface(name, default)` finds them, `register` adds to them, and configurations keep the name."""
@@ -190,8 +190,8 @@ def test_caches_are_made_of_layers():
 
 
 @contract(
-    "priors/modeling_var.py: _init_weights initialization _supports_sdpa _supports_flash_attn _supports_flex_attn _supports_attention_backend _can_compile_fullgraph _input_embed_layer _no_split_modules _skip_keys_device_placement",
-    "autoencoders/modeling_vqvae.py: _init_weights initialization _input_embed_layer _keep_in_fp32_modules_strict",
+    "priors/modeling_var.py: _init_weights initialization _supports_sdpa _supports_flash_attn _supports_flex_attn _supports_attention_backend _can_compile_fullgraph _input_embed_layer _no_split_modules _skip_keys_device_placement accepts_loss_kwargs",
+    "autoencoders/modeling_vqvae.py: _init_weights initialization _keep_in_fp32_modules_strict",
     "training/discriminators.py: _init_weights",
     "priors/configuration_var.py: keys_to_ignore_at_inference",
 )
@@ -202,7 +202,9 @@ def test_attributes_of_models_are_those_that_transformers_reads():
         _keep_in_fp32_modules_strict"""
     source = inspect.getsource(transformers.modeling_utils)
     assert not [name for name in names.split() if name not in source]
-    assert "keys_to_ignore_at_inference" in inspect.getsource(transformers.Trainer)
+    trainer = inspect.getsource(transformers.Trainer)
+    assert "keys_to_ignore_at_inference" in trainer
+    assert "unwrapped_model.accepts_loss_kwargs" in trainer
     weight = torch.empty(4)
     initialization.constant_(weight, 2.0)
     assert weight.tolist() == [2.0] * 4

@@ -1,8 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """Fields that are held against their annotations."""
 
+import json
 import math
 from dataclasses import dataclass, field
+from fractions import Fraction
 from typing import Annotated, Any
 
 import numpy as np
@@ -41,11 +43,9 @@ class Example(CheckedFields):
     ("name", "value"),
     [
         ("steps", 1),
-        ("steps", np.int64(3)),
         ("workers", 0),
         ("rate", None),
         ("rate", 3),
-        ("rate", np.float32(0.5)),
         ("weight", 0),
         ("share", 1),
         ("decay", 0.0),
@@ -54,12 +54,30 @@ class Example(CheckedFields):
         ("name", None),
         ("name", ""),
         ("flip", True),
-        ("sizes", [1, 2]),
-        ("sizes", (1, 2)),
     ],
 )
 def test_fitting_values_are_taken_as_they_are(name: str, value: Any) -> None:
     assert getattr(Example(**{name: value}), name) is value
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "expected"),
+    [
+        ("steps", np.int64(3), 3),
+        ("workers", np.uint8(0), 0),
+        ("rate", np.float32(0.5), 0.5),
+        ("share", np.float64(0.5), 0.5),
+        ("share", Fraction(1, 2), 0.5),
+        ("weight", np.int32(2), 2.0),
+        ("sizes", (1, 2), [1, 2]),
+        ("sizes", (np.int64(1), np.uint8(2)), [1, 2]),
+    ],
+)
+def test_values_become_those_that_json_stores(name: str, value: Any, expected: Any) -> None:
+    taken = getattr(Example(**{name: value}), name)
+    assert taken == expected
+    assert json.dumps(taken) == json.dumps(expected)
+    assert type(taken) is type(expected)
 
 
 @pytest.mark.parametrize(
@@ -77,7 +95,7 @@ def test_fitting_values_are_taken_as_they_are(name: str, value: Any) -> None:
         ("weight", -0.1, "`weight` must be at least 0, got -0.1."),
         ("share", 1.5, "`share` must be a share from 0 to 1, got 1.5."),
         ("decay", 1.0, "`decay` must be at least 0 and below 1, got 1.0."),
-        ("angle", 181, "`angle` must be at least -180 and at most 180, got 181."),
+        ("angle", 181, "`angle` must be from -180 to 180, got 181."),
         ("precision", "fp8", "`precision` must be one of no, bf16, got 'fp8'."),
         ("precision", False, "`precision` must be one of no, bf16, got False."),
         ("name", 3, "`name` must be a text, got 3."),
@@ -85,6 +103,10 @@ def test_fitting_values_are_taken_as_they_are(name: str, value: Any) -> None:
         ("flip", 1, "`flip` must be true or false, got 1."),
         ("sizes", 5, "`sizes` must be a list, got 5."),
         ("sizes", "5", "`sizes` must be a list, got '5'."),
+        ("sizes", b"5", "`sizes` must be a list, got b'5'."),
+        ("sizes", {5}, "`sizes` must be a list, got {5}."),
+        ("sizes", [1, np.float64(2)], "`sizes[1]` must be an integer, at least 1, got np.float64(2.0)."),
+        ("angle", np.float32("nan"), "`angle` must be a number, from -180 to 180, got np.float32(nan)."),
         ("sizes", [1, 0], r"`sizes[1]` must be at least 1, got 0."),
     ],
 )

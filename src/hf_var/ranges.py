@@ -4,15 +4,17 @@ Types of configuration fields that carry their ranges, and the function that che
 
 A field says what it accepts in its annotation, `steps: PositiveInt = 100`, and `check_fields` in the `__post_init__` of
 its dataclass checks the value. Argument parsers see the plain type, since `typing.get_type_hints` leaves
-annotations out.
+annotations out. `checked` does the same for a single argument.
 """
 
+import inspect
 import math
 import types
+from collections import ChainMap
 from collections.abc import Sequence
 from dataclasses import MISSING, dataclass, field, fields
 from numbers import Integral, Real
-from typing import Annotated, Any, Union, cast, get_args, get_origin, get_type_hints
+from typing import Annotated, Any, Union, cast, get_args, get_origin
 
 
 @dataclass(frozen=True)
@@ -37,6 +39,8 @@ class Interval:
             return "a share from 0 to 1"
         if self.above == 0 and self.maximum is None and self.below is None:
             return "positive"
+        if self.minimum is not None and self.maximum is not None:
+            return f"from {self.minimum} to {self.maximum}"
         parts = [
             (self.minimum, "at least"),
             (self.above, "above"),
@@ -68,6 +72,8 @@ PositiveFloat = Annotated[float, Interval(above=0)]
 NonNegativeFloat = Annotated[float, Interval(minimum=0)]
 # Of a whole.
 Share = Annotated[float, Interval(minimum=0, maximum=1)]
+# Of a whole, and less than all of it: what a dropout leaves out.
+PartialShare = Annotated[float, Interval(minimum=0, below=1)]
 # The weight of the past in a moving average; 1 would never move.
 Decay = Annotated[float, Interval(minimum=0, below=1)]
 
@@ -76,6 +82,7 @@ _KINDS: dict[type, tuple[Any, str]] = {
     int: (Integral, "an integer"),
     float: (Real, "a number"),
     str: (str, "a text"),
+    dict: (dict, "a dictionary"),
 }
 
 
@@ -94,36 +101,51 @@ class CheckedFields:
 def check_fields(configuration: Any) -> None:
     """
     Check every field of a dataclass against its annotation: the kind of value and, where it is `Annotated` with an
-    [`Interval`] or [`OneOf`], the range.
+    [`Interval`] or [`OneOf`], the range. Numbers of other libraries become Python's and sequences become lists, as JSON
+    stores them.
 
     Raises:
         `ValueError`: For the first field that does not fit, with its name, its value and what is accepted.
     """
-    hints = get_type_hints(type(configuration), include_extras=True)
+    # Not `get_type_hints`, which fails with annotations that transformers postpones. Its fields are its own affair.
+    hints = ChainMap(*(inspect.get_annotations(base) for base in type(configuration).__mro__))
     for entry in fields(configuration):
-        _check(entry.name, getattr(configuration, entry.name), hints[entry.name])
+        value, hint = getattr(configuration, entry.name), hints[entry.name]
+        # A default of `None` is replaced later.
+        if isinstance(hint, str) or (value is None and entry.default is None):
+            continue
+        fitting = checked(entry.name, value, hint)
+        if fitting is not value:
+            setattr(configuration, entry.name, fitting)
 
 
-def _check(name: str, value: Any, hint: Any) -> None:
+def checked(name: str, value: Any, hint: Any) -> Any:
+    """`value`, in Python's own type, if it fits the annotation `hint`; otherwise a `ValueError` that names it `name`."""
     hint, is_optional = _without_none(hint)
     if value is None and is_optional:
-        return
+        return None
     kind, *ranges = get_args(hint) if get_origin(hint) is Annotated else (hint,)
-    if get_origin(kind) is list:
-        if isinstance(value, str) or not isinstance(value, Sequence):
+    if get_origin(kind) in (list, Sequence):
+        if isinstance(value, (str, bytes)) or not isinstance(value, Sequence):
             raise ValueError(f"`{name}` must be a list, got {value!r}.")
-        for place, element in enumerate(value):
-            _check(f"{name}[{place}]", element, get_args(kind)[0])
-        return
+        return [checked(f"{name}[{place}]", element, get_args(kind)[0]) for place, element in enumerate(value)]
+    return fitting(name, value, kind, *ranges)
+
+
+def fitting(name: str, value: Any, kind: Any, *ranges: Any) -> Any:
+    """`checked` for a single value, without the annotation, which torch cannot compile."""
     if kind in _KINDS:
         expected, words = _KINDS[kind]
         # A truth value counts as an integer in Python only.
         fits = isinstance(value, expected) and (kind is bool or not isinstance(value, bool))
-        if not fits or (kind is float and not math.isfinite(cast(float, value))):
+        if not fits or (kind is float and not abs(cast(float, value)) < math.inf):
             raise ValueError(f"`{name}` must be {_description(words, ranges)}, got {value!r}.")
+        if kind in (int, float) and type(value) is not int:
+            value = cast(type[Any], kind)(value)
     for allowed in ranges:
         if value not in allowed:
             raise ValueError(f"`{name}` must be {allowed}, got {value!r}.")
+    return value
 
 
 def _description(words: str, ranges: Sequence[Any]) -> str:

@@ -3,31 +3,13 @@
 
 from collections.abc import Sequence
 from itertools import accumulate
+from numbers import Integral
 from typing import Any
+
+from .ranges import check_fields, checked
 
 
 PatchNums = Sequence[int | Sequence[int]]
-
-
-def check_positive_integers(**values) -> None:
-    """Raise a `ValueError` which names the first of `values` that is not an integer of at least 1."""
-    for name, value in values.items():
-        if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-            raise ValueError(f"`{name}` must be an integer of at least 1, got {value!r}.")
-
-
-def check_fractions(**values) -> None:
-    """Raise a `ValueError` which names the first of `values` that is not a number in `[0, 1)`."""
-    for name, value in values.items():
-        if not isinstance(value, (int, float)) or isinstance(value, bool) or not 0 <= value < 1:
-            raise ValueError(f"`{name}` must be a number of at least 0 and below 1, got {value!r}.")
-
-
-def check_weights(**values) -> None:
-    """Raise a `ValueError` which names the first of `values` that is not a number of at least 0."""
-    for name, value in values.items():
-        if not isinstance(value, (int, float)) or isinstance(value, bool) or not value >= 0:
-            raise ValueError(f"`{name}` must be a number of at least 0, got {value!r}.")
 
 
 def normalize_patch_nums(patch_nums: PatchNums) -> list[int | list[int]]:
@@ -38,26 +20,34 @@ def normalize_patch_nums(patch_nums: PatchNums) -> list[int | list[int]]:
         `ValueError`: If it is empty, has an entry that is neither a positive integer nor a pair of them, or if the
             last map is not the largest one (it is the grid that all coarser maps are enlarged to).
     """
-    if not isinstance(patch_nums, Sequence) or isinstance(patch_nums, str) or len(patch_nums) == 0:
+    if not _is_list(patch_nums) or len(patch_nums) == 0:
         raise ValueError(
             f"`patch_nums` must be a list with the size of every scale, coarse to fine, got {patch_nums!r}."
         )
     entries: list[int | list[int]] = []
     for entry in patch_nums:
-        sides = [entry, entry] if isinstance(entry, int) else entry
-        valid = isinstance(sides, Sequence) and not isinstance(sides, str) and len(sides) == 2
-        if not valid or not all(isinstance(side, int) and not isinstance(side, bool) and side > 0 for side in sides):
+        sides: Any = [entry, entry] if isinstance(entry, Integral) else entry
+        if not (_is_list(sides) and len(sides) == 2 and all(_is_length(side) for side in sides)):
             raise ValueError(
                 f"`patch_nums` must hold positive integers or (height, width) pairs of them, got the entry {entry!r} "
                 f"in {list(patch_nums)}."
             )
-        entries.append(sides[0] if sides[0] == sides[1] else list(sides))
+        height, width = map(int, sides)
+        entries.append(height if height == width else [height, width])
     sizes = scale_sizes(entries)
     if any(height > sizes[-1][0] or width > sizes[-1][1] for height, width in sizes):
         raise ValueError(
             f"`patch_nums` must end with its largest map, since that is the grid of the latents, got {list(patch_nums)}."
         )
     return entries
+
+
+def _is_list(value: Any) -> bool:
+    return isinstance(value, Sequence) and not isinstance(value, (str, bytes))
+
+
+def _is_length(value: Any) -> bool:
+    return isinstance(value, Integral) and not isinstance(value, bool) and int(value) > 0
 
 
 def scale_sizes(patch_nums: PatchNums) -> list[tuple[int, int]]:
@@ -72,9 +62,16 @@ def bounds(lengths: Sequence[int]) -> list[tuple[int, int]]:
 
 
 class ScheduleMixin:
-    """What the configurations of both stages share: values that follow from `patch_nums`, and checks while loading."""
+    """What the configurations of both stages share: values that follow from `patch_nums`, and the checks of all fields."""
 
     patch_nums: Any
+
+    def __post_init__(self, **kwargs) -> None:
+        for name in ("id2label", "label2id"):
+            checked(name, getattr(self, name), dict | None)
+        super().__post_init__(**kwargs)  # pyright: ignore[reportAttributeAccessIssue]
+        check_fields(self)
+        self.patch_nums = normalize_patch_nums(self.patch_nums)
 
     @classmethod
     def from_dict(cls, config_dict: dict[str, Any], **kwargs) -> Any:

@@ -2,9 +2,11 @@
 import json
 import warnings
 
+import numpy as np
 import pytest
 
 from hf_var import VQVAEConfig
+from hf_var.ranges import PositiveInt
 
 
 def test_defaults_are_the_released_tokenizer():
@@ -62,7 +64,16 @@ def test_pairs_and_integers_are_the_same_sizes():
         ({"quant_conv_kernel_size": 2}, "`quant_conv_kernel_size` must be odd, got 2"),
         ({"dropout": 1.0}, "`dropout`.*got 1.0"),
         ({"channel_multipliers": 2}, "`channel_multipliers`.*got 2"),
-        ({"channel_multipliers": ()}, r"`channel_multipliers`.*got \(\)"),
+        ({"channel_multipliers": ()}, r"`channel_multipliers`.*got \[\]"),
+        ({"channel_multipliers": (1, 2.0)}, r"`channel_multipliers\[1\]` must be an integer, at least 1, got 2.0"),
+        ({"channel_multipliers": "12"}, "`channel_multipliers` must be a list, got '12'"),
+        ({"last_level_attention": "no"}, "`last_level_attention` must be true or false, got 'no'"),
+        ({"mid_block_attention": 0}, "`mid_block_attention` must be true or false, got 0"),
+        ({"normalize_codebook": "false"}, "`normalize_codebook` must be true or false, got 'false'"),
+        ({"dropout": float("nan")}, "`dropout` must be a number, at least 0 and below 1, got nan"),
+        ({"commitment_loss_weight": float("inf")}, "`commitment_loss_weight` must be .* got inf"),
+        ({"quantizer": None}, "`quantizer` must be one of vq, fsq, got None"),
+        ({"id2label": []}, r"`id2label` must be a dictionary, got \[\]"),
         ({"channel_multipliers": (1, 0)}, r"`channel_multipliers\[1\]`.*got 0"),
         ({"num_refinement_convs": -1}, "`num_refinement_convs`.*got -1"),
         ({"num_refinement_convs": True}, "`num_refinement_convs`.*got True"),
@@ -72,11 +83,11 @@ def test_pairs_and_integers_are_the_same_sizes():
         ({"commitment_loss_weight": -0.25}, "`commitment_loss_weight`.*got -0.25"),
         ({"codebook_loss_weight": float("nan")}, "`codebook_loss_weight`.*got nan"),
         ({"quantizer": "lfq"}, "`quantizer` must be one of vq, fsq, got 'lfq'"),
-        ({"fsq_levels": (8, 5)}, r"`fsq_levels` goes with quantizer='fsq', got \(8, 5\)"),
+        ({"fsq_levels": (8, 5)}, r"`fsq_levels` goes with quantizer='fsq', got \[8, 5\]"),
         ({"quantizer": "fsq"}, "`fsq_levels` must be a list.*got None"),
-        ({"quantizer": "fsq", "fsq_levels": ()}, r"`fsq_levels` must be a list.*got \(\)"),
+        ({"quantizer": "fsq", "fsq_levels": ()}, r"`fsq_levels` must be a list.*got \[\]"),
         ({"quantizer": "fsq", "fsq_levels": 8}, "`fsq_levels` must be a list.*got 8"),
-        ({"quantizer": "fsq", "fsq_levels": (8, 1)}, r"`fsq_levels\[1\]` must be an integer of at least 2, got 1"),
+        ({"quantizer": "fsq", "fsq_levels": (8, 1)}, r"`fsq_levels\[1\]` must be at least 2, got 1"),
         ({"quantizer": "fsq", "fsq_levels": (8, 5.0)}, r"`fsq_levels\[1\]`.*got 5.0"),
         ({"quantizer": "fsq", "fsq_levels": (True, 5)}, r"`fsq_levels\[0\]`.*got True"),
         (
@@ -115,3 +126,32 @@ def test_overrides_at_loading_are_checked_like_any_value(tmp_path):
     assert loaded.dropout == 0.5
     with pytest.raises(ValueError, match="patch_nums"):
         VQVAEConfig.from_pretrained(tmp_path, patch_nums=(4, 2))
+
+
+def test_numbers_of_numpy_become_those_that_json_stores(tmp_path):
+    fields = {"base_channels": np.int64(32), "channel_multipliers": (np.int8(1), 2), "dropout": np.float32(0.5)}
+    config = VQVAEConfig(
+        patch_nums=(np.int64(1), (np.int32(2), 3)), quantizer="fsq", fsq_levels=[np.int64(3)], **fields
+    )
+    plain = VQVAEConfig(
+        base_channels=32,
+        channel_multipliers=(1, 2),
+        dropout=0.5,
+        patch_nums=(1, (2, 3)),
+        quantizer="fsq",
+        fsq_levels=[3],
+    )
+    assert config.to_json_string() == plain.to_json_string()
+    config.save_pretrained(tmp_path)
+    assert VQVAEConfig.from_pretrained(tmp_path).to_dict() == plain.to_dict()
+
+
+def test_subclasses_are_checked_like_their_base():
+    class Wider(VQVAEConfig):
+        extra: PositiveInt = 1
+
+    assert Wider(extra=np.int64(2)).to_dict()["extra"] == 2
+    with pytest.raises(ValueError, match="`extra` must be at least 1, got 0"):
+        Wider(extra=0)
+    with pytest.raises(ValueError, match="`base_channels` must be an integer, at least 1, got '160'"):
+        Wider(base_channels="160")

@@ -128,3 +128,14 @@ def test_compile(make_vqvae, images, backend):
     for name, gradient in expected.items():
         # The compiled model's names have a prefix.
         torch.testing.assert_close(actual[f"_orig_mod.{name}"], gradient, rtol=0, atol=1e-4, msg=name)
+
+
+@torch.no_grad()
+def test_a_step_compiles_into_one_graph(vqvae, codes):
+    expected = vqvae.latents(codes, 2)
+    first, _ = vqvae.next_scale(None, codes[:, :1], 0)
+    torch._dynamo.reset()
+    step = torch.compile(vqvae.next_scale, fullgraph=True, backend="eager")
+    latents, inputs = step(first, codes[:, 1:5], 1)
+    torch.testing.assert_close(latents, expected, rtol=0, atol=1e-5)
+    torch.testing.assert_close(inputs, vqvae.scale_inputs(expected, 2), rtol=0, atol=1e-5)

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The tokenizer's public methods: shapes, agreement with each other, and what they refuse."""
 
+import numpy as np
 import pytest
 import torch
 
@@ -189,6 +190,65 @@ def test_wrong_images(vqvae, method, shape, got):
         getattr(vqvae, method)(torch.zeros(shape))
 
 
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (torch.Tensor.tolist, "must be floating-point numbers in a tensor, got list"),
+        (torch.Tensor.numpy, "must be floating-point numbers in a tensor, got ndarray"),
+        (lambda images: (images * 127).byte(), r"must be floating-point numbers.*got torch.uint8 of the shape \(3, 3"),
+        (
+            lambda images: torch.where(images > 0.9, torch.nan, images),
+            "must be finite, got [1-9][0-9]* NaN or infinite",
+        ),
+        (
+            lambda images: torch.where(images > 0.9, torch.inf, images),
+            "must be finite, got [1-9][0-9]* NaN or infinite",
+        ),
+    ],
+    ids=["list", "array", "bytes", "nan", "infinite"],
+)
+@pytest.mark.parametrize("method", ["forward", "encode"])
+@pytest.mark.parametrize("use_slicing", [False, True])
+def test_images_that_are_no_finite_numbers(vqvae, images, monkeypatch, method, change, message, use_slicing):
+    monkeypatch.setattr(vqvae, "use_slicing", use_slicing)
+    with pytest.raises(ValueError, match=f"`pixel_values` {message}"):
+        getattr(vqvae, method)(change(images))
+
+
+def test_unknown_arguments_are_refused(vqvae, images):
+    with pytest.raises(TypeError, match="output_attentions"):
+        vqvae(images, output_attentions=True)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.int8, torch.int16, torch.int32, torch.uint16], ids=str)
+def test_codes_of_any_width_are_the_same_codes(vqvae, codes, dtype):
+    small = codes.to(dtype)
+    assert torch.equal(vqvae.decode(small).sample, vqvae.decode(codes).sample)
+    assert torch.equal(vqvae.teacher_forcing(small), vqvae.teacher_forcing(codes))
+    assert torch.equal(vqvae.teacher_forcing(small, is_raster=True), vqvae.teacher_forcing(codes, is_raster=True))
+    assert torch.equal(vqvae.code_vectors(small), vqvae.code_vectors(codes))
+    assert torch.equal(vqvae.next_scale(None, small[:, :1], 0)[0], vqvae.next_scale(None, codes[:, :1], 0)[0])
+
+
+@torch.no_grad()
+def test_scales_are_integers_of_any_library(vqvae, codes):
+    assert torch.equal(vqvae.latents(codes, np.int64(2)), vqvae.latents(codes, 2))
+    latents = vqvae.latents(codes)
+    assert torch.equal(vqvae.scale_inputs(latents, np.int64(2)), vqvae.scale_inputs(latents, 2))
+    expected, _ = vqvae.next_scale(None, codes[:, :1], 0)
+    assert torch.equal(vqvae.next_scale(None, codes[:, :1], np.uint8(0))[0], expected)
+
+
+def test_the_first_convolution_can_be_replaced(make_vqvae, make_images):
+    model = make_vqvae()
+    replacement = torch.nn.Conv2d(3, 8, 3, padding=1)
+    before = model(make_images(model)).features
+    model.set_input_embeddings(replacement)
+    assert model.get_input_embeddings() is model.encoder.conv_in is replacement
+    assert not torch.allclose(model(make_images(model)).features, before, atol=0.01)
+
+
 def codes_of(length, value=0, dtype=torch.int64):
     return torch.full((2, length), value, dtype=dtype)
 
@@ -224,24 +284,44 @@ LATENTS = torch.zeros(2, 4, 4, 4)
 @pytest.mark.parametrize(
     ("method", "arguments", "message"),
     [
-        ("next_scale", (LATENTS, codes_of(4), 3), "`k` must be a scale from 0 to 2, got 3"),
-        ("next_scale", (LATENTS, codes_of(4), -1), "`k` must be a scale from 0 to 2, got -1"),
+        ("next_scale", (LATENTS, codes_of(4), 3), "`k` must be from 0 to 2, got 3"),
+        ("next_scale", (LATENTS, codes_of(4), -1), "`k` must be from 0 to 2, got -1"),
         ("next_scale", (LATENTS, codes_of(5), 1), r"`codes`.*\(batch, 4\)"),
         ("next_scale", (LATENTS, codes_of(4, 99), 1), r"`codes` must be in \[0, 32\)"),
         ("next_scale", (LATENTS, torch.zeros(2, 5, 4), 1), r"`code vectors`.*\(batch, 4, 4\)"),
         ("next_scale", (LATENTS, torch.zeros(2, 4, 3), 1), r"`code vectors`.*\(batch, 4, 4\)"),
         ("next_scale", (LATENTS[:, :3], codes_of(4), 1), r"`latents`.*\(batch, 4, 4, 4\)"),
-        ("scale_inputs", (LATENTS, 0), "`k` must be a scale with an input, from 1 to 2, got 0"),
-        ("scale_inputs", (LATENTS, 3), "`k` must be a scale with an input, from 1 to 2, got 3"),
+        ("next_scale", (LATENTS, codes_of(4), 1.0), "`k` must be an integer, from 0 to 2, got 1.0"),
+        ("next_scale", (LATENTS, codes_of(4), True), "`k` must be an integer, from 0 to 2, got True"),
+        ("next_scale", (LATENTS, [[1, 2, 3, 4]], 1), r"`codes` must be integers in a tensor, got list \[\[1, 2"),
+        ("next_scale", (LATENTS, codes_of(4, dtype=torch.bool), 1), "`codes` must be integers.*got torch.bool"),
+        ("next_scale", (LATENTS[:1], codes_of(4), 1), r"same batch size, got \{'latents': 1, 'codes': 2\}"),
+        ("next_scale", (LATENTS, codes_of(4)[:1], 1), r"same batch size, got \{'latents': 2, 'codes': 1\}"),
+        ("next_scale", (LATENTS.long(), codes_of(4), 1), "`latents` must be floating-point numbers.*got torch.int64"),
+        ("next_scale", ([0.0], codes_of(4), 1), r"`latents` must be floating-point numbers.*got list \[0.0\]"),
+        ("scale_inputs", (LATENTS, "1"), "`k` must be an integer, from 1 to 2, got '1'"),
+        ("scale_inputs", (None, 1), "`latents` must be floating-point numbers in a tensor, got NoneType None"),
+        ("scale_inputs", (LATENTS, 0), "`k` must be from 1 to 2, got 0"),
+        ("scale_inputs", (LATENTS, 3), "`k` must be from 1 to 2, got 3"),
         ("scale_inputs", (LATENTS[..., :2], 1), r"`latents`.*\(batch, 4, 4, 4\)"),
         ("latents", (codes_of(5),), r"`codes`.*\(batch, 21\)"),
         ("latents", (codes_of(21), 4), "`num_scales` must be from 1 to 3, got 4"),
+        ("latents", (codes_of(21), 2.0), "`num_scales` must be an integer, from 1 to 3, got 2.0"),
+        ("latents", (codes_of(21), True), "`num_scales` must be an integer, from 1 to 3, got True"),
+        ("latents", (codes_of(21), "2"), "`num_scales` must be an integer, from 1 to 3, got '2'"),
+        ("latents", (codes_of(21).tolist(),), "`codes` must be integers in a tensor, got list"),
         ("running_latents", (codes_of(20),), r"`codes`.*\(batch, 21\)"),
         ("running_latents", (codes_of(21, 32),), r"`codes` must be in \[0, 32\)"),
         ("quantizer_inputs", (LATENTS[:, :3],), r"`features`.*\(batch, 4, 4, 4\)"),
+        ("quantizer_inputs", (LATENTS.tolist(),), "`features` must be floating-point numbers in a tensor, got list"),
+        ("teacher_forcing", (codes_of(21, dtype=torch.bool),), "`codes` must be integers.*got torch.bool"),
         ("teacher_forcing", (codes_of(5),), r"`codes`.*\(batch, 21\)"),
         ("teacher_forcing", (codes_of(21, 32),), r"`codes` must be in \[0, 32\)"),
         ("code_vectors", (codes_of(7, 32),), r"`codes` must be in \[0, 32\)"),
+        ("code_vectors", (torch.zeros(7, 4),), r"`codes` must be integers.*got torch.float32 of the shape \(7, 4\)"),
+        ("code_vectors", ([1, 2],), r"`codes` must be integers in a tensor, got list \[1, 2\]"),
+        ("mix_code_vectors", (torch.tensor(1.0),), r"`weights`.*\(\.\.\., 32\), got torch.float32 of the shape \(\)"),
+        ("mix_code_vectors", ([0.5] * 32,), "`weights` must be real numbers in a tensor.*got list"),
         ("mix_code_vectors", (torch.zeros(2, 31),), r"`weights`.*\(\.\.\., 32\)"),
     ],
 )

@@ -137,7 +137,12 @@ def test_a_model_of_one_level(make_vqvae, make_images):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"tile_sample_min_size": 0}, "`tile_sample_min_size` must be at least 1 pixel, got 0"),
+        ({"tile_sample_min_size": 0}, "`tile_sample_min_size` must be at least 1, got 0"),
+        ({"tile_sample_min_size": "64"}, "`tile_sample_min_size` must be an integer, at least 1, got '64'"),
+        ({"tile_sample_min_size": 64.0}, "`tile_sample_min_size` must be an integer, at least 1, got 64.0"),
+        ({"tile_sample_min_size": True}, "`tile_sample_min_size` must be an integer, at least 1, got True"),
+        ({"tile_overlap_factor": "0.5"}, "`tile_overlap_factor` must be a number, from 0 to 0.5, got '0.5'"),
+        ({"tile_overlap_factor": float("nan")}, "`tile_overlap_factor` must be a number, from 0 to 0.5, got nan"),
         ({"tile_overlap_factor": 0.6}, "`tile_overlap_factor` must be from 0 to 0.5, got 0.6"),
         ({"tile_overlap_factor": -0.1}, "`tile_overlap_factor` must be from 0 to 0.5, got -0.1"),
     ],

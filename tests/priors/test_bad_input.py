@@ -4,9 +4,11 @@
 import pytest
 import torch
 from transformers import DynamicCache, StaticCache
+from transformers.testing_utils import CaptureLogger
+from transformers.utils import logging
 
 from hf_var import VARCache
-from priors.tiny import tiny_inputs, tiny_model
+from priors.tiny import tiny_config, tiny_inputs, tiny_model
 
 
 @pytest.fixture(scope="module")
@@ -73,15 +75,100 @@ def test_shape_of_scale_inputs(model, shape):
 
 @pytest.mark.parametrize("label", [-2, 6, 1000])
 def test_class_out_of_range(model, label):
-    message = rf"`class_labels` must be in \[0, 5\), or -1 or 5 for unconditional, got \[0, {label}\]"
+    message = rf"`class_labels` must be in \[0, 5\), or -1 or 5 for unconditional, got values from {min(0, label)} to {max(0, label)}"
     with pytest.raises(ValueError, match=message):
         model(torch.tensor([0, label]))
+    with pytest.raises(ValueError, match=message):
+        model.get_class_embeds(torch.tensor([0, label]))
 
 
 @pytest.mark.parametrize("labels", [torch.tensor(3), torch.tensor([[3]])])
 def test_shape_of_classes(model, labels):
-    with pytest.raises(ValueError, match=r"`class_labels` must have the shape \(batch,\), got \("):
-        model(labels)
+    for call in (model, model.get_class_embeds):
+        with pytest.raises(ValueError, match=r"`class_labels` must have the shape \(batch,\), got \("):
+            call(labels)
+
+
+@pytest.mark.parametrize(
+    ("name", "change", "message"),
+    [
+        ("class_labels", torch.Tensor.tolist, "must be integers in a tensor, got list"),
+        ("class_labels", lambda values: 3, "must be integers in a tensor, got int 3"),
+        ("class_labels", torch.Tensor.float, r"must be integers in a tensor, got torch.float32 of the shape \(3,\)"),
+        ("class_labels", torch.Tensor.bool, "must be integers in a tensor, got torch.bool"),
+        ("scale_inputs", torch.Tensor.tolist, "must be floating-point numbers in a tensor, got list"),
+        ("scale_inputs", torch.Tensor.long, "must be floating-point numbers in a tensor, got torch.int64"),
+        ("labels", torch.Tensor.tolist, "must be integers in a tensor, got list"),
+        ("labels", torch.Tensor.float, "must be integers in a tensor, got torch.float32"),
+        ("labels", torch.Tensor.bool, "must be integers in a tensor, got torch.bool"),
+        ("labels", lambda values: values + 19, r"must be in \[0, 19\), or -100, got values from 19 to 37"),
+        ("labels", lambda values: values - 20, r"must be in \[0, 19\), or -100, got values from -20 to -2"),
+    ],
+    ids=str,
+)
+def test_kind_of_every_input(model, inputs, name, change, message):
+    inputs[name] = change(inputs[name])
+    with pytest.raises(ValueError, match=f"`{name}` {message}"):
+        model(**inputs)
+    if name == "class_labels":
+        with pytest.raises(ValueError, match=f"`{name}` {message}"):
+            model.get_class_embeds(inputs[name])
+
+
+@pytest.mark.parametrize("embeds", [torch.zeros(1, 32, dtype=torch.int64), [[0.0] * 32], "cat"], ids=str)
+def test_kind_of_class_embeddings(model, embeds):
+    with pytest.raises(ValueError, match="`class_embeds` must be floating-point numbers in a tensor, got"):
+        model(class_embeds=embeds)
+
+
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.int8, torch.int16, torch.int32, torch.uint16], ids=str)
+def test_integers_of_any_width_are_the_same(dtype):
+    # More classes than 8 bits hold: dropped ones would wrap around.
+    model = tiny_model(num_labels=300, class_dropout_prob=0.999)
+    inputs = tiny_inputs(model.config)
+    inputs["class_labels"] = torch.tensor([0, 3, 100])
+    small = {**inputs, **{name: inputs[name].to(dtype) for name in ("class_labels", "labels")}}
+    for training in (False, True):
+        model.train(training)
+        expected, output = model(**inputs), model(**small)
+        assert torch.equal(output.logits, expected.logits)
+        assert torch.equal(output.loss, expected.loss)
+
+
+def test_targets_may_be_left_out(model, inputs):
+    inputs["labels"][:, 3:] = -100
+    expected = torch.nn.functional.cross_entropy(
+        model(inputs["class_labels"], inputs["scale_inputs"]).logits[:, :3].flatten(0, 1),
+        inputs["labels"][:, :3].flatten(),
+    )
+    torch.testing.assert_close(model(**inputs).loss, expected)
+
+
+@pytest.mark.parametrize("name", ["scale_input", "input_ids", "class_label"])
+def test_unknown_arguments(model, inputs, name):
+    with pytest.raises(TypeError, match=rf"unknown arguments \['{name}'\]"):
+        model(inputs["class_labels"], **{name: inputs["scale_inputs"]})
+
+
+@pytest.mark.parametrize("cache", [(), "cache", {}], ids=str)
+def test_cache_that_is_none(model, inputs, cache):
+    with pytest.raises(ValueError, match="`cache` must be a `VARCache` or another `Cache` of transformers, got"):
+        model(inputs["class_labels"], cache=cache)
+
+
+@pytest.mark.parametrize("fields", [{"num_hidden_layers": 1}, {"patch_nums": (1, 2)}], ids=str)
+def test_cache_of_another_model(model, inputs, fields):
+    cache = VARCache(tiny_config(**fields))
+    with pytest.raises(
+        ValueError, match=r"`cache` must be for 2 layers and 11 tokens, as .* got one for [12] and (5|11)"
+    ):
+        model(inputs["class_labels"], cache=cache)
+    assert cache.get_seq_length() == 0
+
+
+def test_cache_of_no_configuration(model):
+    with pytest.raises(ValueError, match="`config` must be a `VARConfig`, got VARTransformer"):
+        VARCache(model)
 
 
 def test_both_kinds_of_class(model):
@@ -136,11 +223,22 @@ def test_batch_of_another_size_than_the_cache(model, inputs, cache):
         model(inputs["class_labels"][:2], cache=cache)
 
 
-@pytest.mark.parametrize("attention", ["sdpa", "flex_attention"])
-def test_attention_weights_of_an_implementation_that_has_none(attention):
+@pytest.mark.parametrize("attention", ["sdpa", "blockwise_sdpa"])
+def test_attention_weights_that_torch_does_not_return(inputs, attention):
     model = tiny_model(attention)
+    logger = logging.get_logger("transformers.integrations.sdpa_attention")
+    logger.warning_once.cache_clear()
+    with CaptureLogger(logger) as log, torch.no_grad():
+        output = model(**inputs, output_attentions=True)
+        assert torch.equal(output.logits, model(**inputs).logits)
+    assert "attention does not support `output_attentions=True`. Please set your attention to `eager`" in log.out
+    assert not output.attentions
+
+
+def test_attention_weights_of_an_implementation_that_has_none_and_does_not_warn():
+    model = tiny_model("flex_attention")
     message = (
-        rf"`output_attentions` needs the attention implementation 'eager', not '{attention}': call `set_attn_impl"
+        "`output_attentions` needs the attention implementation 'eager', not 'flex_attention': call `set_attn_impl"
     )
     with pytest.raises(ValueError, match=message):
         model(torch.tensor([1]), output_attentions=True)

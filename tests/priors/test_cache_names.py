@@ -53,9 +53,8 @@ def test_two_caches_are_refused(model, inputs):
 
 @pytest.mark.parametrize("name", ["cache_params", "layer_past", "past_key_value", "past", "kv_cache"])
 def test_a_name_of_another_models_cache_is_refused(model, inputs, name):
-    with pytest.raises(
-        ValueError, match=rf"A cache must be passed as `cache`, got the unknown arguments \['{name}'\]"
-    ):
+    message = rf"unknown arguments \['{name}'\]. A cache must be passed as `cache`"
+    with pytest.raises(TypeError, match=message):
         model(inputs["class_labels"], **{name: VARCache(model.config)})
 
 

@@ -124,8 +124,8 @@ def test_a_model_without_memory():
         ({0: "cat", 2: "dog"}, r"`id2label` must name the ids 0 to 1, got \[0, 2\]"),
         ({0: "cat", "dog": 1}, "`id2label` must name the ids 0 to 1"),
         ({0: "cat", 1: 7}, r"`id2label` must name each label by a text, got \{1: 7\}"),
-        (["cat", "dog"], "`id2label` must be a dictionary from ids to names or `None`"),
-        (3, "`id2label` must be a dictionary from ids to names or `None`, got 3"),
+        (["cat", "dog"], r"`id2label` must be a dictionary, got \['cat', 'dog'\]"),
+        (3, "`id2label` must be a dictionary, got 3"),
     ],
     ids=str,
 )

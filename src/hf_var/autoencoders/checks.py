@@ -1,13 +1,18 @@
 # SPDX-License-Identifier: Apache-2.0
 """Checks of the arguments of the tokenizer's methods; errors name the argument and the shape that would fit."""
 
+from typing import Any
+
 import torch
 
+from ..ranges import Interval, fitting
+from ..tensor_checks import as_indices, check_finite, check_floats, check_range, describe
 from .configuration_vqvae import VQVAEConfig
 
 
 def check_shape(name: str, tensor: torch.Tensor, expected: tuple[int, ...], config: VQVAEConfig) -> None:
-    """Raise a `ValueError` unless `tensor` is a batch of the shape `expected`."""
+    """Raise a `ValueError` unless `tensor` holds a batch of floating-point numbers of the shape `expected`."""
+    check_floats(name, tensor)
     if tuple(tensor.shape[1:]) != expected or tensor.ndim != len(expected) + 1:
         shape = ", ".join(str(size) for size in expected)
         raise ValueError(
@@ -16,24 +21,39 @@ def check_shape(name: str, tensor: torch.Tensor, expected: tuple[int, ...], conf
         )
 
 
+def check_pixels(pixel_values: torch.Tensor, config: VQVAEConfig) -> None:
+    """Raise a `ValueError` unless `pixel_values` are images that fit; NaN, which has codes, is found on the CPU."""
+    check_shape("pixel_values", pixel_values, (config.in_channels, *config.image_size), config)
+    check_finite("pixel_values", pixel_values)
+
+
 def check_latents(name: str, tensor: torch.Tensor, config: VQVAEConfig) -> None:
     """Raise a `ValueError` unless `tensor` has the shape of features and latents."""
     check_shape(name, tensor, (config.latent_channels, *config.latent_size), config)
 
 
-def check_codes(codes: torch.Tensor, lengths: list[int], config: VQVAEConfig) -> None:
-    """Raise a `ValueError` unless `codes` is a batch of codes, of one of `lengths`."""
-    if codes.is_floating_point() or codes.ndim != 2 or codes.shape[1] not in lengths:
+def as_codes(codes: Any, config: VQVAEConfig, lengths: list[int] | None = None) -> torch.Tensor:
+    """`codes` in int64; a `ValueError` unless they are codes, of one of `lengths` if there are any."""
+    codes = as_indices("codes", codes)
+    if lengths is not None and (codes.ndim != 2 or codes.shape[1] not in lengths):
         raise ValueError(
-            f"`codes` must be integers of the shape (batch, {' or '.join(map(str, lengths))}) for "
-            f"patch_nums={config.patch_nums}, got {codes.dtype} of the shape {tuple(codes.shape)}."
+            f"`codes` must have the shape (batch, {' or '.join(map(str, lengths))}) for "
+            f"patch_nums={config.patch_nums}, got {tuple(codes.shape)}."
         )
-    check_range(codes, config)
+    check_range("codes", codes, 0, config.codebook_size - 1, f"in [0, {config.codebook_size})")
+    return codes
 
 
-def check_range(codes: torch.Tensor, config: VQVAEConfig) -> None:
-    """Raise a `ValueError` if a code is out of range; checked only on the CPU, without waiting for a device."""
-    if codes.device.type == "cpu" and not torch.compiler.is_compiling() and codes.numel() > 0:
-        lowest, highest = int(codes.min()), int(codes.max())
-        if lowest < 0 or highest >= config.codebook_size:
-            raise ValueError(f"`codes` must be in [0, {config.codebook_size}), got values from {lowest} to {highest}.")
+def check_weights(weights: Any, config: VQVAEConfig) -> None:
+    """Raise a `ValueError` unless `weights` holds a real number for each code."""
+    is_tensor = isinstance(weights, torch.Tensor)
+    if not is_tensor or weights.is_complex() or weights.shape[-1:] != (config.codebook_size,):
+        raise ValueError(
+            f"`weights` must be real numbers in a tensor of the shape (..., {config.codebook_size}), got "
+            f"{describe(weights)}."
+        )
+
+
+def as_scale(name: str, value: Any, minimum: int, maximum: int) -> int:
+    """`value`, a scale or a number of scales, as Python's integer; a `ValueError` unless it is an integer from `minimum` to `maximum`."""
+    return fitting(name, value, int, Interval(minimum=minimum, maximum=maximum))

@@ -2,14 +2,14 @@
 """Configuration of the multi-scale VQ-VAE."""
 
 import math
+from collections.abc import Sequence
+from typing import Annotated
 
 from transformers import PreTrainedConfig
 
 from ..loading import CheckedConfigMixin
-from ..scales import ScheduleMixin, check_fractions, check_positive_integers, check_weights, normalize_patch_nums
-
-
-QUANTIZERS = ("vq", "fsq")
+from ..ranges import Interval, NonNegativeFloat, NonNegativeInt, OneOf, PartialShare, PositiveInt, Share
+from ..scales import ScheduleMixin
 
 
 class VQVAEConfig(ScheduleMixin, CheckedConfigMixin, PreTrainedConfig):
@@ -85,54 +85,34 @@ class VQVAEConfig(ScheduleMixin, CheckedConfigMixin, PreTrainedConfig):
 
     model_type = "hf_var_vqvae"
 
-    in_channels: int = 3
-    out_channels: int | None = None
-    base_channels: int = 160
-    channel_multipliers: list[int] | tuple[int, ...] = (1, 1, 2, 2, 4)
-    num_res_blocks: int = 2
+    in_channels: PositiveInt = 3
+    out_channels: PositiveInt | None = None
+    base_channels: PositiveInt = 160
+    channel_multipliers: Sequence[PositiveInt] = (1, 1, 2, 2, 4)
+    num_res_blocks: PositiveInt = 2
     last_level_attention: bool = True
     mid_block_attention: bool = True
-    norm_num_groups: int = 32
-    dropout: float = 0.0
-    quantizer: str = "vq"
-    fsq_levels: list[int] | tuple[int, ...] | None = None
+    norm_num_groups: PositiveInt = 32
+    dropout: PartialShare = 0.0
+    quantizer: Annotated[str, OneOf("vq", "fsq")] = "vq"
+    fsq_levels: Sequence[Annotated[int, Interval(minimum=2)]] | None = None
     # `None` is replaced by the value that follows from the quantizer.
-    latent_channels: int = None  # pyright: ignore[reportAssignmentType]
-    quant_conv_kernel_size: int = 3
-    codebook_size: int = None  # pyright: ignore[reportAssignmentType]
+    latent_channels: PositiveInt = None  # pyright: ignore[reportAssignmentType]
+    quant_conv_kernel_size: PositiveInt = 3
+    codebook_size: PositiveInt = None  # pyright: ignore[reportAssignmentType]
     patch_nums: list[int | list[int]] | tuple[int | tuple[int, int], ...] = (1, 2, 3, 4, 5, 6, 8, 10, 13, 16)
-    num_refinement_convs: int = 4
-    refinement_ratio: float = 0.5
+    num_refinement_convs: NonNegativeInt = 4
+    refinement_ratio: Share = 0.5
     normalize_codebook: bool = False
-    commitment_loss_weight: float = 0.25
-    codebook_loss_weight: float = 1.0
+    commitment_loss_weight: NonNegativeFloat = 0.25
+    codebook_loss_weight: NonNegativeFloat = 1.0
 
     def __post_init__(self, **kwargs):
         super().__post_init__(**kwargs)
         self._set_code_sizes()
-        check_positive_integers(
-            in_channels=self.in_channels,
-            base_channels=self.base_channels,
-            num_res_blocks=self.num_res_blocks,
-            norm_num_groups=self.norm_num_groups,
-            latent_channels=self.latent_channels,
-            quant_conv_kernel_size=self.quant_conv_kernel_size,
-            codebook_size=self.codebook_size,
-        )
-        if self.out_channels is not None:
-            check_positive_integers(out_channels=self.out_channels)
-        check_fractions(dropout=self.dropout)
-        check_weights(
-            refinement_ratio=self.refinement_ratio,
-            commitment_loss_weight=self.commitment_loss_weight,
-            codebook_loss_weight=self.codebook_loss_weight,
-        )
-        if not isinstance(self.channel_multipliers, (list, tuple)) or len(self.channel_multipliers) == 0:
-            raise ValueError(
-                f"`channel_multipliers` must be a list with one multiple per level, got {self.channel_multipliers!r}."
-            )
+        if len(self.channel_multipliers) == 0:
+            raise ValueError("`channel_multipliers` must be a list with one multiple per level, got [].")
         for level, multiplier in enumerate(self.channel_multipliers):
-            check_positive_integers(**{f"channel_multipliers[{level}]": multiplier})
             if self.base_channels * multiplier % self.norm_num_groups:
                 raise ValueError(
                     f"`base_channels` times `channel_multipliers[{level}]` is {self.base_channels} x {multiplier}, not "
@@ -140,46 +120,31 @@ class VQVAEConfig(ScheduleMixin, CheckedConfigMixin, PreTrainedConfig):
                 )
         if self.quant_conv_kernel_size % 2 == 0:
             raise ValueError(f"`quant_conv_kernel_size` must be odd, got {self.quant_conv_kernel_size}.")
-        if self.refinement_ratio > 1:
-            raise ValueError(f"`refinement_ratio` must be in [0, 1], got {self.refinement_ratio}.")
-        if type(self.num_refinement_convs) is not int or self.num_refinement_convs < 0:
-            raise ValueError(
-                "`num_refinement_convs` must be the number of shared convolutions or 0 for one per scale, got "
-                f"{self.num_refinement_convs!r}."
-            )
-        self.channel_multipliers = list(self.channel_multipliers)
-        self.patch_nums = normalize_patch_nums(self.patch_nums)
 
     def _set_code_sizes(self) -> None:
-        if self.quantizer not in QUANTIZERS:
-            raise ValueError(f"`quantizer` must be one of {', '.join(QUANTIZERS)}, got {self.quantizer!r}.")
         if self.quantizer == "vq":
             if self.fsq_levels is not None:
                 raise ValueError(f"`fsq_levels` goes with quantizer='fsq', got {self.fsq_levels!r} with 'vq'.")
             channels, size = 32, 4096
         else:
             levels = self.fsq_levels
-            if not isinstance(levels, (list, tuple)) or len(levels) == 0:
+            if not levels:
                 raise ValueError(
                     f"`fsq_levels` must be a list with the levels of every channel, such as (8, 5, 5, 5), got {levels!r}."
                 )
-            for channel, level in enumerate(levels):
-                if type(level) is not int or level < 2:
-                    raise ValueError(f"`fsq_levels[{channel}]` must be an integer of at least 2, got {level!r}.")
             channels, size = len(levels), math.prod(levels)
             if self.latent_channels not in (None, channels):
                 raise ValueError(
-                    f"`latent_channels` must be the number of `fsq_levels` = {list(levels)}, {channels}, got "
+                    f"`latent_channels` must be the number of `fsq_levels` = {levels}, {channels}, got "
                     f"{self.latent_channels!r}. Leave it out."
                 )
             if self.codebook_size not in (None, size):
                 raise ValueError(
-                    f"`codebook_size` must be the product of `fsq_levels` = {list(levels)}, {size}, got "
+                    f"`codebook_size` must be the product of `fsq_levels` = {levels}, {size}, got "
                     f"{self.codebook_size!r}. Leave it out."
                 )
             if self.normalize_codebook:
                 raise ValueError("`normalize_codebook` goes with quantizer='vq', got True with 'fsq'.")
-            self.fsq_levels = list(levels)
         self.latent_channels = channels if self.latent_channels is None else self.latent_channels
         self.codebook_size = size if self.codebook_size is None else self.codebook_size
 

@@ -11,7 +11,8 @@ from transformers import PreTrainedModel
 from transformers import initialization as init
 
 from ..loading import CheckedModelMixin
-from .checks import check_codes, check_latents, check_range, check_shape
+from ..tensor_checks import check_batch
+from .checks import as_codes, as_scale, check_latents, check_pixels, check_shape, check_weights
 from .codebook import BaseCodebook, CodeWeights
 from .configuration_vqvae import VQVAEConfig
 from .layers import Decoder, Encoder
@@ -54,7 +55,6 @@ class VQVAEModel(SlicingAndTilingMixin, CheckedModelMixin, PreTrainedModel):
     _group_offload_block_modules = ["encoder", "quant_conv", "quantizer", "codebook", "post_quant_conv", "decoder"]
     _no_split_modules = ["ResnetBlock", "AttentionBlock", "MultiScaleResidualQuantizer"]
     _keep_in_fp32_modules_strict = ["quantizer"]
-    _input_embed_layer = "conv_in"
 
     def __init__(self, config: VQVAEConfig):
         super().__init__(config)
@@ -69,6 +69,9 @@ class VQVAEModel(SlicingAndTilingMixin, CheckedModelMixin, PreTrainedModel):
 
     def get_input_embeddings(self) -> nn.Module:
         return self.encoder.conv_in
+
+    def set_input_embeddings(self, value: nn.Module) -> None:
+        self.encoder.conv_in = value  # pyright: ignore[reportAttributeAccessIssue]
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
@@ -85,7 +88,7 @@ class VQVAEModel(SlicingAndTilingMixin, CheckedModelMixin, PreTrainedModel):
             init.zeros_(module.bias)
 
     def forward(
-        self, pixel_values: torch.Tensor, return_dict: bool | None = None, quantize: bool = True, **kwargs
+        self, pixel_values: torch.Tensor, return_dict: bool | None = None, quantize: bool = True
     ) -> VQVAEOutput | tuple[torch.Tensor, ...]:
         r"""
         Reconstruct images, with the quantizer's loss and straight-through gradients for training.
@@ -100,8 +103,9 @@ class VQVAEModel(SlicingAndTilingMixin, CheckedModelMixin, PreTrainedModel):
                 zero. For the first steps of a training.
 
         Raises:
-            `ValueError`: If the images' shape does not fit the configuration.
+            `ValueError`: If the images do not fit the configuration, or are not finite (checked on the CPU only).
         """
+        check_pixels(pixel_values, self.config)
         features = self._encode_features(pixel_values)
         if not self.training:
             # Contiguous, so that callers can use `.view()`.
@@ -138,8 +142,9 @@ class VQVAEModel(SlicingAndTilingMixin, CheckedModelMixin, PreTrainedModel):
                 Whether to return a [`VQVAEEncoderOutput`] instead of a tuple.
 
         Raises:
-            `ValueError`: If the images' shape does not fit the configuration.
+            `ValueError`: If the images do not fit the configuration, or are not finite (checked on the CPU only).
         """
+        check_pixels(pixel_values, self.config)
         # Contiguous, so that callers can use `.view()`.
         features = self._map_slices(self._encode_features, pixel_values).contiguous()
         with full_precision(features):
@@ -209,10 +214,10 @@ class VQVAEModel(SlicingAndTilingMixin, CheckedModelMixin, PreTrainedModel):
         scale_bounds = self.quantizer.scale_bounds
         if num_scales is None:
             num_scales = len(scale_bounds)
-        elif not 1 <= num_scales <= len(scale_bounds):
-            raise ValueError(f"`num_scales` must be from 1 to {len(scale_bounds)}, got {num_scales}.")
+        else:
+            num_scales = as_scale("num_scales", num_scales, 1, len(scale_bounds))
         end = scale_bounds[num_scales - 1][1]
-        check_codes(codes, sorted({end, scale_bounds[-1][1]}), self.config)
+        codes = as_codes(codes, self.config, sorted({end, scale_bounds[-1][1]}))
         with full_precision(codes):
             return [step.latents for step in self.quantizer.steps(codes=codes[:, :end])]
 
@@ -254,8 +259,11 @@ class VQVAEModel(SlicingAndTilingMixin, CheckedModelMixin, PreTrainedModel):
 
         Returns:
             `torch.FloatTensor` of shape `(batch, length - tokens of the first block, latent_channels)`, in fp32.
+
+        Raises:
+            `ValueError`: If shape or codes do not fit.
         """
-        check_codes(codes, [self.quantizer.scale_bounds[-1][1]], self.config)
+        codes = as_codes(codes, self.config, [self.quantizer.scale_bounds[-1][1]])
         with full_precision(codes):
             if is_raster:
                 return self.quantizer.codebook(codes[:, :-1])
@@ -285,18 +293,18 @@ class VQVAEModel(SlicingAndTilingMixin, CheckedModelMixin, PreTrainedModel):
             `(batch, its length, latent_channels)`, or `None` after the last one.
 
         Raises:
-            `ValueError`: If `k` is not a scale or the shapes do not fit.
+            `ValueError`: If `k` is not a scale, or shapes or batch sizes do not fit.
         """
         num_scales = len(self.quantizer.scale_sizes)
-        if not 0 <= k < num_scales:
-            raise ValueError(f"`k` must be a scale from 0 to {num_scales - 1}, got {k}.")
+        k = as_scale("k", k, 0, num_scales - 1)
         begin, end = self.quantizer.scale_bounds[k]
-        if codes.is_floating_point():
+        if isinstance(codes, torch.Tensor) and codes.is_floating_point():
             check_shape("code vectors", codes, (end - begin, self.config.latent_channels), self.config)
         else:
-            check_codes(codes, [end - begin], self.config)
+            codes = as_codes(codes, self.config, [end - begin])
         if latents is not None:
             check_latents("latents", latents, self.config)
+        check_batch(latents=latents, codes=codes)
         with full_precision(codes):
             vectors = codes.float() if codes.is_floating_point() else self.quantizer.codebook(codes)
             update = self.quantizer.expand(vectors, k)
@@ -320,9 +328,7 @@ class VQVAEModel(SlicingAndTilingMixin, CheckedModelMixin, PreTrainedModel):
         Raises:
             `ValueError`: If `k` is not a scale with an input or the shape does not fit.
         """
-        num_scales = len(self.quantizer.scale_sizes)
-        if not 1 <= k < num_scales:
-            raise ValueError(f"`k` must be a scale with an input, from 1 to {num_scales - 1}, got {k}.")
+        k = as_scale("k", k, 1, len(self.quantizer.scale_sizes) - 1)
         check_latents("latents", latents, self.config)
         return self.quantizer.tokens(latents.float(), k)
 
@@ -338,9 +344,9 @@ class VQVAEModel(SlicingAndTilingMixin, CheckedModelMixin, PreTrainedModel):
             `torch.FloatTensor` of shape `(*codes.shape, latent_channels)`, in fp32.
 
         Raises:
-            `ValueError`: If a code is out of range.
+            `ValueError`: If `codes` are not integers or out of range.
         """
-        check_range(codes, self.config)
+        codes = as_codes(codes, self.config)
         with full_precision(codes):
             return self.quantizer.codebook(codes)
 
@@ -350,7 +356,7 @@ class VQVAEModel(SlicingAndTilingMixin, CheckedModelMixin, PreTrainedModel):
         Weighted sums of all code vectors, as the smooth sampling mode of VAR's demo uses them.
 
         Args:
-            weights (`torch.FloatTensor` of shape `(..., codebook_size)`): Weights of the codes.
+            weights (`torch.Tensor` of shape `(..., codebook_size)`): Weights of the codes, for instance one-hot.
 
         Returns:
             `torch.FloatTensor` of shape `(..., latent_channels)`, in fp32.
@@ -358,10 +364,7 @@ class VQVAEModel(SlicingAndTilingMixin, CheckedModelMixin, PreTrainedModel):
         Raises:
             `ValueError`: If there is not one weight per code.
         """
-        if weights.shape[-1] != self.config.codebook_size:
-            raise ValueError(
-                f"`weights` must have the shape (..., {self.config.codebook_size}), got {tuple(weights.shape)}."
-            )
+        check_weights(weights, self.config)
         with full_precision(weights):
             all_codes = torch.arange(self.config.codebook_size, device=weights.device)
             return weights.float() @ self.quantizer.codebook(all_codes)
@@ -382,7 +385,6 @@ class VQVAEModel(SlicingAndTilingMixin, CheckedModelMixin, PreTrainedModel):
         return self.decoder.norm_out.weight.dtype
 
     def _encode_features(self, pixel_values: torch.Tensor) -> torch.Tensor:
-        check_shape("pixel_values", pixel_values, (self.config.in_channels, *self.config.image_size), self.config)
         return self.quantizer.codebook.bound(self.quant_conv(self.encoder(pixel_values.to(self._compute_dtype))))
 
     def _decode_latents(self, latents: torch.Tensor, tiled: bool = False) -> torch.Tensor:

@@ -3,8 +3,11 @@
 
 from collections.abc import Callable
 from itertools import product
+from typing import Annotated
 
 import torch
+
+from ..ranges import Interval, PositiveInt, checked
 
 
 class SlicingAndTilingMixin:
@@ -40,13 +43,13 @@ class SlicingAndTilingMixin:
         Raises:
             `ValueError`: If an argument is out of its range.
         """
-        if tile_sample_min_size < 1:
-            raise ValueError(f"`tile_sample_min_size` must be at least 1 pixel, got {tile_sample_min_size}.")
-        if not 0 <= tile_overlap_factor <= 0.5:
-            raise ValueError(f"`tile_overlap_factor` must be from 0 to 0.5, got {tile_overlap_factor}.")
+        tile_sample_min_size = checked("tile_sample_min_size", tile_sample_min_size, PositiveInt)
+        overlap = checked(
+            "tile_overlap_factor", tile_overlap_factor, Annotated[float, Interval(minimum=0, maximum=0.5)]
+        )
         self.use_tiling = True
         self.tile_sample_min_size = tile_sample_min_size
-        self.tile_overlap_factor = tile_overlap_factor
+        self.tile_overlap_factor = overlap
 
     def disable_tiling(self) -> None:
         """Decode images as a whole again."""

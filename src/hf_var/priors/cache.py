@@ -121,8 +121,11 @@ class VARCache(Cache):
     """
 
     def __init__(self, config: VARConfig):
+        if not isinstance(config, VARConfig):
+            raise ValueError(f"`config` must be a `VARConfig`, got {type(config).__name__}.")
         super().__init__(layers=[VARCacheLayer(config.length) for _ in range(config.num_hidden_layers)])
         self.modulations: dict[int, torch.Tensor] = {}
+        self.sizes = config.num_hidden_layers, config.length
 
     def reset(self) -> None:
         """Forget the image and its class, keep the buffers."""
@@ -145,14 +148,21 @@ class VARCache(Cache):
         self.modulations = {key: function(vectors) for key, vectors in self.modulations.items()}
 
 
-def only_cache(cache: Cache | None, past_key_values: Cache | None, others: dict[str, Any]) -> Cache | None:
-    """The cache, by either of its names. Names that other models use for it raise an error."""
-    unknown = [name for name in others if "cache" in name or "past" in name]
-    if unknown:
-        raise ValueError(f"A cache must be passed as `cache`, got the unknown arguments {unknown}.")
+def only_cache(cache: Any, past_key_values: Any, config: VARConfig) -> Cache | None:
+    """The cache, by either of its names, if it is one for a model of `config`; otherwise a `ValueError`."""
     if cache is not None and past_key_values is not None:
         raise ValueError("Pass one of `cache` and `past_key_values`, which are two names of the same, not both.")
-    return past_key_values if cache is None else cache
+    cache = past_key_values if cache is None else cache
+    if cache is not None and not isinstance(cache, Cache):
+        raise ValueError(
+            f"`cache` must be a `VARCache` or another `Cache` of transformers, got {type(cache).__name__}."
+        )
+    if isinstance(cache, VARCache) and cache.sizes != (config.num_hidden_layers, config.length):
+        raise ValueError(
+            f"`cache` must be for {config.num_hidden_layers} layers and {config.length} tokens, as "
+            f"`VARCache(model.config)`, got one for {cache.sizes[0]} and {cache.sizes[1]}."
+        )
+    return cache
 
 
 def check_is_dispensable(cache: Cache) -> None:

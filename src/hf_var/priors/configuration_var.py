@@ -2,6 +2,7 @@
 """Configuration of the VAR transformer."""
 
 import math
+from collections.abc import Sequence
 from itertools import accumulate
 from textwrap import shorten
 from typing import Any
@@ -9,7 +10,8 @@ from typing import Any
 from transformers import PreTrainedConfig
 
 from ..loading import CheckedConfigMixin
-from ..scales import ScheduleMixin, check_fractions, check_positive_integers, normalize_patch_nums
+from ..ranges import NonNegativeFloat, NonNegativeInt, PartialShare, PositiveFloat, PositiveInt, checked
+from ..scales import ScheduleMixin
 
 
 # The file beside an adapter's weights that names the labels it was trained with.
@@ -94,77 +96,55 @@ class VARConfig(ScheduleMixin, CheckedConfigMixin, PreTrainedConfig):
     model_type = "hf_var"
     keys_to_ignore_at_inference = ["cache", "past_key_values"]
 
-    codebook_size: int = 4096
-    latent_channels: int = 32
+    codebook_size: PositiveInt = 4096
+    latent_channels: PositiveInt = 32
     patch_nums: list[int | list[int]] | tuple[int | tuple[int, int], ...] = (1, 2, 3, 4, 5, 6, 8, 10, 13, 16)
-    block_sizes: list[int] | None = None
-    condition_channels: int | None = None
-    hidden_size: int = 1024
-    num_hidden_layers: int = 16
-    num_attention_heads: int = 16
-    mlp_ratio: float = 4.0
+    block_sizes: Sequence[PositiveInt] | None = None
+    condition_channels: PositiveInt | None = None
+    hidden_size: PositiveInt = 1024
+    num_hidden_layers: PositiveInt = 16
+    num_attention_heads: PositiveInt = 16
+    mlp_ratio: PositiveFloat = 4.0
     qk_norm: bool = True
     shared_adaln: bool = False
-    layer_norm_eps: float = 1e-6
-    dropout: float = 0.0
-    attention_dropout: float = 0.0
-    drop_path_rate: float | None = None
-    class_dropout_prob: float = 0.1
-    label_smoothing: float = 0.0
-    initializer_range: float | None = None
-    initializer_head_factor: float = 0.02
-    initializer_adaln_factor: float = 0.5
-    initializer_adaln_gamma_factor: float = 1e-5
+    layer_norm_eps: PositiveFloat = 1e-6
+    dropout: PartialShare = 0.0
+    attention_dropout: PartialShare = 0.0
+    drop_path_rate: PartialShare | None = None
+    class_dropout_prob: PartialShare = 0.1
+    label_smoothing: PartialShare = 0.0
+    initializer_range: PositiveFloat | None = None
+    initializer_head_factor: NonNegativeFloat = 0.02
+    initializer_adaln_factor: NonNegativeFloat = 0.5
+    initializer_adaln_gamma_factor: NonNegativeFloat = 1e-5
     use_cache: bool = False
 
     def __post_init__(self, num_labels: int | None = None, **kwargs):
+        num_labels = checked("num_labels", num_labels, NonNegativeInt | None)
         if self.id2label is None:
             kwargs["num_labels"] = 1000 if num_labels is None else num_labels
-            if not isinstance(kwargs["num_labels"], int) or kwargs["num_labels"] < 0:
-                raise ValueError(f"`num_labels` must be an integer of at least 0, got {num_labels!r}.")
         else:
             self._check_label_names(self.id2label, num_labels)
         super().__post_init__(**kwargs)
         names = self.id2label or {}
         if self.label2id is None or set(self.label2id) != set(names.values()):
             self.label2id = {name: int(label) for label, name in names.items()}
-        check_positive_integers(
-            codebook_size=self.codebook_size,
-            latent_channels=self.latent_channels,
-            hidden_size=self.hidden_size,
-            num_hidden_layers=self.num_hidden_layers,
-            num_attention_heads=self.num_attention_heads,
-        )
-        if self.condition_channels is not None:
-            check_positive_integers(condition_channels=self.condition_channels)
-        check_fractions(
-            dropout=self.dropout,
-            attention_dropout=self.attention_dropout,
-            class_dropout_prob=self.class_dropout_prob,
-            label_smoothing=self.label_smoothing,
-        )
-        if self.drop_path_rate is not None:
-            check_fractions(drop_path_rate=self.drop_path_rate)
         if self.hidden_size % self.num_attention_heads:
             raise ValueError(
                 f"`hidden_size` must be a multiple of `num_attention_heads`, got {self.hidden_size} and "
                 f"{self.num_attention_heads}."
             )
-        if self.mlp_ratio <= 0:
-            raise ValueError(f"`mlp_ratio` must be positive, got {self.mlp_ratio}.")
-        self.patch_nums = normalize_patch_nums(self.patch_nums)
-        if self.block_sizes is not None:
-            for index, size in enumerate(self.block_sizes):
-                check_positive_integers(**{f"block_sizes[{index}]": size})
-            if sum(self.block_sizes) != self.length:
-                raise ValueError(
-                    f"`block_sizes` must add up to the {self.length} tokens of patch_nums={self.patch_nums}, got "
-                    f"{sum(self.block_sizes)} tokens in {len(self.block_sizes)} blocks."
-                )
-            self.block_sizes = list(self.block_sizes)
+        if round(self.hidden_size * self.mlp_ratio) < 1:
+            raise ValueError(f"`mlp_ratio` times `hidden_size` must be at least 1, got {self.mlp_ratio}.")
+        if self.block_sizes is not None and sum(self.block_sizes) != self.length:
+            raise ValueError(
+                f"`block_sizes` must add up to the {self.length} tokens of patch_nums={self.patch_nums}, got "
+                f"{sum(self.block_sizes)} tokens in {len(self.block_sizes)} blocks."
+            )
 
     @staticmethod
-    def _check_label_names(id2label: dict, num_labels: int | None) -> None:
+    def _check_label_names(id2label: Any, num_labels: int | None) -> None:
+        checked("id2label", id2label, dict)
         if num_labels is not None and num_labels != len(id2label):
             raise ValueError(
                 f"`num_labels` is {num_labels} but `id2label` names {len(id2label)} labels. Pass an `id2label` of "
@@ -174,17 +154,15 @@ class VARConfig(ScheduleMixin, CheckedConfigMixin, PreTrainedConfig):
         ids = [int(label) if str(label).isdecimal() else label for label in id2label]
         if set(ids) != set(range(len(ids))):
             raise ValueError(f"`id2label` must name the ids 0 to {len(ids) - 1}, got {shorten(repr(ids), 80)}.")
+        unnamed = {label: name for label, name in id2label.items() if not isinstance(name, str)}
+        if unnamed:
+            raise ValueError(f"`id2label` must name each label by a text, got {shorten(repr(unnamed), 80)}.")
 
     def set_labels(self, id2label: dict[int, str] | None) -> None:
         """Change the names of the labels and with them their number, see [`VARTransformer.set_labels`]."""
         id2label = {} if id2label is None else id2label
-        if not isinstance(id2label, dict):
-            raise ValueError(f"`id2label` must be a dictionary from ids to names or `None`, got {id2label!r}.")
         self._check_label_names(id2label, None)
         names = {int(label): name for label, name in id2label.items()}
-        unnamed = {label: name for label, name in names.items() if not isinstance(name, str)}
-        if unnamed:
-            raise ValueError(f"`id2label` must name each label by a text, got {shorten(repr(unnamed), 80)}.")
         self.id2label = dict(sorted(names.items()))
         self.label2id = {name: label for label, name in self.id2label.items()}
 
@@ -206,7 +184,7 @@ class VARConfig(ScheduleMixin, CheckedConfigMixin, PreTrainedConfig):
     @property
     def block_lengths(self) -> list[int]:
         """Tokens of every block that one step predicts."""
-        return self.scale_lengths if self.block_sizes is None else self.block_sizes
+        return self.scale_lengths if self.block_sizes is None else list(self.block_sizes)
 
     @property
     def block_ends(self) -> list[int]:

@@ -12,8 +12,10 @@ from transformers.cache_utils import Cache
 from transformers.utils.output_capturing import capture_outputs
 
 from ..loading import CheckedModelMixin
+from ..tensor_checks import check_batch
 from .attention import block_mask
 from .cache import VARCache, check_is_dispensable, only_cache
+from .checks import as_class_labels, as_targets, check_blocks, check_class_embeds, check_keywords
 from .configuration_var import VARConfig
 from .layers import AdaLN, AdaLNOffset, VARAttention, VARBlock, VAREmbeddings, VARHeadNorm
 from .modeling_outputs import VARTransformerOutput
@@ -56,6 +58,8 @@ class VARTransformer(CheckedModelMixin, PreTrainedModel):
     _supports_flash_attn = True
     _supports_attention_backend = True
     _can_compile_fullgraph = True
+    # Its loss is a mean: transformers' trainer divides by the number of accumulated batches itself.
+    accepts_loss_kwargs = False
     _can_record_outputs = {"hidden_states": VARBlock, "attentions": VARAttention}
 
     def __init__(self, config: VARConfig):
@@ -188,10 +192,12 @@ class VARTransformer(CheckedModelMixin, PreTrainedModel):
                 The name of `cache` before transformers 5.24.
 
         Raises:
-            `ValueError`: If the arguments contradict each other, a label is out of range, the tokens are not whole
-            blocks, or layers that are checkpointed would have to read a cache.
+            `ValueError`: If the arguments contradict each other, are of another type or shape, the tokens are not whole
+            blocks, or layers that are checkpointed would have to read a cache; on the CPU also if a label is out of range.
+            `TypeError`: If an argument is unknown.
         """
-        cache = only_cache(cache, past_key_values, kwargs)
+        cache = only_cache(cache, past_key_values, self.config)
+        check_keywords(self.config, **kwargs)
         if use_cache is None:
             use_cache = self.config.use_cache
         if cache is None and use_cache:
@@ -199,15 +205,28 @@ class VARTransformer(CheckedModelMixin, PreTrainedModel):
         if cache is not None and self._checkpoints_layers():
             check_is_dispensable(cache)
             cache = None
-        self._check_attention(kwargs.get("output_attentions", self.config.output_attentions))
         begin = 0 if cache is None else cache.get_seq_length()
-        num_blocks, length = self._check_blocks(begin, scale_inputs, labels)
+        num_blocks, length = check_blocks(self.config, begin, scale_inputs)
         if cache is not None and cache.get_mask_sizes(1, 0) != (begin + 1, 0):
             # One block has no mask, which could hide positions that are not written yet.
             raise ValueError(
                 "`cache` must hand out just the tokens it holds, as `VARCache` and `DynamicCache` do, got "
                 f"{type(cache).__name__}."
             )
+
+        if labels is not None:
+            labels = as_targets(labels, length, self.config)
+        if class_labels is not None:
+            class_labels = as_class_labels(class_labels, self.embeddings.num_labels)
+        if class_embeds is not None:
+            check_class_embeds(class_embeds, self.config)
+        check_batch(
+            class_labels=class_labels,
+            class_embeds=class_embeds,
+            scale_inputs=scale_inputs,
+            labels=labels,
+            cache=cache.batch_size if cache is not None and cache.batch_size > 0 else None,
+        )
 
         remembers_class = begin > 0 and isinstance(cache, VARCache)
         if remembers_class:
@@ -218,13 +237,6 @@ class VARTransformer(CheckedModelMixin, PreTrainedModel):
             embeds = self._embed_class(class_labels, class_embeds, scale_inputs, labels, begin)
             class_embedding = self.embeddings.project_condition(embeds)
             condition = class_embedding if self.shared_adaln is None else self.shared_adaln(class_embedding)
-        _check_batch(
-            cache,
-            class_labels=class_labels,
-            class_embeds=class_embeds,
-            scale_inputs=scale_inputs,
-            labels=labels,
-        )
 
         hidden_states = self.embeddings(class_embedding, scale_inputs, begin)
         # One block sees everything that is there.
@@ -259,11 +271,11 @@ class VARTransformer(CheckedModelMixin, PreTrainedModel):
     def get_class_embeds(self, class_labels: torch.LongTensor) -> torch.Tensor:
         """
         The embeddings of `(batch,)` class labels: `class_embeds` of shape `(batch, config.condition_size)`; -1 and
-        `config.num_labels` are unconditional. A `ValueError` if the weights are offloaded.
+        `config.num_labels` are unconditional. A `ValueError` if they do not fit or the weights are offloaded.
         """
         if (device := self.embeddings.class_embedding.weight.device).type == "meta":
             raise ValueError("`get_class_embeds` needs the class embedding, which is offloaded: call it before.")
-        return self.embeddings.embed_labels(class_labels.to(device))
+        return self.embeddings.embed_labels(as_class_labels(class_labels, self.embeddings.num_labels).to(device))
 
     def _embed_class(
         self,
@@ -277,11 +289,6 @@ class VARTransformer(CheckedModelMixin, PreTrainedModel):
         if class_embeds is not None:
             if class_labels is not None:
                 raise ValueError("Pass one of `class_labels` and `class_embeds`, not both.")
-            if class_embeds.ndim != 2 or class_embeds.shape[-1] != self.config.condition_size:
-                raise ValueError(
-                    f"`class_embeds` must have the shape (batch, {self.config.condition_size}), got "
-                    f"{tuple(class_embeds.shape)}."
-                )
             class_embeds = class_embeds.to(self.embeddings.start_position.dtype)
             if not self.training:
                 return class_embeds
@@ -302,15 +309,6 @@ class VARTransformer(CheckedModelMixin, PreTrainedModel):
                 # The weights are offloaded; the hooks that bring them back bring inputs from the CPU along.
                 device = torch.device("cpu")
             class_labels = torch.full((batch_size,), num_labels, device=device)
-        elif class_labels.ndim != 1:
-            raise ValueError(f"`class_labels` must have the shape (batch,), got {tuple(class_labels.shape)}.")
-        elif class_labels.device.type == "cpu" and not torch.compiler.is_compiling() and class_labels.numel() > 0:
-            # Elsewhere the comparison would wait for the device.
-            if int(class_labels.min()) < -1 or int(class_labels.max()) > num_labels:
-                raise ValueError(
-                    f"`class_labels` must be in [0, {num_labels}), or -1 or {num_labels} for unconditional, got "
-                    f"{class_labels.tolist()}."
-                )
         if self.training and self.config.class_dropout_prob > 0:
             class_labels = torch.where(self._dropped_classes(class_labels), num_labels, class_labels)
         return self.embeddings.embed_labels(class_labels)
@@ -319,60 +317,10 @@ class VARTransformer(CheckedModelMixin, PreTrainedModel):
         """Which images lose their class: classifier-free guidance needs the unconditional one, too (Ho and Salimans 2022)."""
         return torch.rand(class_labels.shape, device=class_labels.device) < self.config.class_dropout_prob
 
-    def _check_blocks(
-        self, begin: int, scale_inputs: torch.Tensor | None, labels: torch.Tensor | None
-    ) -> tuple[int, int]:
-        """Number of blocks and tokens of a call which begins at position `begin`."""
-        ends = [0, *self.config.block_ends]
-        if begin == ends[-1]:
-            raise ValueError(f"`cache` is full: it holds all {begin} tokens. Pass a new one or `reset()` it.")
-        if begin not in ends:
-            raise ValueError(f"`cache` must end with a whole block, at one of {ends[:-1]}, got {begin} tokens.")
-        length = self.config.block_lengths[0] if begin == 0 else 0
-        if scale_inputs is not None:
-            if scale_inputs.ndim != 3 or scale_inputs.shape[-1] != self.config.latent_channels:
-                raise ValueError(
-                    f"`scale_inputs` must have the shape (batch, tokens, {self.config.latent_channels}), got "
-                    f"{tuple(scale_inputs.shape)}."
-                )
-            length += scale_inputs.shape[1]
-        if length == 0:
-            raise ValueError("`scale_inputs` must be passed: only the first block goes without.")
-        if begin + length not in ends:
-            fitting = [end - begin - (ends[1] if begin == 0 else 0) for end in ends if end > begin]
-            raise ValueError(
-                f"`scale_inputs` must hold whole blocks after position {begin}, that is one of {fitting} tokens for "
-                f"patch_nums={self.config.patch_nums}, got {length - (ends[1] if begin == 0 else 0)}."
-            )
-        if labels is not None and labels.shape[1:] != (length,):
-            raise ValueError(f"`labels` must have the shape (batch, {length}), got {tuple(labels.shape)}.")
-        return ends.index(begin + length) - ends.index(begin), length
-
     def _checkpoints_layers(self) -> bool:
         """Whether the backward pass will run layers of this call a second time."""
         return torch.is_grad_enabled() and any(
             getattr(layer, "gradient_checkpointing", False) and layer.training for layer in self.layers
-        )
-
-    def _check_attention(self, output_attentions: bool) -> None:
-        implementation = self.config._attn_implementation
-        if output_attentions and implementation != "eager":
-            raise ValueError(
-                f"`output_attentions` needs the attention implementation 'eager', not {implementation!r}: call "
-                "`set_attn_implementation('eager')`."
-            )
-
-
-def _check_batch(cache: Cache | None, **inputs: torch.Tensor | None) -> None:
-    """All inputs must be for the same number of images, and so must a cache that was used before."""
-    sizes = {name: tensor.shape[0] for name, tensor in inputs.items() if tensor is not None and tensor.ndim > 0}
-    if cache is not None and cache.batch_size > 0:
-        sizes["cache"] = cache.batch_size
-    batch_size = next(iter(sizes.values()), 1)
-    if any(size != batch_size for size in sizes.values()):
-        raise ValueError(
-            f"All arguments must have the same batch size, got {sizes}. A cache keeps that of its first call: pass a "
-            "new one for another."
         )
 
 
