@@ -23,7 +23,7 @@ AVERAGE = "diffusers.training_utils.EMAModel"
 RUN_CONFIG = "hf_var.training.run.RunConfig"
 IMPORT_DECORATOR = "from diffusers.utils.accelerate_utils import apply_forward_hook"
 STAGES = {"scales", "ranges", "fingerprints", "image_decoding", "autoencoders", "priors"}
-LIBRARY = STAGES | {"pipelines", "registration", "conversion", "scoring"}
+LIBRARY = STAGES | {"adapter_files", "pipelines", "registration", "conversion", "scoring"}
 CORE = {"torch", "transformers", "huggingface_hub", "safetensors", "numpy", "PIL"}
 FLOOR = {"data", "metrics", "hub"}
 READ = {"accelerate", "datasets", "torchvision"}
@@ -44,7 +44,11 @@ MAY_IMPORT: dict[str, tuple[set[str], set[str]]] = {
     "autoencoders": ({"scales", "ranges"}, {"torch", "transformers", OFFLOAD_DECORATOR}),
     "priors": ({"scales", "ranges"}, {"torch", "transformers"}),
     # PEFT is an extra, imported when adapters are loaded.
-    "pipelines": (STAGES | {"image_decoding", "modes", "precision", "compatibility"}, CORE | {"diffusers", "peft"}),
+    "adapter_files": ({"priors", "weight_files"}, CORE | {"peft"}),
+    "pipelines": (
+        STAGES | {"adapter_files", "image_decoding", "modes", "precision", "compatibility"},
+        CORE | {"diffusers", "peft"},
+    ),
     "registration": (STAGES | {"pipelines"}, {"transformers", "diffusers"}),
     "weight_files": (set(), {"torch", "safetensors"}),
     "conversion": (STAGES | {"weight_files"}, CORE),
@@ -58,7 +62,7 @@ MAY_IMPORT: dict[str, tuple[set[str], set[str]]] = {
     "data": ({"scales", "ranges", "fingerprints", "image_decoding", "autoencoders", "hub"}, CORE | READ),
     # Neither imports the other.
     "training": (
-        STAGES | FLOOR | {"modes", "precision", "compatibility", "weight_files"},
+        STAGES | FLOOR | {"adapter_files", "modes", "precision", "compatibility", "weight_files"},
         CORE | {"accelerate", "datasets", "matplotlib", "peft", "sklearn", "tqdm", AVERAGE},
     ),
     "evaluation": (

@@ -9,7 +9,7 @@ import torch
 
 from ..autoencoders import VQVAEConfig, VQVAEModel
 from ..priors import VARConfig, VARTransformer
-from .lora import is_adapter_module
+from .adapters import is_adapter_module
 from .sampling import Generators
 
 
