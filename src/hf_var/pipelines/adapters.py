@@ -131,7 +131,7 @@ class _FusedAdapters:
 
     configs: dict[str, Any]
     layers: list[tuple[str, Any, nn.Module, dict[str, float]]]
-    id2label: dict[int, str] | None
+    id2label: Mapping[Any, str] | None
     own_labels: tuple | None
 
 

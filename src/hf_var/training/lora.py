@@ -120,7 +120,8 @@ def save_lora(
     configs = getattr(transformer, "peft_config", {})
     if len(configs) != 1:
         raise ValueError(f"`transformer` must have one adapter, got {list(configs)}.")
-    write_adapter(transformer, *configs, folder, state_dict)
+    [adapter_name] = configs
+    write_adapter(transformer, adapter_name, folder, state_dict)
 
 
 def _check_labels_are_trained(transformer: VARTransformer) -> None:
