@@ -49,7 +49,7 @@ def resting(pipe):
         ("logits_processor", [print]),
         ("logits_processor", LogitsProcessorList([3])),
         ("guidance_scale", "3"),
-        ("guidance_scale", 10**400),
+        pytest.param("guidance_scale", 10**400, id="guidance_scale-enormous"),
         ("class_embeds", torch.zeros(1, 32, dtype=torch.long)),
         ("class_embeds", torch.full((1, 32), NAN)),
         ("class_embeds", torch.zeros(0, 32)),

@@ -97,11 +97,10 @@ def check_callable(name: str, value: Any) -> None:
 
 def checked_codes(name: str, codes: Any, config: VQVAEConfig | VARConfig) -> torch.Tensor:
     """Codes of whole images, `(batch, length)`; a `ValueError` that names the argument unless these are some."""
-    length, found = sum(config.scale_lengths), as_tensor(codes)
-    is_integer = found is not None and not (
-        found.is_floating_point() or found.is_complex() or found.dtype == torch.bool
-    )
-    if not is_integer or found.ndim != 2 or found.shape[1] != length or len(found) == 0:
+    length: int = sum(config.scale_lengths)
+    found: Any = as_tensor(codes)
+    is_whole = isinstance(found, torch.Tensor) and found.shape[1:] == (length,) and len(found) > 0
+    if not is_whole or found.is_floating_point() or found.is_complex() or found.dtype == torch.bool:
         got = type(codes).__name__ if found is None else f"{found.dtype} of the shape {tuple(found.shape)}"
         raise ValueError(f"`{name}` must be integers of the shape (batch, {length}), got {got}.")
     found = found.long()

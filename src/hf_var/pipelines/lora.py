@@ -139,10 +139,8 @@ class LoraMixin(LoraBaseMixin, DiffusionPipeline):
         """
         transformer = self._transformer_to_adapt()
         names = _adapter_names(transformer, adapter_names)
-        is_list = isinstance(adapter_weights, Sequence) and not isinstance(adapter_weights, str)
-        weights = (
-            list(adapter_weights) if is_list else [1.0 if adapter_weights is None else adapter_weights] * len(names)
-        )
+        weights: Any = 1.0 if adapter_weights is None else adapter_weights
+        weights = list(weights) if isinstance(weights, (list, tuple)) else [weights] * len(names)
         if len(weights) != len(names) or not all(map(is_number, weights)):
             raise ValueError(f"`adapter_weights` must be a number or {len(names)} of them, got {adapter_weights!r}.")
         activate(transformer, names, weights)
