@@ -23,7 +23,7 @@ AVERAGE = "diffusers.training_utils.EMAModel"
 RUN_CONFIG = "hf_var.training.run.RunConfig"
 IMPORT_DECORATOR = "from diffusers.utils.accelerate_utils import apply_forward_hook"
 STAGES = {"scales", "ranges", "tensor_checks", "fingerprints", "image_decoding", "autoencoders", "priors"}
-LIBRARY = STAGES | {"pipelines", "registration", "conversion", "scoring"}
+LIBRARY = STAGES | {"adapter_files", "pipelines", "registration", "conversion", "scoring"}
 CORE = {"torch", "transformers", "huggingface_hub", "safetensors", "numpy", "PIL"}
 FLOOR = {"data", "metrics", "hub"}
 READ = {"accelerate", "datasets", "torchvision"}
@@ -48,7 +48,11 @@ MAY_IMPORT: dict[str, tuple[set[str], set[str]]] = {
     "autoencoders": ({"scales", "ranges", "tensor_checks", "loading"}, {"torch", "transformers", OFFLOAD_DECORATOR}),
     "priors": ({"scales", "ranges", "tensor_checks", "loading"}, {"torch", "transformers"}),
     # PEFT is an extra, imported when adapters are loaded.
-    "pipelines": (STAGES | {"image_decoding", "modes", "precision", "compatibility"}, CORE | {"diffusers", "peft"}),
+    "adapter_files": ({"priors", "weight_files"}, CORE | {"peft"}),
+    "pipelines": (
+        STAGES | {"adapter_files", "image_decoding", "modes", "precision", "compatibility"},
+        CORE | {"diffusers", "peft"},
+    ),
     "registration": (STAGES | {"pipelines"}, {"transformers", "diffusers"}),
     "weight_files": (set(), {"torch", "safetensors"}),
     "conversion": (STAGES | {"weight_files"}, CORE),
@@ -65,7 +69,7 @@ MAY_IMPORT: dict[str, tuple[set[str], set[str]]] = {
     ),
     # Neither imports the other.
     "training": (
-        STAGES | FLOOR | {"files", "modes", "precision", "progress", "compatibility", "weight_files"},
+        STAGES | FLOOR | {"adapter_files", "files", "modes", "precision", "progress", "compatibility", "weight_files"},
         CORE | {"accelerate", "datasets", "matplotlib", "peft", "sklearn", AVERAGE},
     ),
     "evaluation": (

@@ -47,7 +47,7 @@ DOCUMENTED = {
     "transformers.utils",
 }
 # Our own, by names that look like a library's.
-OURS = {"_labels_without_adapters", "_per_second"}
+OURS = {"_fused_adapters", "_labels_without_adapters", "_per_second"}
 LISTED: dict[str, set[str]] = {}
 
 
@@ -215,7 +215,8 @@ def test_attributes_of_models_are_those_that_transformers_reads():
 
 
 @contract(
-    "pipelines/lora.py: hub.cached_file hub.DownloadKwargs _raise_exceptions_for_missing_entries",
+    "adapter_files.py: hub.cached_file _raise_exceptions_for_missing_entries",
+    "pipelines/lora.py: hub.DownloadKwargs",
 )
 def test_files_are_found_in_folders_and_repositories(tmp_path):
     """`cached_file` takes `DownloadKwargs`, and returns None for a missing file if told so."""
@@ -228,7 +229,8 @@ def test_files_are_found_in_folders_and_repositories(tmp_path):
 
 
 @contract(
-    "pipelines/lora.py: _hf_peft_config_loaded _weight_conversions check_peft_version",
+    "pipelines/adapters.py: _hf_peft_config_loaded _weight_conversions",
+    "pipelines/lora.py: check_peft_version",
     "compatibility.py: _hf_peft_config_loaded",
 )
 def test_transformers_asks_one_attribute_for_adapters():
@@ -317,15 +319,21 @@ def test_offloaded_layers_are_known_by_their_hook():
 
 
 @contract(
-    "pipelines/lora.py: get_adapter_name scale_lora_layers set_weights_and_activate_adapters",
+    "pipelines/adapters.py: set_weights_and_activate_adapters",
+    "pipelines/lora.py: get_adapter_name lora_base.LoraBaseMixin _lora_loadable_modules _merged_adapters",
     "training/average.py: shadow_params",
 )
 def test_helpers_for_adapters_and_averages():
-    """Names are `default_0` and so on, a scale of 1 changes nothing, and `EMAModel` keeps `shadow_params` in its state."""
+    """
+    Names are `default_0` and so on, pipelines with adapters have `_lora_loadable_modules` and count `_merged_adapters`, and
+    `EMAModel` keeps `shadow_params` in its state.
+    """
     transformer = tiny_model()
     assert diffusers.utils.get_adapter_name(transformer) == "default_0"
-    diffusers.utils.scale_lora_layers(transformer, 1.0)
     diffusers.utils.set_weights_and_activate_adapters(transformer, [], [])
+    pipe = make_pipeline()
+    pipe._merged_adapters = {"style"}
+    assert (pipe.num_fused_loras, pipe.fused_loras, pipe._lora_loadable_modules) == (1, {"style"}, ["transformer"])
     average = diffusers.training_utils.EMAModel(list(transformer.parameters()))
     assert average.state_dict()["shadow_params"] is average.shadow_params
 
@@ -335,8 +343,8 @@ def test_helpers_for_adapters_and_averages():
 
 
 @contract(
-    "pipelines/lora.py: modules_to_save original_module base_layer delete_adapter active_adapters",
-    "pipelines/lora.py: peft_utils.recurse_remove_peft_layers",
+    "pipelines/adapters.py: modules_to_save original_module base_layer delete_adapter active_adapters scaling merged",
+    "pipelines/adapters.py: adapter_layer_names enable_adapters",
     "compatibility.py: inject_adapter_in_model",
 )
 def test_adapters_are_injected_and_found():
@@ -362,8 +370,18 @@ def test_adapters_are_injected_and_found():
     embedding.set_adapter([])
     assert list(embedding.active_adapters) == []
     assert embedding.check_set_adapter(["a"]) == "a"
-    diffusers.utils.peft_utils.recurse_remove_peft_layers(transformer)
-    assert transformer.layers[0].mlp.fc1 is plain
+    assert set(embedding.adapter_layer_names) == {"modules_to_save"}
+    assert {"lora_A", "lora_B", "lora_magnitude_vector"} <= set(layer.adapter_layer_names)
+    weight = plain.weight.detach().clone()
+    nn.init.ones_(layer.lora_B["a"].weight)
+    layer.scaling["a"] *= 2
+    layer.merge(safe_merge=False, adapter_names=["a"])
+    assert layer.merged
+    assert layer.base_layer is plain
+    assert torch.allclose(plain.weight, weight + layer.get_delta_weight("a"))
+    for wrapper in (layer, embedding):
+        wrapper.enable_adapters(False)
+        assert wrapper.disable_adapters
 
 
 # --------------------------------------------------------------------------------------------------------------------

@@ -149,3 +149,10 @@ def test_newest_releases_warn_and_do_not_block(failing, code, tmp_path):
     assert re.search(r"^pytest: +=== 3 passed", result.stdout, re.MULTILINE)
     verdict = "failed .a warning" if failing == "smoke-newest" else "passed"
     assert re.search(rf"^newest releases: {verdict}", result.stdout, re.MULTILINE)
+
+
+def test_actions_are_pinned_by_their_commits():
+    """A tag can be moved to other code."""
+    for workflow in (ROOT / ".github/workflows").glob("*.yml"):
+        for line in workflow.read_text(encoding="utf-8").splitlines():
+            assert "uses:" not in line or re.search(r"@[0-9a-f]{40} # v\d+\.\d+\.\d+$", line), line

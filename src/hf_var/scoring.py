@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from diffusers.image_processor import PipelineImageInput
 
-from .pipelines.checks import check_count
+from .pipelines.checks import as_tensor, check_count, checked_codes
 from .pipelines.conditions import Labels
 from .pipelines.images import image_pixels
 from .pipelines.pipeline_base import VARPipelineBase
@@ -224,29 +224,17 @@ def _codes(pipe: VARPipelineBase, images: Any, codes: Any, batch_size: int) -> t
     if codes is None:
         pixel_values = image_pixels(images, pipe.vqvae.config, name="images")
         return _encode(pipe, pixel_values, batch_size)
-    length, codebook_size = pipe.transformer.config.length, pipe.transformer.config.codebook_size
-    codes = torch.as_tensor(codes)
-    is_integer = not codes.is_floating_point() and not codes.is_complex() and codes.dtype != torch.bool
-    if not is_integer or codes.ndim != 2 or codes.shape[1] != length or len(codes) == 0:
-        raise ValueError(
-            f"`codes` must be integers of the shape (batch, {length}), got {codes.dtype} of the shape "
-            f"{tuple(codes.shape)}."
-        )
-    # The models look at the range on the CPU alone; elsewhere a wrong code ends the process.
-    if int(codes.min()) < 0 or int(codes.max()) >= codebook_size:
-        raise ValueError(
-            f"`codes` must be in [0, {codebook_size}), got values from {int(codes.min())} to {int(codes.max())}."
-        )
-    return codes.to(pipe._execution_device, torch.long)
+    return checked_codes("codes", codes, pipe.transformer.config).to(pipe._execution_device)
 
 
 def _log_prior(prior: Any, num_labels: int) -> torch.Tensor:
     """Of each class, up to a constant, in fp32."""
     if prior is None:
         return torch.zeros(num_labels)
-    weights = torch.as_tensor(prior, dtype=torch.float64, device="cpu")
-    valid = weights.shape == (num_labels,) and bool(weights.isfinite().all()) and bool((weights >= 0).all())
-    if not valid or float(weights.sum()) <= 0:
+    weights = as_tensor(prior)
+    valid = weights is not None and weights.shape == (num_labels,) and not weights.is_complex()
+    weights = weights.to("cpu", torch.float64) if valid else torch.zeros(1)  # pyright: ignore
+    if not bool((weights.isfinite() & (weights >= 0)).all()) or float(weights.sum()) <= 0:
         raise ValueError(
             f"`prior` must hold {num_labels} numbers of at least 0, one per label and not all 0, got {prior!r}."
         )

@@ -174,7 +174,7 @@ def test_best_of_several_draws_is_kept_for_each_image(pipe):
     for options, message in (
         ({"num_candidates": 3}, "`num_candidates` above 1 and `score_fn` go together"),
         ({"score_fn": score}, "`num_candidates` above 1 and `score_fn` go together"),
-        ({"num_candidates": 0}, "`num_candidates` must be an integer of at least 1, got 0"),
+        ({"num_candidates": 0}, "`num_candidates` must be at least 1, got 0"),
         ({"num_candidates": 2, "score_fn": lambda images, labels: images}, "`score_fn` must return 2 finite numbers"),
     ):
         with pytest.raises(ValueError, match=message):

@@ -246,7 +246,7 @@ def test_pictures_have_no_mode_for_other_channels():
         ({"paste_original": True, "output_type": "latent"}, "`paste_original` needs images, got output_type='latent'"),
         ({"output_type": "jpg"}, "`output_type` must be 'pil', 'np', 'pt' or 'latent', got 'jpg'"),
         ({"top_k": 33}, "`top_k` must be from 1 to codebook_size=32"),
-        ({"num_images_per_label": 0}, "`num_images_per_label` must be an integer of at least 1, got 0"),
+        ({"num_images_per_label": 0}, "`num_images_per_label` must be at least 1, got 0"),
         ({"generator": [seeded()]}, "`generator` must be one generator or 2, one per image, got 1"),
         ({"labels": [0, 5, 6]}, r"`class_labels` must be in \[0, 5\)"),
         ({"image": [PICTURE] * 3}, "`image` and `mask_image` and `class_labels` must be as many.*got 3 and 1 and 2"),

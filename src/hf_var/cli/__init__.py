@@ -2,8 +2,12 @@
 """The command `hf-var`."""
 
 import argparse
+import os
 import sys
 from collections.abc import Sequence
+from typing import Any
+
+from safetensors import SafetensorError
 
 from .. import __version__
 from .drawing import add_generate, add_inpaint, add_vary
@@ -22,20 +26,39 @@ def main(arguments: Sequence[str] | None = None) -> int:
             run(arguments[1:])
         else:
             options = _parser().parse_args(arguments)
-            command = options.command
             options.run(options)
-    except (ValueError, OSError) as error:
-        # Those of the libraries may have several lines.
-        print(f"hf-var {command}: {' '.join(str(error).splitlines())}", file=sys.stderr)
+        sys.stdout.flush()
+    except KeyboardInterrupt:
+        return 130
+    except BrokenPipeError:
+        # Nobody reads the output any more. Python would complain again when it closes the stream.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 141
+    # What the library, the Hub's client and the readers of files raise for what a user gave; all else is a bug.
+    except (ValueError, OSError, SafetensorError) as error:
+        _complain(command, str(error) or type(error).__name__)
         return 2
     except ModuleNotFoundError as error:
-        print(f'hf-var {command}: {error}. Try: pip install "hf_var[train,eval]"', file=sys.stderr)
+        _complain(command, f'{error}. Try: pip install "hf_var[train,eval]"')
         return 2
     return 0
 
 
+def _complain(command: str, message: str) -> None:
+    """One line; the messages of the libraries may have several, and names of files anything."""
+    line = " ".join(f"hf-var {command}: {message}".split())
+    print(line.encode("utf-8", "backslashreplace").decode("utf-8"), file=sys.stderr)
+
+
+class _Parser(argparse.ArgumentParser):
+    """argparse's, which raises what it would print below its usage before it ends the program."""
+
+    def error(self, message: str) -> Any:
+        raise ValueError(f"{message}; {self.prog} --help lists the arguments.")
+
+
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="hf-var", description="Visual autoregressive models (VAR).")
+    parser = _Parser(prog="hf-var", description="Visual autoregressive models (VAR).")
     parser.add_argument("--version", action="version", version=f"hf-var {__version__}")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     for add in (add_generate, add_inpaint, add_vary, add_score, add_reconstruct, add_convert):

@@ -2,6 +2,8 @@
 """Arguments that several commands share, and reading and writing of images."""
 
 import argparse
+import json
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -63,24 +65,54 @@ def add_labels(parser: argparse.ArgumentParser) -> None:
 
 def check_picture(options: argparse.Namespace) -> None:
     """Raise a `ValueError` if the picture could not be written, before anything is computed."""
-    if options.output.suffix.lower() not in Image.registered_extensions():
+    if Image.registered_extensions().get(options.output.suffix.lower()) not in Image.SAVE:
         raise ValueError(f"--output must be a picture file such as out.png, got {str(options.output)!r}.")
+    check_output(options.output)
     for name in ("columns", "resize"):
         value = getattr(options, name)
         if value is not None and value < 1:
             raise ValueError(f"--{name} must be at least 1, got {value}.")
 
 
+def check_output(path: Path, is_folder: bool = False) -> None:
+    """Raise a `ValueError` if nothing can be written there; folders that do not exist are made."""
+    if path.exists() and path.is_dir() != is_folder:
+        raise ValueError(f"--output must be a {'folder' if is_folder else 'file'}, got {str(path)!r}.")
+    there = next(folder for folder in (path.absolute(), *path.absolute().parents) if folder.exists())
+    folder = there if is_folder or there != path.absolute() else there.parent
+    if not folder.is_dir() or not os.access(folder, os.W_OK | os.X_OK):
+        raise ValueError(f"--output {str(path)!r} cannot be written: {str(folder)!r} is no folder that allows it.")
+
+
+def _device(name: str | None) -> torch.device:
+    """The device that `--device` names, or the fastest one; a `ValueError` if there is none."""
+    try:
+        device = torch.device(_fastest_device() if name is None else name)
+        torch.zeros(1, device=device).item()
+    # torch says it in many ways: no such name, not compiled for it, no driver, no such number.
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        raise ValueError(
+            f"--device {name!r} cannot be used on this machine: {str(error).partition('.')[0]}."
+        ) from error
+    return device
+
+
 def load_pipeline(pipeline_class: Any, options: argparse.Namespace) -> Any:
     """The pipeline of `--model`, on its device."""
+    device = _device(options.device)
+    index = Path(options.model) / "model_index.json"
+    if index.is_file() and not isinstance(json.loads(index.read_text(encoding="utf-8")), dict):
+        raise ValueError(f"--model {options.model!r} is no pipeline: its model_index.json holds no object.")
     pipe = pipeline_class.from_pretrained(
         options.model, dtype=DTYPES[options.dtype], revision=options.revision, variant=options.variant
     )
-    return pipe.to(options.device or _fastest_device())
+    return pipe.to(device)
 
 
 def sampling_arguments(options: argparse.Namespace) -> dict[str, Any]:
     """The arguments of a call that `add_sampling` and `add_labels` gave."""
+    if not -(2**63) <= options.seed < 2**64:
+        raise ValueError(f"--seed must be an integer of 64 bits, got {options.seed}.")
     return {
         "class_labels": [label(text) for text in options.class_labels],
         "num_images_per_label": options.num_images_per_label,
@@ -91,7 +123,15 @@ def sampling_arguments(options: argparse.Namespace) -> dict[str, Any]:
 
 def read_images(paths: Sequence[str]) -> list[Image.Image]:
     """Pictures from files or addresses, each with its own channels."""
-    return [load_image(path, convert_method=lambda image: image) for path in paths]
+    images = []
+    for path in paths:
+        try:
+            images.append(load_image(path, convert_method=lambda image: image))
+            images[-1].load()
+        # Damaged files make Pillow raise almost anything.
+        except Exception as error:
+            raise ValueError(f"{path!r} cannot be read as a picture: {error}") from error
+    return images
 
 
 def label(text: str) -> str | None:

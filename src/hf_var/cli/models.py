@@ -4,9 +4,11 @@
 import argparse
 import json
 from pathlib import Path
+from textwrap import shorten
 
 from .. import VARPipeline
 from ..conversion import load_official_var, load_official_vqvae
+from .common import check_output
 
 
 # Bounds the copy in memory while the weights are written.
@@ -37,6 +39,7 @@ def add_convert(commands) -> None:
 def _convert(options: argparse.Namespace) -> None:
     if options.vqvae is None and options.var is None:
         raise ValueError("pass --vqvae, --var or both.")
+    check_output(options.output, is_folder=True)
     shared = {} if options.patch_nums is None else {"patch_nums": options.patch_nums}
     models = {}
     if options.var is not None:
@@ -62,5 +65,13 @@ def _convert(options: argparse.Namespace) -> None:
 
 
 def _read_label_names(path: Path) -> dict[int, str]:
-    names = json.loads(path.read_text(encoding="utf-8"))
-    return dict(enumerate(names)) if isinstance(names, list) else {int(label): name for label, name in names.items()}
+    try:
+        names = json.loads(path.read_text(encoding="utf-8"))
+        pairs = enumerate(names) if isinstance(names, list) else names.items()
+        id2label = {int(label): name for label, name in pairs}
+    # No JSON, no UTF-8, other keys than numbers, or neither a list nor an object.
+    except (ValueError, RecursionError, AttributeError) as error:
+        raise ValueError(f"--id2label {str(path)!r} must be a JSON list of names, or names by id: {error}.") from error
+    if not id2label or not all(isinstance(name, str) for name in id2label.values()):
+        raise ValueError(f"--id2label {str(path)!r} must hold names, got {shorten(str(names), 80)}.")
+    return id2label

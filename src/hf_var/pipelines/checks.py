@@ -9,7 +9,7 @@ import torch
 
 from ..autoencoders import VQVAEConfig, VQVAEModel
 from ..priors import VARConfig, VARTransformer
-from .lora import is_adapter_module
+from .adapters import is_adapter_module
 from .sampling import Generators
 
 
@@ -42,7 +42,10 @@ def check_components(transformer: VARTransformer, vqvae: VQVAEModel) -> None:
 
 def is_number(value: Any, kind: type[Real] = Real) -> bool:
     """Whether `value` is a finite number, Python's or numpy's."""
-    return isinstance(value, kind) and not isinstance(value, bool) and math.isfinite(value)
+    try:
+        return isinstance(value, kind) and not isinstance(value, bool) and math.isfinite(value)
+    except OverflowError:  # the largest integers
+        return False
 
 
 def check_guidance(guidance_scale: Any) -> None:
@@ -80,9 +83,45 @@ def check_count(name: str, value: Any) -> None:
         raise ValueError(f"`{name}` must be an integer of at least 1, got {value!r}.")
 
 
+def check_flag(name: str, value: Any) -> None:
+    """Raise a `ValueError` that names the argument unless it is a truth value."""
+    if not isinstance(value, bool):
+        raise ValueError(f"`{name}` must be true or false, got {value!r}.")
+
+
+def check_callable(name: str, value: Any) -> None:
+    """Raise a `ValueError` that names the argument unless it is `None` or can be called."""
+    if value is not None and not callable(value):
+        raise ValueError(f"`{name}` must be a callable, got {value!r}.")
+
+
+def checked_codes(name: str, codes: Any, config: VQVAEConfig | VARConfig) -> torch.Tensor:
+    """Codes of whole images, `(batch, length)`; a `ValueError` that names the argument unless these are some."""
+    length: int = sum(config.scale_lengths)
+    found: Any = as_tensor(codes)
+    is_whole = isinstance(found, torch.Tensor) and found.shape[1:] == (length,) and len(found) > 0
+    if not is_whole or found.is_floating_point() or found.is_complex() or found.dtype == torch.bool:
+        got = type(codes).__name__ if found is None else f"{found.dtype} of the shape {tuple(found.shape)}"
+        raise ValueError(f"`{name}` must be integers of the shape (batch, {length}), got {got}.")
+    found = found.long()
+    # The models look at the range on the CPU alone; elsewhere a wrong code ends the process.
+    lowest, highest = int(found.min()), int(found.max())
+    if lowest < 0 or highest >= config.codebook_size:
+        raise ValueError(f"`{name}` must be in [0, {config.codebook_size}), got values from {lowest} to {highest}.")
+    return found
+
+
+def as_tensor(value: Any) -> Any:
+    """What torch makes of a user's numbers, `None` if it cannot read them."""
+    try:
+        return torch.as_tensor(value)
+    except (TypeError, ValueError, RuntimeError, OverflowError):
+        return None
+
+
 def check_output(output_type: str, channels: int) -> None:
     """Raise a `ValueError` unless images with this number of channels can be returned in this form."""
-    if output_type not in ("pil", "np", "pt", "latent"):
+    if not isinstance(output_type, str) or output_type not in ("pil", "np", "pt", "latent"):
         raise ValueError(f"`output_type` must be 'pil', 'np', 'pt' or 'latent', got {output_type!r}.")
     if output_type == "pil" and channels not in (1, 3, 4):
         raise ValueError(f"`output_type` must be 'np', 'pt' or 'latent' for images of {channels} channels, got 'pil'.")

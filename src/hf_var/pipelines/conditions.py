@@ -65,9 +65,14 @@ def class_condition(
         )
     if class_labels is not None:
         raise ValueError("Pass one of `class_labels` and `class_embeds`, not both.")
-    shape = tuple(class_embeds.shape) if isinstance(class_embeds, torch.Tensor) else type(class_embeds).__name__
-    if not isinstance(shape, tuple) or len(shape) != 2 or shape[1] != config.condition_size:
+    if not isinstance(class_embeds, torch.Tensor) or not class_embeds.is_floating_point():
+        kind = class_embeds.dtype if isinstance(class_embeds, torch.Tensor) else type(class_embeds).__name__
+        raise ValueError(f"`class_embeds` must be a tensor of floating-point numbers, got {kind}.")
+    shape = tuple(class_embeds.shape)
+    if len(shape) != 2 or shape[0] == 0 or shape[1] != config.condition_size:
         raise ValueError(f"`class_embeds` must have the shape (batch, {config.condition_size}), got {shape}.")
+    if not class_embeds.isfinite().all():
+        raise ValueError("`class_embeds` must be finite, got NaN or infinity among them.")
     return Condition(
         {"class_embeds": class_embeds},
         lambda: {"class_embeds": transformer.get_class_embeds(unconditional)},  # pyright: ignore

@@ -3,29 +3,35 @@
 
 from collections.abc import Sequence
 
+import numpy as np
 import torch
 
 from ..autoencoders import VQVAEModel
-from .checks import check_num_scales, is_number
+from .checks import check_num_scales, checked_codes, is_number
 
 
 def interpolated_latents(
-    vqvae: VQVAEModel, codes: torch.Tensor, other_codes: torch.Tensor, weights: Sequence[float]
+    vqvae: VQVAEModel, codes: torch.Tensor, other_codes: torch.Tensor, weights: Sequence[float], device: torch.device
 ) -> list[torch.Tensor]:
     """For each weight the latents at this share of the way, see [`~VARPipeline.interpolate`]."""
+    is_list = isinstance(weights, (Sequence, np.ndarray)) and np.ndim(weights) == 1 and len(weights) > 0
+    if not is_list:
+        raise ValueError(f"`weights` must be a list of finite numbers, got {weights!r}.")
     for weight in weights:
         if not is_number(weight):
             raise ValueError(f"`weights` must be finite numbers, got {weight!r} in {weights!r}.")
-    _check_pair(vqvae, codes, other_codes)
+    codes, other_codes = _checked_pair(vqvae, codes, other_codes, device)
     ends = (vqvae.latents(codes), vqvae.latents(other_codes))
     return [torch.lerp(*ends, float(weight)) for weight in weights]
 
 
-def mixed_latents(vqvae: VQVAEModel, codes: torch.Tensor, other_codes: torch.Tensor, num_scales: int) -> torch.Tensor:
+def mixed_latents(
+    vqvae: VQVAEModel, codes: torch.Tensor, other_codes: torch.Tensor, num_scales: int, device: torch.device
+) -> torch.Tensor:
     """The latents of the first scales of `codes` and the others of `other_codes`, see [`~VARPipeline.mix_scales`]."""
     lengths = vqvae.config.scale_lengths
     check_num_scales("num_scales", num_scales, len(lengths))
-    _check_pair(vqvae, codes, other_codes)
+    codes, other_codes = _checked_pair(vqvae, codes, other_codes, device)
     end = sum(lengths[:num_scales])
     return vqvae.latents(torch.cat([codes[:, :end], other_codes[:, end:]], dim=1))
 
@@ -42,15 +48,14 @@ def match_inputs(num_images: int, **sizes: int) -> dict[str, list[int]]:
     return {name: [item % size for item in range(number) for _ in range(num_images)] for name, size in sizes.items()}
 
 
-def _check_pair(vqvae: VQVAEModel, codes: torch.Tensor, other_codes: torch.Tensor) -> None:
-    length = sum(vqvae.config.scale_lengths)
-    for name, value in (("codes", codes), ("other_codes", other_codes)):
-        if value.is_floating_point() or value.ndim != 2 or value.shape[1] != length:
-            raise ValueError(
-                f"`{name}` must be integers of the shape (batch, {length}), got {value.dtype} of the shape "
-                f"{tuple(value.shape)}."
-            )
+def _checked_pair(
+    vqvae: VQVAEModel, codes: torch.Tensor, other_codes: torch.Tensor, device: torch.device
+) -> tuple[torch.Tensor, torch.Tensor]:
+    codes, other_codes = (
+        checked_codes(name, value, vqvae.config) for name, value in (("codes", codes), ("other_codes", other_codes))
+    )
     if len(codes) != len(other_codes):
         raise ValueError(
             f"`other_codes` must be those of as many images as `codes`, {len(codes)}, got {len(other_codes)}."
         )
+    return codes.to(device), other_codes.to(device)

@@ -2,7 +2,9 @@
 """Grids and animations of images, coarse to fine."""
 
 from collections.abc import Sequence
+from os import PathLike
 from pathlib import Path
+from typing import Any
 
 from diffusers.utils import export_to_gif, make_image_grid
 from PIL import Image, ImageOps
@@ -52,6 +54,8 @@ def save_progress_gif(progress: Sequence[Sequence[Image.Image]], path: str | Pat
         `ValueError`: If there is no image, not the same number of them after each scale, or an argument is out of range.
     """
     check_count("fps", fps)
+    if not isinstance(path, (str, PathLike)):
+        raise ValueError(f"`path` must be a file, got {path!r}.")
     if Path(path).suffix.lower() != ".gif":
         raise ValueError(f"`path` must end with .gif, got {str(path)!r}.")
     frames = [make_image_grid(images, rows=1, cols=len(images)) for images in _enlarged(progress)]
@@ -66,8 +70,14 @@ def image_grid(images: list[Image.Image], columns: int) -> Image.Image:
     return make_image_grid(images, rows=len(images) // columns, cols=columns)
 
 
+def _is_list(value: Any, kind: type = object) -> bool:
+    return isinstance(value, (list, tuple)) and all(isinstance(element, kind) for element in value)
+
+
 def _enlarged(progress: Sequence[Sequence[Image.Image]]) -> list[list[Image.Image]]:
     """The same, large enough to be seen; pixels stay visible as squares."""
+    if not _is_list(progress) or not all(_is_list(images, Image.Image) for images in progress):
+        raise ValueError(f"`progress` must be a list of lists of pictures, got {type(progress).__name__}.")
     counts = {len(images) for images in progress}
     if len(counts) != 1 or counts == {0}:
         raise ValueError(

@@ -13,7 +13,7 @@ from transformers.utils import logging
 
 from ..autoencoders import VQVAEConfig
 from ..image_decoding import PIL_MODES, decode_picture
-from .checks import is_number
+from .checks import as_tensor, check_flag, is_number
 
 
 logger = logging.get_logger(__name__)
@@ -72,6 +72,7 @@ def given_tokens(mask: torch.Tensor, config: VQVAEConfig) -> torch.Tensor:
 
 def check_pasting(paste_original: bool, feather_width: int | None, output_type: str, config: VQVAEConfig) -> int:
     """The width over which the original fades out; a `ValueError` if the arguments of pasting contradict each other."""
+    check_flag("paste_original", paste_original)
     if feather_width is not None and not paste_original:
         raise ValueError(f"`feather_width` = {feather_width!r} needs `paste_original=True`.")
     if paste_original and output_type == "latent":
@@ -105,6 +106,8 @@ def _single_images(
     singles = []
     for part in images if isinstance(images, (list, tuple)) else [images]:
         if isinstance(part, PIL.Image.Image):
+            if 0 in part.size:
+                raise ValueError(f"`{name}` must have pixels, got a picture of the size {part.size}.")
             if channels not in PIL_MODES:
                 raise ValueError(f"`{name}` must be arrays or tensors for {channels} channels, got a picture.")
             singles.append(_mask(part) if may_be_bool else decode_picture(part, channels, name=f"`{name}`"))
@@ -129,10 +132,10 @@ def _mask(picture: PIL.Image.Image) -> PIL.Image.Image:
 
 def _as_batch(name: str, image: np.ndarray | torch.Tensor, channels: int, may_be_bool: bool) -> torch.Tensor:
     is_array = isinstance(image, np.ndarray)
-    if is_array and image.dtype.kind not in "fbiu":
-        raise ValueError(f"`{name}` must be numbers in [0, 1], got an array of {image.dtype}.")
     # torch does not accept reversed views.
-    batch = torch.from_numpy(np.ascontiguousarray(image)) if is_array else image.detach().cpu()
+    batch = as_tensor(np.ascontiguousarray(image)) if is_array else image.detach().cpu()
+    if batch is None:
+        raise ValueError(f"`{name}` must be numbers in [0, 1], got an array of {image.dtype}.")
     is_known_layout = not is_array
     if is_array and batch.ndim > 2 and batch.shape[-1] == channels:
         batch, is_known_layout = batch.movedim(-1, -3), True

@@ -1,47 +1,48 @@
 # SPDX-License-Identifier: Apache-2.0
-"""LoRA in a pipeline (Hu et al. 2022): load, mix, merge and remove adapters, and refuse to save a pipeline without them."""
+"""diffusers' LoRA interface (Hu et al. 2022): load, mix, merge, save and remove adapters; no pipeline is saved without them."""
 
-import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from textwrap import shorten
 from typing import Any
 
 import torch
 from diffusers import DiffusionPipeline
-from diffusers.utils import get_adapter_name, scale_lora_layers, set_weights_and_activate_adapters
-from diffusers.utils.peft_utils import recurse_remove_peft_layers
-from safetensors.torch import load_file
+from diffusers.loaders.lora_base import LoraBaseMixin
+from diffusers.utils import get_adapter_name
 from torch import nn
 from transformers.utils import check_peft_version
-from transformers.utils.hub import DownloadKwargs, cached_file
+from transformers.utils.hub import DownloadKwargs
 
-from ..compatibility import add_adapter
+from ..adapter_files import read_adapter, write_adapter
 from ..priors import VARTransformer
-from ..priors.configuration_var import ADAPTER_LABELS_NAME
+from .adapters import (
+    FUSED,
+    OWN_LABELS,
+    activate,
+    active_adapters,
+    add_trained_adapter,
+    bring_other_labels,
+    delete_adapter,
+    enable,
+    has_adapters,
+    merge_adapters,
+    move,
+    plain_parameters,
+    remove_adapters,
+    restore_labels,
+    unmerge_adapters,
+)
+from .checks import is_number
 
 
 MIN_PEFT_VERSION = "0.21"
 CLASS_EMBEDDING_KEY = "embeddings.class_embedding.weight"
-# Initialisations of LoRA which do not change the base weights; others, such as PiSSA, take a part of them away.
-HARMLESS_INITIALISATIONS = (True, False, "gaussian", "orthogonal", "eva")
-# The attribute that keeps a transformer's own labels while those of an adapter are in their place. On the transformer,
-# because pipelines may share it.
-OWN_LABELS = "_labels_without_adapters"
 
 
-def is_adapter_module(module: nn.Module) -> bool:
-    """Whether PEFT put this module there. By its class's origin, so that it is known where PEFT is not installed."""
-    return type(module).__module__.partition(".")[0] == "peft"
-
-
-def has_adapters(model: nn.Module) -> bool:
-    """Whether the weights of `model` are spread over adapters and what lies beneath them."""
-    return any(is_adapter_module(module) for module in model.modules())
-
-
-class LoraMixin(DiffusionPipeline):
+class LoraMixin(LoraBaseMixin, DiffusionPipeline):
     """Adapters of a pipeline's transformer, by the names which they have in diffusers."""
+
+    _lora_loadable_modules = ["transformer"]
 
     def load_lora_weights(
         self, pretrained_model_name_or_path: str | Path, adapter_name: str | None = None, **kwargs
@@ -70,16 +71,24 @@ class LoraMixin(DiffusionPipeline):
         unknown = kwargs.keys() - DownloadKwargs.__annotations__.keys()
         if unknown:
             raise ValueError(f"`load_lora_weights` takes {sorted(DownloadKwargs.__annotations__)}, got {unknown}.")
+        if not isinstance(pretrained_model_name_or_path, (str, Path)):
+            raise ValueError(
+                "`pretrained_model_name_or_path` must be a folder or repository, got "
+                f"{pretrained_model_name_or_path!r}."
+            )
+        # PyTorch's names of modules have no dots.
+        if adapter_name is not None and (not isinstance(adapter_name, str) or not adapter_name or "." in adapter_name):
+            raise ValueError(f"`adapter_name` must be a name without dots, got {adapter_name!r}.")
         transformer = self._transformer_to_adapt()
         source = str(pretrained_model_name_or_path)
-        config, names, weights = _read_adapter(source, kwargs)
+        config, names, weights = read_adapter(source, kwargs)
         adapter_name = get_adapter_name(transformer) if adapter_name is None else adapter_name
         if adapter_name in getattr(transformer, "peft_config", {}):
             raise ValueError(f"`adapter_name` = {adapter_name!r} is taken by another adapter.")
-        was_plain, active = not has_adapters(transformer), _active_adapters(transformer)
-        trainable = {name for name, parameter in _plain_parameters(transformer) if parameter.requires_grad}
+        was_plain, active = not has_adapters(transformer), active_adapters(transformer)
+        trainable = {name for name, parameter in plain_parameters(transformer) if parameter.requires_grad}
         own_labels = transformer.config.id2label or {}, transformer.embeddings.class_embedding.weight
-        has_other_labels = _check_labels(source, names, weights.get(CLASS_EMBEDDING_KEY), own_labels[0])
+        has_other_labels = bring_other_labels(source, names, weights.get(CLASS_EMBEDDING_KEY), own_labels[0])
         if has_other_labels and not was_plain:
             raise ValueError(
                 f"The adapter in {source!r} has other labels than those already loaded: call `fuse_lora()` or "
@@ -89,17 +98,19 @@ class LoraMixin(DiffusionPipeline):
             if has_other_labels:
                 setattr(transformer, OWN_LABELS, own_labels)
                 transformer.set_labels(names)
-            _add_trained_adapter(transformer, adapter_name, source, config, weights)
+            add_trained_adapter(transformer, adapter_name, source, config, weights)
             self.set_adapters(adapter_name)
             # The new layers, whose dropout would act otherwise.
             transformer.eval()
+            enable(transformer, True)
+            vars(transformer).pop(FUSED, None)
         except Exception as error:
             if was_plain:
-                _remove_adapters(transformer)
-                _restore_labels(transformer)
+                remove_adapters(transformer)
+                restore_labels(transformer)
             elif adapter_name in transformer.peft_config:
-                _activate(transformer, active)
-                _delete_adapter(transformer, adapter_name)
+                activate(transformer, active)
+                delete_adapter(transformer, adapter_name)
             if isinstance(error, RuntimeError):
                 raise ValueError(
                     f"The adapter in {source!r} was made for another transformer: its weights have other shapes."
@@ -107,7 +118,7 @@ class LoraMixin(DiffusionPipeline):
             raise
         finally:
             # PEFT freezes all weights outside of adapters.
-            for name, parameter in _plain_parameters(transformer):
+            for name, parameter in plain_parameters(transformer):
                 parameter.requires_grad_(name in trainable or parameter.requires_grad)
 
     def set_adapters(
@@ -127,35 +138,133 @@ class LoraMixin(DiffusionPipeline):
                 embedding of the labels.
         """
         transformer = self._transformer_to_adapt()
-        names = [adapter_names] if isinstance(adapter_names, str) else list(adapter_names)
-        loaded = list(getattr(transformer, "peft_config", {}))
-        if not names or not set(names) <= set(loaded):
-            raise ValueError(f"`adapter_names` must be among {loaded}, got {adapter_names!r}.")
-        if adapter_weights is None or isinstance(adapter_weights, (int, float)):
-            weights = [1.0 if adapter_weights is None else adapter_weights] * len(names)
-        else:
-            weights = list(adapter_weights)
-        if len(weights) != len(names):
+        names = _adapter_names(transformer, adapter_names)
+        weights: Any = 1.0 if adapter_weights is None else adapter_weights
+        weights = list(weights) if isinstance(weights, (list, tuple)) else [weights] * len(names)
+        if len(weights) != len(names) or not all(map(is_number, weights)):
             raise ValueError(f"`adapter_weights` must be a number or {len(names)} of them, got {adapter_weights!r}.")
-        _activate(transformer, names, weights)
+        activate(transformer, names, weights)
 
-    def fuse_lora(self, lora_scale: float = 1.0) -> None:
+    def get_active_adapters(self) -> list[str]:
+        """Names of the adapters that [`~VARPipeline.set_adapters`] chose, also while they are disabled."""
+        return active_adapters(self._plain_transformer)
+
+    def get_list_adapters(self) -> dict[str, list[str]]:
+        """Names of all loaded adapters, for the model that has them: `{"transformer": ["default_0"]}`."""
+        loaded = _loaded(self._plain_transformer)
+        return {"transformer": loaded} if loaded else {}
+
+    def disable_lora(self) -> None:
         """
-        Merge the active adapters into the weights for good; others are dropped. The transformer is a plain one after
-        that, which can be saved, pushed and offloaded like any other.
+        Switch all adapters off until [`~VARPipeline.enable_lora`]: the images are those of the weights beneath. Labels that
+        an adapter brought stay, and those that the model beneath does not know draw unconditional images.
+        """
+        enable(self._plain_transformer, False)
+
+    def enable_lora(self) -> None:
+        """Switch the active adapters on again after [`~VARPipeline.disable_lora`]."""
+        enable(self._plain_transformer, True)
+
+    def delete_adapters(self, adapter_names: str | Sequence[str]) -> None:
+        """
+        Remove adapters. The others that are active stay so; without any, the first that is left becomes active, as in PEFT.
+        Without adapters the transformer is as [`~VARPipeline.unload_lora_weights`] leaves it.
 
         Args:
-            lora_scale (`float`, *optional*, defaults to 1.0): Factor on the strength of the adapters.
+            adapter_names (`str` or `list[str]`): Their names.
 
         Raises:
-            `ValueError`: If there is no adapter, or the weights are offloaded.
+            `ValueError`: If a name is unknown, or the weights are offloaded.
         """
+        transformer = self._transformer_to_adapt()
+        names = _adapter_names(transformer, adapter_names)
+        left = [name for name in _loaded(transformer) if name not in names]
+        if not left:
+            self.unload_lora_weights()
+            return
+        activate(transformer, [name for name in active_adapters(transformer) if name in left] or left[:1])
+        for name in names:
+            delete_adapter(transformer, name)
+
+    def set_lora_device(self, adapter_names: str | Sequence[str], device: torch.device | str | int) -> None:
+        """
+        Move the weights of adapters alone, such as those that are not active to the CPU.
+
+        Args:
+            adapter_names (`str` or `list[str]`): Their names.
+            device (`torch.device`, `str` or `int`): Where to. To act, an adapter must be where the transformer is.
+
+        Raises:
+            `ValueError`: If a name is unknown, or the weights are offloaded.
+        """
+        transformer = self._transformer_to_adapt()
+        move(transformer, _adapter_names(transformer, adapter_names), torch.device(device))
+
+    def save_lora_weights(self, save_directory: str | Path, adapter_name: str | None = None) -> None:
+        """
+        Save an adapter for [`~VARPipeline.load_lora_weights`]: PEFT's files, and the names of the labels. Its strength in
+        [`~VARPipeline.set_adapters`] is not saved. Unlike diffusers' function it takes the weights from the transformer.
+
+        Args:
+            save_directory (`str`): Gets `adapter_config.json`, `adapter_model.safetensors` and `labels.json`.
+            adapter_name (`str`, *optional*): Which one, if several are loaded.
+
+        Raises:
+            `ValueError`: If there is no such adapter, several without a name, or the weights are offloaded.
+        """
+        transformer = self._transformer_to_adapt()
+        loaded = _loaded(transformer)
+        if adapter_name is None and len(loaded) == 1:
+            adapter_name = loaded[0]
+        if not isinstance(adapter_name, str) or adapter_name not in loaded:
+            raise ValueError(f"`adapter_name` must be one of {loaded}, got {adapter_name!r}.")
+        write_adapter(transformer, adapter_name, save_directory)
+
+    def fuse_lora(
+        self,
+        components: Sequence[str] = ("transformer",),
+        lora_scale: float = 1.0,
+        safe_fusing: bool = False,
+        adapter_names: Sequence[str] | None = None,
+    ) -> None:
+        """
+        Merge adapters into the weights. The transformer is a plain one after that, which can be saved, pushed and offloaded
+        like any other. The adapters are kept aside for [`~VARPipeline.unfuse_lora`] until
+        [`~VARPipeline.unload_lora_weights`] drops them or other ones are loaded.
+
+        Args:
+            components (`list[str]`, *optional*, defaults to `("transformer",)`): As in diffusers; no other one has adapters.
+            lora_scale (`float`, *optional*, defaults to 1.0): Factor on the strength of the adapters.
+            safe_fusing (`bool`, *optional*, defaults to `False`): Whether to refuse weights that would not be finite.
+            adapter_names (`list[str]`, *optional*): Which ones; the active ones by default.
+
+        Raises:
+            `ValueError`: If there is no adapter, an argument is out of range, or the weights are offloaded.
+        """
+        _check_components(components)
+        if not is_number(lora_scale):
+            raise ValueError(f"`lora_scale` must be a finite number, got {lora_scale!r}.")
         transformer = self._transformer_to_adapt()
         if not has_adapters(transformer):
             raise ValueError("`fuse_lora` found no adapter: call `load_lora_weights` first.")
-        scale_lora_layers(transformer, lora_scale)
-        _remove_adapters(transformer, merge=True)
-        vars(transformer).pop(OWN_LABELS, None)
+        names = active_adapters(transformer) if adapter_names is None else _adapter_names(transformer, adapter_names)
+        merge_adapters(transformer, names, lora_scale, safe_fusing)
+        self._merged_adapters = set(names)
+
+    def unfuse_lora(self, components: Sequence[str] = ("transformer",)) -> None:
+        """
+        Undo [`~VARPipeline.fuse_lora`]: the weights are those from before up to rounding, and the adapters act beside them.
+
+        Args:
+            components (`list[str]`, *optional*, defaults to `("transformer",)`): As in diffusers.
+
+        Raises:
+            `ValueError`: If nothing is fused, other adapters were loaded since, or labels or layers were changed, or the
+                weights are offloaded.
+        """
+        _check_components(components)
+        unmerge_adapters(self._transformer_to_adapt())
+        self._merged_adapters = set()
 
     def unload_lora_weights(self) -> None:
         """
@@ -167,8 +276,9 @@ class LoraMixin(DiffusionPipeline):
         """
         transformer = self._transformer_to_adapt()
         if has_adapters(transformer):
-            _remove_adapters(transformer)
-        _restore_labels(transformer)
+            remove_adapters(transformer)
+        restore_labels(transformer)
+        vars(transformer).pop(FUSED, None)
 
     def save_pretrained(self, save_directory: Any, *args, **kwargs) -> None:
         """
@@ -198,9 +308,14 @@ class LoraMixin(DiffusionPipeline):
                     "remove them by `unload_lora_weights()` first."
                 )
 
+    @property
+    def _plain_transformer(self) -> VARTransformer:
+        """The transformer itself, without what `torch.compile` wraps around it."""
+        return getattr(self.transformer, "_orig_mod", self.transformer)
+
     def _transformer_to_adapt(self) -> VARTransformer:
-        """The transformer itself, without what `torch.compile` wraps around it, with its weights at hand."""
-        transformer = getattr(self.transformer, "_orig_mod", self.transformer)
+        """The same, with its weights at hand."""
+        transformer = self._plain_transformer
         is_away = any(parameter.device.type == "meta" for parameter in transformer.parameters())
         if is_away or any(hasattr(module, "_diffusers_hook") for module in transformer.modules()):
             raise ValueError(
@@ -210,143 +325,19 @@ class LoraMixin(DiffusionPipeline):
         return transformer
 
 
-def _plain_parameters(transformer: VARTransformer) -> Iterator[tuple[str, nn.Parameter]]:
-    """Parameters by the names that those beneath adapters have without them."""
-    for name, parameter in transformer.named_parameters():
-        yield name.replace(".base_layer.", ".").replace(".original_module.", "."), parameter
+def _loaded(transformer: VARTransformer) -> list[str]:
+    return list(getattr(transformer, "peft_config", {}))
 
 
-def _active_adapters(transformer: VARTransformer) -> list[str]:
-    layers: Iterator[Any] = filter(is_adapter_module, transformer.modules())
-    return next((list(layer.active_adapters) for layer in layers if hasattr(layer, "base_layer")), [])
+def _adapter_names(transformer: VARTransformer, names: Any) -> list[str]:
+    """One name or several, all of them loaded."""
+    loaded = _loaded(transformer)
+    chosen = [names] if isinstance(names, str) else names
+    if not isinstance(chosen, Sequence) or not chosen or not all(name in loaded for name in chosen):
+        raise ValueError(f"`adapter_names` must be among {loaded}, got {names!r}.")
+    return list(chosen)
 
 
-def _activate(transformer: VARTransformer, names: Sequence[str], weights: Sequence[float] = ()) -> None:
-    """Make adapters the active ones, with strengths `weights` if there are any."""
-    # transformers and diffusers leave out modules that are trained whole, such as the class embedding.
-    for module in transformer.modules():
-        wrapper: Any = module
-        if is_adapter_module(module) and hasattr(module, "original_module"):
-            chosen = wrapper.check_set_adapter(names)
-            wrapper.set_adapter([] if chosen is None else chosen)
-    set_weights_and_activate_adapters(transformer, names, weights)
-
-
-def _add_trained_adapter(
-    transformer: VARTransformer,
-    adapter_name: str,
-    source: str,
-    config: dict[str, Any],
-    weights: dict[str, torch.Tensor],
-) -> None:
-    """What `transformer.load_adapter` is for; a `ValueError` if the weights are not just those of the new layers."""
-    from peft import PeftConfig, get_peft_model_state_dict, set_peft_model_state_dict
-
-    add_adapter(transformer, PeftConfig.from_peft_type(**{**config, "inference_mode": True}), adapter_name)
-    expected = get_peft_model_state_dict(transformer, adapter_name=adapter_name, save_embedding_layers=False)
-    missing, excess = sorted(expected.keys() - weights.keys()), sorted(weights.keys() - expected.keys())
-    if missing or excess:
-        raise ValueError(
-            f"The adapter in {source!r} was made for another transformer: it lacks {shorten(str(missing), 200)} and has "
-            f"in excess {shorten(str(excess), 200)}."
-        )
-    set_peft_model_state_dict(transformer, weights, adapter_name)
-
-
-def _delete_adapter(transformer: VARTransformer, adapter_name: str) -> None:
-    """Delete one of several adapters. What it alone had changed is plain again."""
-    for name, module in list(transformer.named_modules()):
-        if not is_adapter_module(module):
-            continue
-        wrapper: Any = module
-        if hasattr(module, "original_module"):
-            # PEFT's own function for this fails if a wrapper has no active copy.
-            if adapter_name in wrapper.modules_to_save:
-                del wrapper.modules_to_save[adapter_name]
-            others, plain = wrapper.modules_to_save, wrapper.original_module
-        elif hasattr(module, "base_layer"):
-            wrapper.delete_adapter(adapter_name)
-            others, plain = wrapper.r, wrapper.base_layer
-        else:
-            continue
-        if not others:
-            _replace(transformer, name, plain)
-    del transformer.peft_config[adapter_name]
-
-
-def _replace(transformer: VARTransformer, name: str, module: nn.Module) -> None:
-    parent, _, child = name.rpartition(".")
-    setattr(transformer.get_submodule(parent), child, module)
-
-
-def _remove_adapters(transformer: VARTransformer, merge: bool = False) -> None:
-    """Put the layers beneath back in the adapters' places, with the active adapters merged into them or as they were."""
-    for name, module in list(transformer.named_modules()):
-        wrapper: Any = module
-        if is_adapter_module(module) and hasattr(module, "original_module"):
-            # A module that was trained whole is merged by taking the active adapter's copy of it.
-            active = [adapter for adapter in wrapper.active_adapters if adapter in wrapper.modules_to_save]
-            plain = wrapper.modules_to_save[active[0]] if merge and active else wrapper.original_module
-            _replace(transformer, name, plain)
-        elif merge and is_adapter_module(module) and hasattr(module, "base_layer"):
-            wrapper.merge()
-    recurse_remove_peft_layers(transformer)
-    vars(transformer).pop("peft_config", None)
-    transformer._hf_peft_config_loaded = False
-    # Where transformers' own `load_adapter` notes that names begin with "base_model.model", as it would save them then.
-    vars(transformer).pop("_weight_conversions", None)
-
-
-def _restore_labels(transformer: VARTransformer) -> None:
-    own_labels = vars(transformer).pop(OWN_LABELS, None)
-    if own_labels is not None:
-        names, rows = own_labels
-        transformer.set_labels(names)
-        with torch.no_grad():
-            transformer.embeddings.class_embedding.weight.copy_(rows)
-
-
-def _read_adapter(
-    source: str, hub_kwargs: dict[str, Any]
-) -> tuple[dict[str, Any], dict[int, str] | None, dict[str, torch.Tensor]]:
-    """Configuration, names of the labels if it has any of its own, and weights of an adapter that can be unloaded again."""
-    config = json.loads(Path(cached_file(source, "adapter_config.json", **hub_kwargs)).read_text(encoding="utf-8"))  # pyright: ignore
-    if config.get("peft_type") != "LORA":
-        raise ValueError(
-            f"`load_lora_weights` loads adapters of the type LORA, got {config.get('peft_type')} in {source!r}."
-        )
-    if config.get("trainable_token_indices") is not None:
-        raise ValueError(
-            f"The adapter in {source!r} trains single rows (trainable_token_indices), which cannot be merged."
-        )
-    if config.get("bias", "none") != "none" or config.get("init_lora_weights", True) not in HARMLESS_INITIALISATIONS:
-        raise ValueError(
-            f"The adapter in {source!r} changes the weights beneath (bias={config.get('bias')!r}, init_lora_weights="
-            f"{config.get('init_lora_weights')!r}), so it could not be unloaded: merge it with PEFT's "
-            "`merge_and_unload` instead."
-        )
-    path = cached_file(source, ADAPTER_LABELS_NAME, _raise_exceptions_for_missing_entries=False, **hub_kwargs)
-    named = None if path is None else json.loads(Path(path).read_text(encoding="utf-8"))["id2label"]
-    names = None if named is None else {int(label): name for label, name in named.items()}
-    weights = load_file(str(cached_file(source, "adapter_model.safetensors", **hub_kwargs)))
-    return config, names, {name.removeprefix("base_model.model."): weight for name, weight in weights.items()}
-
-
-def _check_labels(
-    source: str, names: dict[int, str] | None, embedding: torch.Tensor | None, own: Mapping[Any, str]
-) -> bool:
-    """Whether the adapter has other labels than `own`, all of which must have an embedding in it or in the model."""
-    if names is None:
-        if embedding is not None and len(embedding) != len(own) + 1:
-            raise ValueError(
-                f"The adapter in {source!r} was made for {len(embedding) - 1} labels but has no {ADAPTER_LABELS_NAME} that "
-                f"names them, and the transformer has {len(own)}: call `transformer.set_labels` with their names first."
-            )
-        return False
-    unknown = [name for name in names.values() if name not in set(own.values())]
-    if embedding is None and unknown:
-        raise ValueError(
-            f"The adapter in {source!r} was made for other labels and has no embedding of them; the transformer does "
-            f"not know {shorten(str(unknown), 80)}."
-        )
-    return names != own
+def _check_components(components: Any) -> None:
+    if not isinstance(components, Sequence) or list(components) != ["transformer"]:
+        raise ValueError(f"`components` must be ['transformer'], got {components!r}.")

@@ -3,18 +3,19 @@
 
 import inspect
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import MISSING, Field, dataclass, field, fields
 from difflib import get_close_matches
 from functools import partial
 from numbers import Integral
-from typing import Any, TypedDict, TypeVar, get_type_hints
+from typing import Any, Literal, TypedDict, TypeVar, get_type_hints
 
 import torch
 from diffusers.callbacks import MultiPipelineCallbacks, PipelineCallback
 from transformers import LogitsProcessor, LogitsProcessorList
 
 from ..priors import VARTransformer
-from .checks import check_count, check_guidance, check_temperature, check_top_k, check_top_p, is_number
+from ..ranges import CheckedFields, PositiveInt
+from .checks import check_callable, check_guidance, check_temperature, check_top_k, check_top_p, is_number
 from .sampling import Generators, Guidance, SamplingSettings
 
 
@@ -78,29 +79,30 @@ SAMPLING_DEFAULTS: Mapping[str, Any] = {
 
 
 @dataclass
-class CallSettings:
+class CallSettings(CheckedFields):
     """The shared arguments of a call, checked: see [`VARPipeline.__call__`] for the meaning of each."""
 
     sampling: SamplingSettings
     class_embeds: torch.Tensor | None = None
-    num_images_per_label: int = 1
+    num_images_per_label: PositiveInt = 1
     generator: Generators = None
-    output_type: str = "pil"
+    output_type: Literal["pil", "np", "pt", "latent"] = "pil"
     return_dict: bool = True
     callback_on_step_end: Callback | None = None
-    callback_on_step_end_tensor_inputs: Sequence[str] = ("latents",)
-    num_candidates: int = 1
+    callback_on_step_end_tensor_inputs: list[str] = field(default_factory=lambda: ["latents"])
+    num_candidates: PositiveInt = 1
     score_fn: Scores | None = None
 
-    def __post_init__(self):
-        check_count("num_images_per_label", self.num_images_per_label)
-        check_count("num_candidates", self.num_candidates)
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for name in ("callback_on_step_end", "score_fn"):
+            check_callable(name, getattr(self, name))
         if (self.num_candidates > 1) != (self.score_fn is not None):
             raise ValueError(
                 f"`num_candidates` above 1 and `score_fn` go together, got {self.num_candidates} and {self.score_fn!r}."
             )
         if isinstance(self.callback_on_step_end, (PipelineCallback, MultiPipelineCallbacks)):
-            self.callback_on_step_end_tensor_inputs = self.callback_on_step_end.tensor_inputs
+            self.callback_on_step_end_tensor_inputs = list(self.callback_on_step_end.tensor_inputs)
         unknown = [name for name in self.callback_on_step_end_tensor_inputs if name not in CALLBACK_TENSORS]
         if unknown:
             raise ValueError(f"`callback_on_step_end_tensor_inputs` must be among {CALLBACK_TENSORS}, got {unknown}.")
@@ -110,13 +112,17 @@ def show_options(call: AnyCall) -> AnyCall:
     """Let `help` and `inspect` show the arguments behind the `**options` of a pipeline's call."""
     signature = inspect.signature(call)
     own = [entry for entry in signature.parameters.values() if entry.kind is not inspect.Parameter.VAR_KEYWORD]
-    defaults = {**SAMPLING_DEFAULTS, **{entry.name: entry.default for entry in fields(CallSettings)}}
+    defaults = {**SAMPLING_DEFAULTS, **{entry.name: _default(entry) for entry in fields(CallSettings)}}
     shared = [
         inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=defaults[name], annotation=annotation)
         for name, annotation in get_type_hints(CallOptions).items()
     ]
     call.__signature__ = signature.replace(parameters=[*own, *shared])  # pyright: ignore[reportFunctionMemberAccess]
     return call
+
+
+def _default(entry: Field) -> Any:
+    return entry.default if entry.default_factory is MISSING else entry.default_factory()
 
 
 def resolve_call(transformer: VARTransformer, defaults: Mapping[str, Any], options: CallOptions) -> CallSettings:
@@ -151,11 +157,12 @@ def resolve_sampling(
     for name, check in checks.items():
         values[name] = _per_scale(name, values[name], num_scales, check)
     processor = values["logits_processor"]
-    if processor is not None and not isinstance(processor, LogitsProcessorList):
+    if processor is not None:
+        processors = processor if isinstance(processor, LogitsProcessorList) else LogitsProcessorList([processor])
         # transformers reads the signature of the class's `__call__`, which plain functions do not have.
-        if not isinstance(processor, LogitsProcessor):
+        if not all(isinstance(single, LogitsProcessor) for single in processors):
             raise ValueError(f"`logits_processor` must be a `LogitsProcessor`, got {processor!r}.")
-        values["logits_processor"] = LogitsProcessorList([processor])
+        values["logits_processor"] = processors
     values["refiner_start"] = _check_refiner(transformer, values["refiner"], values["refiner_start"], num_scales)
     return SamplingSettings(**values)
 

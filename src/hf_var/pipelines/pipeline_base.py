@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import PIL.Image
 import torch
+from diffusers import DiffusionPipeline
 from diffusers.image_processor import PipelineImageInput
 from torch import nn
 
@@ -18,7 +19,15 @@ from ..autoencoders import VQVAEModel
 from ..modes import evaluation_mode
 from ..precision import ONEDNN_MATMUL, fp32_precision
 from ..priors import VARTransformer
-from .checks import check_components, check_guidance, check_output, check_temperature, check_top_p
+from .checks import (
+    check_components,
+    check_flag,
+    check_guidance,
+    check_output,
+    check_temperature,
+    check_top_p,
+    checked_codes,
+)
 from .compilation import CompiledModels, FrozenModels, compile_models, unwrapped
 from .conditions import Labels, label_ids
 from .editing import interpolated_latents, mixed_latents
@@ -80,6 +89,8 @@ class VARPipelineBase(LoraMixin):
         A pipeline of this class with the models and the defaults of another one, see diffusers'
         `DiffusionPipeline.from_pipe`. The models keep their precision, which is the other pipeline's, too.
         """
+        if not isinstance(pipeline, DiffusionPipeline):
+            raise ValueError(f"`pipeline` must be a pipeline, got {type(pipeline).__name__}.")
         if kwargs.keys() & {"dtype", "torch_dtype", "custom_pipeline"}:
             return super().from_pipe(pipeline, **kwargs)
         # diffusers' method would turn the models to fp32, for both pipelines.
@@ -197,9 +208,10 @@ class VARPipelineBase(LoraMixin):
         check_output(output_type, self.vqvae.config.num_output_channels)
         if output_type == "latent":
             raise ValueError("`output_type` must be 'pil', 'np' or 'pt', got 'latent'.")
+        codes = checked_codes("codes", codes, self.vqvae.config)
         numbers = range(1, len(self.vqvae.config.patch_nums) + 1)
-        with self._at_work():
-            codes = codes.to(self._execution_device)
+        with self._at_work() as device:
+            codes = codes.to(device)
             samples = [self.vqvae.decode(codes, num_scales=number).sample for number in numbers]
         return [self.image_processor.postprocess(sample, output_type=output_type) for sample in samples]
 
@@ -230,7 +242,7 @@ class VARPipelineBase(LoraMixin):
         """
         check_output(output_type, self.vqvae.config.num_output_channels)
         with self._at_work() as device:
-            latents = interpolated_latents(self.vqvae, codes.to(device), other_codes.to(device), weights)
+            latents = interpolated_latents(self.vqvae, codes, other_codes, weights, device)
             return [self._images(between, output_type) for between in latents]
 
     @torch.no_grad()
@@ -254,7 +266,7 @@ class VARPipelineBase(LoraMixin):
         """
         check_output(output_type, self.vqvae.config.num_output_channels)
         with self._at_work() as device:
-            latents = mixed_latents(self.vqvae, codes.to(device), other_codes.to(device), num_scales)
+            latents = mixed_latents(self.vqvae, codes, other_codes, num_scales, device)
             return self._images(latents, output_type)
 
     # ----------------------------------------------------------------------------------------------------------------
@@ -293,8 +305,10 @@ class VARPipelineBase(LoraMixin):
                 Further arguments of `torch.compile`: `backend`, `options`, `fullgraph`.
 
         Raises:
-            `ValueError`: If `freezing=True` and the weights cannot be constants.
+            `ValueError`: If `freezing=True` and the weights cannot be constants, or `freezing` is no truth value.
         """
+        if freezing is not None:
+            check_flag("freezing", freezing)
         on_cuda = self._execution_device.type == "cuda"
         self._compiled = compile_models(self.transformer, self.vqvae, freezing, on_cuda, mode=mode, **kwargs)
 

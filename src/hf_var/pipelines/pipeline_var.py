@@ -9,7 +9,7 @@ import torch
 
 from ..autoencoders import VQVAEModel
 from ..priors import VARCache
-from .checks import check_generator, check_output
+from .checks import as_tensor, check_generator, check_output
 from .compilation import unwrapped
 from .conditions import Condition, Labels, class_condition
 from .editing import match_inputs
@@ -282,17 +282,23 @@ class VARPipeline(VARPipelineBase):
             name: latents if name == "latents" else self._images(latents, "pt")
             for name in call.callback_on_step_end_tensor_inputs
         }
-        returned = call.callback_on_step_end(self, step, k, tensors) or {}  # pyright: ignore
-        return returned.pop("latents", latents)
+        returned = call.callback_on_step_end(self, step, k, tensors)  # pyright: ignore
+        changed = {"latents": latents} | returned if isinstance(returned, dict) else {"latents": latents}
+        is_whole = isinstance(changed["latents"], torch.Tensor) and changed["latents"].shape == latents.shape
+        if not isinstance(returned, dict | None) or not is_whole:
+            raise ValueError(
+                "`callback_on_step_end` must return `None` or a dictionary, in which `latents` has the shape "
+                f"{tuple(latents.shape)}, got {returned!r}."
+            )
+        return changed["latents"]
 
     def _score(self, score_fn: Scores, condition: Condition, latents: torch.Tensor) -> torch.Tensor:
         labels = condition.class_labels.to(latents.device)
-        scores = torch.as_tensor(score_fn(self._images(latents, "pt"), labels)).detach()
-        if scores.shape != (len(labels),) or not scores.isfinite().all():
-            raise ValueError(
-                f"`score_fn` must return {len(labels)} finite numbers, one per image, got {tuple(scores.shape)}: {scores}."
-            )
-        return scores.to(latents.device)
+        returned = score_fn(self._images(latents, "pt"), labels)
+        scores = as_tensor(returned)
+        if scores is None or scores.shape != (len(labels),) or scores.is_complex() or not scores.isfinite().all():
+            raise ValueError(f"`score_fn` must return {len(labels)} finite numbers, one per image, got {returned!r}.")
+        return scores.detach().to(latents.device)
 
     def _output(self, call: CallSettings, images: Any, codes: torch.Tensor) -> VARPipelineOutput | tuple:
         return VARPipelineOutput(images=images, codes=codes) if call.return_dict else (images, codes)

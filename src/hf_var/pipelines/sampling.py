@@ -9,6 +9,7 @@ from torch.nn import functional
 from transformers import LogitsProcessorList
 
 from ..priors import VARTransformer
+from ..ranges import CheckedFields
 
 
 Generators = torch.Generator | list[torch.Generator] | None
@@ -16,7 +17,7 @@ Guidance = float | Callable[[int, int], float]
 
 
 @dataclass
-class SamplingSettings:
+class SamplingSettings(CheckedFields):
     """How codes are sampled, with one value per scale: see [`VARPipeline.__call__`] for the meaning of each."""
 
     guidance_scale: Guidance
@@ -91,6 +92,10 @@ def process_logits(
         scale=k,
         previous_logits=previous_logits,
     )
+    shape = (batch_size * length, codebook_size)
+    if not isinstance(processed, torch.Tensor) or processed.shape != shape:
+        got = tuple(processed.shape) if isinstance(processed, torch.Tensor) else type(processed).__name__
+        raise ValueError(f"`logits_processor` must return scores of the shape {shape}, got {got}.")
     return processed.view(batch_size, length, codebook_size)
 
 

@@ -1,22 +1,18 @@
 # SPDX-License-Identifier: Apache-2.0
 """Fine-tuning by LoRA (Hu et al. 2022) through PEFT: what to train, and adapters that are saved whole."""
 
-import copy
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from peft import LoraConfig, get_peft_model_state_dict
-from safetensors.torch import save_file
+from peft import LoraConfig
 from torch import nn
 
+from ..adapter_files import write_adapter
 from ..compatibility import add_adapter
 from ..priors import VARTransformer
-from ..priors.configuration_var import ADAPTER_LABELS_NAME
 from ..ranges import CheckedFields, Decay, NonNegativeInt, PositiveFloat, argument
-from ..weight_files import use_umask
 
 
 # The projections of attention and feed-forward layers, where a transformer has most of its weights.
@@ -122,25 +118,8 @@ def save_lora(
     configs = getattr(transformer, "peft_config", {})
     if len(configs) != 1:
         raise ValueError(f"`transformer` must have one adapter, got {list(configs)}.")
-    [(adapter_name, config)] = configs.items()
-    # PEFT would look for a text vocabulary that has grown, on the Hub if need be.
-    weights = get_peft_model_state_dict(transformer, state_dict, adapter_name, save_embedding_layers=False)
-    folder = Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
-    # The names that they have in a `PeftModel`.
-    named = {f"base_model.model.{name}": weight.contiguous() for name, weight in weights.items()}
-    save_file(named, folder / "adapter_model.safetensors", metadata={"format": "pt"})
-    use_umask(folder / "adapter_model.safetensors")
-    config = copy.copy(config)
-    config.inference_mode = True
-    if Path(config.base_model_name_or_path or "").exists():
-        # A path of this machine is useless to others and may reveal private names.
-        config.base_model_name_or_path = None
-    config.save_pretrained(str(folder))
-    labels = {"id2label": transformer.config.id2label}
-    (folder / ADAPTER_LABELS_NAME).write_text(
-        json.dumps(labels, indent=2, ensure_ascii=False) + "\n", encoding="utf-8"
-    )
+    [adapter_name] = configs
+    write_adapter(transformer, adapter_name, folder, state_dict)
 
 
 def _check_labels_are_trained(transformer: VARTransformer) -> None:

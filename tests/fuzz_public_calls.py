@@ -1,0 +1,181 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Random calls of everything public with wrong types and values: `python tests/fuzz_public_calls.py [CALLS] [SEED]`."""
+
+import contextlib
+import io
+import random
+import re
+import sys
+import tempfile
+import warnings
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+
+from hf_var import VARConfig, VARImg2ImgPipeline, VARInpaintPipeline, VQVAEConfig
+from hf_var.cli import main
+from hf_var.conversion import load_official_var, load_official_vqvae
+from hf_var.pipelines.image_grids import progress_strip, save_progress_gif
+from hf_var.scoring import classify, log_likelihood
+from pipelines.tiny import make_pipeline
+
+
+CODES = torch.zeros(2, 21, dtype=torch.long)
+IMAGE = torch.rand(2, 3, 8, 8, generator=torch.Generator().manual_seed(0))
+# Groups whose calls are counted and reported, not held to anything.
+REPORTED = {"configurations", "conversion", "models"}
+
+
+def values() -> list:
+    """What a user may pass by mistake, and a few that are right."""
+    nan = float("nan")
+    plain = [
+        None,
+        True,
+        False,
+        0,
+        1,
+        2,
+        -1,
+        10**30,
+        0.5,
+        1.0,
+        -0.5,
+        nan,
+        float("inf"),
+        1j,
+        "",
+        "no",
+        "3",
+        "latents",
+        b"x",
+    ]
+    lists = [[], [1], [0.5, nan], ["x"], [[1]], [None], (), (1, 2), {}, {"a": 1}, {1}, range(3), object(), print, int]
+    numbers = [np.int64(1), np.float32(0.5), np.bool_(True), np.zeros(0), np.array(["x"]), np.zeros((2, 21), int)]
+    tensors = [
+        CODES,
+        CODES[:0],
+        CODES + 99,
+        CODES.float(),
+        CODES.bool(),
+        CODES[0],
+        torch.tensor(1.0),
+        IMAGE,
+        IMAGE * nan,
+    ]
+    models = [torch.zeros(2, 32), torch.full((2, 32), nan), torch.zeros(2, 4, 4, 4), torch.zeros(2, 20, 4)]
+    others = [Image.new("RGB", (8, 8)), Image.new("L", (3, 5)), Path("none"), torch.Generator(), torch.float16]
+    return plain + lists + numbers + tensors + models + others
+
+
+def entry_points() -> dict[str, tuple]:
+    """By `group.name`: a callable, its right arguments, and names of further ones."""
+    pipe = make_pipeline()
+    options = "guidance_scale top_k top_p temperature smooth logits_processor refiner refiner_start class_embeds"
+    options += " num_images_per_label generator output_type return_dict callback_on_step_end"
+    options = [*options.split(), "callback_on_step_end_tensor_inputs", "num_candidates", "score_fn", "class_labels"]
+    vary, inpaint = VARImg2ImgPipeline.from_pipe(pipe), VARInpaintPipeline.from_pipe(pipe)
+    for each in (pipe, vary, inpaint):
+        each.set_progress_bar_config(disable=True)
+    pair = {"codes": CODES, "other_codes": CODES}
+    vqvae, transformer = pipe.vqvae, pipe.transformer
+    latents = {"latents": torch.zeros(2, 4, 4, 4)}
+    picture = Image.new("RGB", (8, 8))
+    return {
+        "pipelines.call": (pipe, {"class_labels": [0, 1]}, options),
+        "pipelines.vary": (vary, {"image": IMAGE}, [*options, "strength", "num_kept_scales"]),
+        "pipelines.inpaint": (
+            inpaint,
+            {"image": IMAGE, "mask_image": torch.ones(8, 8)},
+            [*options, "paste_original", "feather_width"],
+        ),
+        "pipelines.encode_images": (pipe.encode_images, {"image": IMAGE}, []),
+        "pipelines.decode_progress": (pipe.decode_progress, {"codes": CODES}, ["output_type"]),
+        "pipelines.interpolate": (pipe.interpolate, pair, ["weights", "output_type"]),
+        "pipelines.mix_scales": (pipe.mix_scales, pair | {"num_scales": 1}, ["output_type"]),
+        "pipelines.get_label_ids": (pipe.get_label_ids, {"labels": 1}, []),
+        "pipelines.get_class_embeds": (pipe.get_class_embeds, {"labels": 1}, []),
+        "pipelines.set_adapters": (pipe.set_adapters, {"adapter_names": "a"}, ["adapter_weights"]),
+        "pipelines.fuse_lora": (pipe.fuse_lora, {}, ["components", "lora_scale", "adapter_names"]),
+        "pipelines.delete_adapters": (pipe.delete_adapters, {"adapter_names": "a"}, []),
+        "pipelines.from_pipe": (VARImg2ImgPipeline.from_pipe, {"pipeline": pipe}, ["guidance_scale", "top_p"]),
+        "pipelines.progress_strip": (progress_strip, {"progress": [[picture]]}, []),
+        "pipelines.save_progress_gif": (save_progress_gif, {"progress": [[picture]], "path": "x.gif"}, ["fps"]),
+        "scoring.log_likelihood": (
+            log_likelihood,
+            {"pipe": pipe, "codes": CODES},
+            ["images", "class_labels", "batch_size"],
+        ),
+        "scoring.classify": (classify, {"pipe": pipe, "codes": CODES}, ["images", "prior", "batch_size"]),
+        "conversion.var": (load_official_var, {"checkpoint": {}}, ["patch_nums", "num_attention_heads", "id2label"]),
+        "conversion.vqvae": (load_official_vqvae, {"checkpoint": {}}, ["patch_nums", "beta"]),
+        "configurations.var": (VARConfig, {}, ["patch_nums", "hidden_size", "num_labels", "id2label", "block_sizes"]),
+        "configurations.vqvae": (VQVAEConfig, {}, ["patch_nums", "codebook_size", "channel_multipliers", "quantizer"]),
+        "cli.run": (run_command, {}, ["words"]),
+        "models.transformer": (transformer, {"class_labels": torch.tensor([0, 1])}, ["scale_inputs", "class_embeds"]),
+        "models.get_class_embeds": (transformer.get_class_embeds, {"class_labels": torch.tensor([0])}, []),
+        "models.encode": (vqvae.encode, {"pixel_values": IMAGE}, ["return_dict"]),
+        "models.decode": (vqvae.decode, {"codes": CODES}, ["latents", "num_scales", "return_dict"]),
+        "models.next_scale": (vqvae.next_scale, {"latents": None, "content": CODES[:, :1], "k": 0}, []),
+        "models.teacher_forcing": (vqvae.teacher_forcing, {"codes": CODES}, []),
+        "models.code_vectors": (vqvae.code_vectors, {"codes": CODES}, []),
+        "models.scale_inputs": (vqvae.scale_inputs, latents | {"k": 1}, []),
+        "models.enable_tiling": (vqvae.enable_tiling, {}, ["tile_sample_min_size", "tile_overlap_factor"]),
+    }
+
+
+def run_command(words=None) -> None:
+    """`hf-var` with one wrong word: it returns 0 or 2, and raises nothing."""
+    flags = "--seed --top-k --top-p --temperature --class-labels --device --model --resize --columns --output --dtype"
+    chosen = random.Random(str(words)[:20]).choice(flags.split())
+    text = str(words)[:40]
+    with contextlib.redirect_stderr(io.StringIO()), contextlib.redirect_stdout(io.StringIO()):
+        status = main(["generate", "--output", "x.png", f"{chosen}={text}"])
+    assert status in (0, 2), status
+
+
+def names_an_argument(error: Exception, arguments: dict) -> bool:
+    """Whether the message has the name of something that was passed, or of anything in backticks."""
+    text = str(error)
+    return bool(re.search(r"`\w+", text)) or any(name in text for name in arguments)
+
+
+def fuzz(num_calls: int, seed: int) -> tuple[Counter, list[str]]:
+    """How calls ended, by group; and a line for each that ended otherwise than it should."""
+    generator, ends, failures = random.Random(seed), Counter(), []
+    points, pool = entry_points(), values()
+    names = sorted(points)
+    for number in range(num_calls):
+        place = names[number % len(names)]
+        group = place.partition(".")[0]
+        call, right, further = points[place]
+        wrong = generator.sample([*right, *further], k=min(len([*right, *further]), generator.choice((1, 1, 2))))
+        arguments = dict(right) | {name: generator.choice(pool) for name in wrong}
+        torch.manual_seed(seed)
+        try:
+            call(**arguments)
+            end = "success"
+        except Exception as error:
+            is_named = isinstance(error, (ValueError, TypeError)) and names_an_argument(error, arguments)
+            end = "refused" if is_named else type(error).__name__
+            if not is_named:
+                given = {name: str(arguments[name])[:50] for name in wrong}
+                failures.append(f"{place}: {given}: {type(error).__name__}: {str(error)[:160]}")
+        ends[group, end] += 1
+    return ends, failures
+
+
+def held(failures: list[str]) -> list[str]:
+    """Without those of the groups that are only reported."""
+    return [line for line in failures if line.partition(".")[0] not in REPORTED]
+
+
+if __name__ == "__main__":
+    warnings.simplefilter("ignore")
+    with tempfile.TemporaryDirectory() as folder, contextlib.chdir(folder):
+        counts, lines = fuzz(*map(int, [*sys.argv[1:], *(["2000", "0"][len(sys.argv) - 1 :])]))
+    lines += [f"{' '.join(key)} {count}" for key, count in sorted(counts.items())]
+    sys.stdout.write("\n".join(lines) + "\n")
