@@ -4,6 +4,10 @@
 import dataclasses
 import difflib
 import re
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
 
 from ..weight_files import StateDict, listing
 
@@ -43,3 +47,52 @@ def rename(name: str, rules: list) -> str:
     for pattern, replacement in rules:
         name = re.sub(pattern, replacement, name)
     return name
+
+
+def fill(
+    model: Any,
+    names: Mapping[str, str | tuple[str, int | None]],
+    state_dict: StateDict,
+    kind: str,
+    view: Callable[[str, torch.Tensor], torch.Tensor] | None = None,
+) -> Any:
+    """
+    Give a model on the meta device the weights of an official state dict, without a copy of them.
+
+    Args:
+        model (`PreTrainedModel`): The model, on the meta device.
+        names (`dict`):
+            Official name of each of our weights, or the pair of name and index where it is a third of the official
+            weight's rows.
+        state_dict (`dict`): Official weights, all of which must be used.
+        kind (`str`): What the checkpoint should be, for messages.
+        view (`Callable`, *optional*): Gives our weight, with its official name, the official dimensions.
+
+    Returns:
+        `model`, in evaluation mode.
+
+    Raises:
+        `ValueError`: If weights are missing, left over or of another shape.
+    """
+    sources = {ours: (source, None) if isinstance(source, str) else source for ours, source in names.items()}
+    expected = {official for official, _ in sources.values()}
+    missing = sorted(expected - set(state_dict))
+    left_over = [name for name in state_dict if name not in expected]
+    if missing or left_over:
+        raise ValueError(
+            f"`checkpoint` is not an official {kind} that this package knows: missing keys {listing(missing)}, left over "
+            f"{listing(left_over)}."
+        )
+    weights = {}
+    for ours, target in model.state_dict().items():
+        official, row_part = sources[ours]
+        source = state_dict[official] if row_part is None else state_dict[official].chunk(3)[row_part]
+        if source.shape != (target if view is None else view(official, target)).shape:
+            raise ValueError(
+                f"`checkpoint` does not fit its {kind} configuration: {official} has the shape "
+                f"{tuple(state_dict[official].shape)}, {ours} needs {tuple(target.shape)}."
+            )
+        weights[ours] = source.view(target.shape)
+    model.load_state_dict(weights, assign=True)
+    model.tie_weights()
+    return model.eval()

@@ -19,8 +19,8 @@ from transformers.utils import logging
 
 from ..autoencoders import VQVAEConfig, VQVAEModel
 from ..priors import VARConfig, VARTransformer
-from ..weight_files import StateDict, listing, read_state_dict
-from .common import check_overrides, count, rename, require_keys
+from ..weight_files import StateDict, read_state_dict
+from .common import check_overrides, count, fill, rename, require_keys
 
 
 logger = logging.get_logger(__name__)
@@ -65,8 +65,7 @@ def load_official_vqvae(checkpoint: str | os.PathLike | Mapping, **config_overri
         state_dict["quantize.ema_vocab_hit_SV"] = torch.zeros(len(config.patch_nums), config.codebook_size)
     with torch.device("meta"):
         model = VQVAEModel(config)
-    official_names = _vqvae_names(model)
-    return _fill(model, {ours: (official, None) for ours, official in official_names.items()}, state_dict, "VQVAE")
+    return fill(model, _vqvae_names(model), state_dict, "VQVAE")
 
 
 def load_official_var(checkpoint: str | os.PathLike | Mapping, **config_overrides) -> VARTransformer:
@@ -93,7 +92,8 @@ def load_official_var(checkpoint: str | os.PathLike | Mapping, **config_override
     config = VARConfig(**{**_infer_var_fields(state_dict, config_overrides), **config_overrides})
     with torch.device("meta"):
         model = VARTransformer(config)
-    return _fill(model, _var_names(model), state_dict, "VAR transformer")
+    weights = {name: tensor for name, tensor in state_dict.items() if not DERIVED_BUFFERS.fullmatch(name)}
+    return fill(model, _var_names(model), weights, "VAR transformer", view=_official_view)
 
 
 def export_official_vqvae(model: VQVAEModel) -> StateDict:
@@ -310,31 +310,6 @@ def _official_view(name: str, tensor: torch.Tensor) -> torch.Tensor:
     if name.endswith("scale_mul_1H11"):
         return tensor.view(1, -1, 1, 1)
     return tensor.view(1, 1, *tensor.shape) if name.endswith("ada_gss") else tensor
-
-
-def _fill(model, names: dict[str, tuple[str, int | None]], state_dict: StateDict, kind: str):
-    """Give a model on the meta device the weights of an official state dict, without a copy of them."""
-    expected = {official for official, _ in names.values()}
-    missing = sorted(expected - set(state_dict))
-    left_over = [name for name in state_dict if name not in expected and not DERIVED_BUFFERS.fullmatch(name)]
-    if missing or left_over:
-        raise ValueError(
-            f"`checkpoint` is not an official {kind} that this package knows: missing keys {listing(missing)}, left over "
-            f"{listing(left_over)}."
-        )
-    weights = {}
-    for ours, target in model.state_dict().items():
-        official, row_part = names[ours]
-        source = state_dict[official] if row_part is None else state_dict[official].chunk(3)[row_part]
-        if source.shape != _official_view(official, target).shape:
-            raise ValueError(
-                f"`checkpoint` does not fit its {kind} configuration: {official} has the shape "
-                f"{tuple(state_dict[official].shape)}, {ours} needs {tuple(target.shape)}."
-            )
-        weights[ours] = source.view(target.shape)
-    model.load_state_dict(weights, assign=True)
-    model.tie_weights()
-    return model.eval()
 
 
 __all__ = [
