@@ -12,7 +12,7 @@ import types
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from numbers import Integral, Real
-from typing import Annotated, Any, Union, cast, get_args, get_origin, get_type_hints
+from typing import Annotated, Any, Union, cast, get_args, get_origin
 
 
 @dataclass(frozen=True)
@@ -94,9 +94,10 @@ def check_fields(configuration: Any) -> None:
     Raises:
         `ValueError`: For the first field that does not fit, with its name, its value and what is accepted.
     """
-    hints = get_type_hints(type(configuration), include_extras=True)
     for entry in fields(configuration):
-        _check(entry.name, getattr(configuration, entry.name), hints[entry.name])
+        # Bases of other libraries, which check their own fields, may write annotations as text.
+        if not isinstance(entry.type, str):
+            _check(entry.name, getattr(configuration, entry.name), entry.type)
 
 
 def _check(name: str, value: Any, hint: Any) -> None:

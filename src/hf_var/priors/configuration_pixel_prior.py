@@ -1,0 +1,73 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What the configurations of the convolutional priors share: the map of codes and its classes."""
+
+from collections.abc import Sequence
+from typing import Annotated, Any
+
+from transformers import PreTrainedConfig
+
+from ..ranges import Interval, PositiveInt, check_fields
+from ..scales import ScheduleMixin
+from .label_set import LabelSetMixin
+
+
+MapSize = int | list[int] | tuple[int, int]
+DropoutProbability = Annotated[float, Interval(minimum=0, below=1)]
+
+
+class PixelPriorConfig(LabelSetMixin, ScheduleMixin, PreTrainedConfig):
+    """Configuration of a prior of one map of codes, predicted code by code in raster order."""
+
+    codebook_size: PositiveInt = 512
+    map_size: MapSize = 8
+    class_dropout_prob: DropoutProbability = 0.0
+
+    def __post_init__(self, **kwargs):
+        super().__post_init__(**kwargs)
+        check_fields(self)
+        self.map_size = normalize_map_size("map_size", self.map_size)
+
+    @property
+    def patch_nums(self) -> list[list[int]]:
+        """The one token map, in the form of a schedule."""
+        return [list(self.map_size)]  # pyright: ignore[reportArgumentType]
+
+    @property
+    def height(self) -> int:
+        """Rows of the map."""
+        return self.scale_sizes[0][0]
+
+    @property
+    def width(self) -> int:
+        """Columns of the map."""
+        return self.scale_sizes[0][1]
+
+    @property
+    def length(self) -> int:
+        """Codes of the map."""
+        return self.height * self.width
+
+    @property
+    def has_unconditional_class(self) -> bool:
+        """Whether the class embedding has a last row for no class, which training must have seen."""
+        return bool(self.num_labels) and self.class_dropout_prob > 0
+
+    @property
+    def num_class_embeddings(self) -> int:
+        """Rows of the class embedding."""
+        return (self.num_labels or 0) + self.has_unconditional_class
+
+
+def normalize_map_size(name: str, size: Any) -> tuple[int, int]:
+    """`(height, width)` of an integer or a pair."""
+    sides = size if isinstance(size, Sequence) and not isinstance(size, str) else (size, size)
+    if len(sides) != 2 or not all(type(side) is int and side > 0 for side in sides):
+        raise ValueError(f"`{name}` must be a positive integer or a (height, width) pair of them, got {size!r}.")
+    return tuple(sides)
+
+
+def check_kernel_sizes(**sizes: int) -> None:
+    """Raise a `ValueError` for a kernel without neighbours or without a centre."""
+    for name, size in sizes.items():
+        if size < 3 or size % 2 == 0:
+            raise ValueError(f"`{name}` must be an odd integer of at least 3, got {size}.")
