@@ -68,6 +68,8 @@ PositiveFloat = Annotated[float, Interval(above=0)]
 NonNegativeFloat = Annotated[float, Interval(minimum=0)]
 # Of a whole.
 Share = Annotated[float, Interval(minimum=0, maximum=1)]
+# Of a whole, and less than all of it: what a dropout leaves out.
+PartialShare = Annotated[float, Interval(minimum=0, below=1)]
 # The weight of the past in a moving average; 1 would never move.
 Decay = Annotated[float, Interval(minimum=0, below=1)]
 

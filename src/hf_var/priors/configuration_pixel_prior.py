@@ -2,17 +2,16 @@
 """What the configurations of the convolutional priors share: the map of codes and its classes."""
 
 from collections.abc import Sequence
-from typing import Annotated, Any
+from typing import Any
 
 from transformers import PreTrainedConfig
 
-from ..ranges import Interval, PositiveInt, check_fields
+from ..ranges import PartialShare, PositiveInt, check_fields
 from ..scales import ScheduleMixin
 from .label_set import LabelSetMixin
 
 
 MapSize = int | list[int] | tuple[int, int]
-DropoutProbability = Annotated[float, Interval(minimum=0, below=1)]
 
 
 class PixelPriorConfig(LabelSetMixin, ScheduleMixin, PreTrainedConfig):
@@ -20,7 +19,7 @@ class PixelPriorConfig(LabelSetMixin, ScheduleMixin, PreTrainedConfig):
 
     codebook_size: PositiveInt = 512
     map_size: MapSize = 8
-    class_dropout_prob: DropoutProbability = 0.0
+    class_dropout_prob: PartialShare = 0.0
 
     def __post_init__(self, **kwargs):
         super().__post_init__(**kwargs)

@@ -1,9 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Configuration of PixelSNAIL."""
 
-from ..ranges import NonNegativeInt, PositiveInt
+from ..ranges import NonNegativeInt, PartialShare, PositiveInt
 from .configuration_pixel_prior import (
-    DropoutProbability,
     MapSize,
     PixelPriorConfig,
     check_kernel_sizes,
@@ -85,7 +84,7 @@ class PixelSNAILConfig(PixelPriorConfig):
     num_condition_res_blocks: PositiveInt = 3
     condition_hidden_size: PositiveInt = 256
     num_output_res_blocks: NonNegativeInt = 0
-    dropout: DropoutProbability = 0.1
+    dropout: PartialShare = 0.1
 
     def __post_init__(self, **kwargs):
         super().__post_init__(**kwargs)

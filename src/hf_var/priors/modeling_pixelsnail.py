@@ -153,7 +153,7 @@ class PixelSNAILConditionStack(nn.Module):
         )
 
     def forward(self, codes: torch.Tensor) -> torch.Tensor:
-        coarse_map = codes.unflatten(1, self.map_sizes[0])
+        coarse_map = codes.unflatten(1, self.map_sizes[0])  # pyright: ignore[reportArgumentType]
         states = self.conv(encode_one_hot(coarse_map, self.num_codes, self.conv.weight_v.dtype))
         for block in self.blocks:
             states = block(states)
