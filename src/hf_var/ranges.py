@@ -7,8 +7,10 @@ its dataclass checks the value. Argument parsers see the plain type, since `typi
 annotations out.
 """
 
+import inspect
 import math
 import types
+from collections import ChainMap
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from numbers import Integral, Real
@@ -96,10 +98,11 @@ def check_fields(configuration: Any) -> None:
     Raises:
         `ValueError`: For the first field that does not fit, with its name, its value and what is accepted.
     """
+    # Not `get_type_hints`, which fails with annotations that transformers postpones. Its fields are its own affair.
+    hints = ChainMap(*(inspect.get_annotations(base) for base in type(configuration).__mro__))
     for entry in fields(configuration):
-        # Bases of other libraries, which check their own fields, may write annotations as text.
-        if not isinstance(entry.type, str):
-            _check(entry.name, getattr(configuration, entry.name), entry.type)
+        if not isinstance(hints[entry.name], str):
+            _check(entry.name, getattr(configuration, entry.name), hints[entry.name])
 
 
 def _check(name: str, value: Any, hint: Any) -> None:

@@ -44,7 +44,7 @@ def give_contrast(model: torch.nn.Module, seed: int = 0) -> torch.nn.Module:
     for name, parameter in model.named_parameters():
         values = torch.randn(parameter.shape, generator=generator)
         if name.endswith("bias"):
-            values *= 0.3
+            values *= 0.1
         elif name.endswith(("weight_g", "embedding.weight")):
             values = 1 + 0.3 * values if name.endswith("weight_g") else values
         else:

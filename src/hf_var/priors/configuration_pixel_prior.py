@@ -2,6 +2,7 @@
 """What the configurations of the convolutional priors share: the map of codes and its classes."""
 
 from collections.abc import Sequence
+from numbers import Integral
 from typing import Any
 
 from transformers import PreTrainedConfig
@@ -60,9 +61,10 @@ class PixelPriorConfig(LabelSetMixin, ScheduleMixin, PreTrainedConfig):
 def normalize_map_size(name: str, size: Any) -> tuple[int, int]:
     """`(height, width)` of an integer or a pair."""
     sides = size if isinstance(size, Sequence) and not isinstance(size, str) else (size, size)
-    if len(sides) != 2 or not all(type(side) is int and side > 0 for side in sides):
+    whole = all(isinstance(side, Integral) and not isinstance(side, bool) for side in sides)
+    if len(sides) != 2 or not whole or min(sides) < 1:
         raise ValueError(f"`{name}` must be a positive integer or a (height, width) pair of them, got {size!r}.")
-    return tuple(sides)
+    return int(sides[0]), int(sides[1])
 
 
 def check_kernel_sizes(**sizes: int) -> None:

@@ -32,7 +32,7 @@ class PixelSNAILConfig(PixelPriorConfig):
         residual_size (`int`, *optional*, defaults to 256):
             Channels within the gated residual blocks.
         kernel_size (`int`, *optional*, defaults to 5):
-            Side of the convolutions, odd.
+            Side of the convolutions, odd. Blocks of side 3 skip every second code to the left, which only attention sees.
         num_blocks (`int`, *optional*, defaults to 4):
             Number of blocks.
         num_res_blocks (`int`, *optional*, defaults to 4):
