@@ -104,8 +104,8 @@ def test_pixelsnail_round_trip(fields):
 def test_overrides():
     weights = load_lineage_case("pixelsnail_top").weights
     assert load_pixelsnail(weights, dropout=0.3).config.dropout == 0.3
-    with pytest.raises(ValueError, match="`droput` is not a field of PixelSNAILConfig. Did you mean `dropout`"):
-        load_pixelsnail(weights, droput=0.3)
+    with pytest.raises(ValueError, match="`drop_out` is not a field of PixelSNAILConfig. Did you mean `dropout`"):
+        load_pixelsnail(weights, drop_out=0.3)
     names = {label: f"animal {label}" for label in range(5)}
     weights = load_lineage_case("pixelcnn").weights
     assert load_pixelcnn(weights, id2label=names).config.id2label == names

@@ -121,5 +121,5 @@ def test_fields_of_configurations_of_transformers_are_their_own_affair():
             check_fields(self)
 
     assert Model(depth=3).depth == 3
-    with pytest.raises(ValueError, match="`depth` must be an integer, at least 1, got 0"):
+    with pytest.raises(ValueError, match="`depth` must be at least 1, got 0"):
         Model(depth=0)

@@ -84,7 +84,7 @@ def export_pixelsnail(model: PixelSNAIL) -> StateDict:
             )
     names, weights = _names(model), model.state_dict()
     exported = {names[ours]: _view(names[ours], weight).clone() for ours, weight in weights.items()}
-    return {POSITIONS: model.positions().to(model.dtype), **exported}
+    return {POSITIONS: model.positions(model.device).to(model.dtype), **exported}
 
 
 def _infer_fields(state_dict: StateDict) -> dict:

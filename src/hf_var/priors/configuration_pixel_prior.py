@@ -60,7 +60,7 @@ class PixelPriorConfig(LabelSetMixin, ScheduleMixin, PreTrainedConfig):
 
 def normalize_map_size(name: str, size: Any) -> tuple[int, int]:
     """`(height, width)` of an integer or a pair."""
-    sides = size if isinstance(size, Sequence) and not isinstance(size, str) else (size, size)
+    sides: Any = size if isinstance(size, Sequence) and not isinstance(size, str) else (size, size)
     whole = all(isinstance(side, Integral) and not isinstance(side, bool) for side in sides)
     if len(sides) != 2 or not whole or min(sides) < 1:
         raise ValueError(f"`{name}` must be a positive integer or a (height, width) pair of them, got {size!r}.")

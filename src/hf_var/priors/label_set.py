@@ -2,7 +2,7 @@
 """The class labels of a prior's configuration: their number, their names and changes of both."""
 
 from textwrap import shorten
-from typing import Any
+from typing import Any, ClassVar
 
 
 class LabelSetMixin:
@@ -11,7 +11,7 @@ class LabelSetMixin:
     which names the ids from 0 on, decides where both are given.
     """
 
-    _default_num_labels = 0
+    _default_num_labels: ClassVar[int] = 0
     id2label: Any
     label2id: Any
 

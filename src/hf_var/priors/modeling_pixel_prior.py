@@ -4,7 +4,7 @@
 import torch
 from torch.nn import functional
 from transformers import PreTrainedModel
-from transformers.utils.generic import can_return_tuple
+from transformers.utils import can_return_tuple
 
 from .configuration_pixel_prior import PixelPriorConfig
 from .modeling_outputs import PixelPriorOutput

@@ -221,10 +221,10 @@ class PixelSNAIL(PixelPrior):
         elif isinstance(module, nn.Embedding):
             init.normal_(module.weight)
 
-    def positions(self) -> torch.Tensor:
+    def positions(self, device: torch.device | None = None) -> torch.Tensor:
         """Row and column of every position as fractions around 0, `(1, 2, height, width)` in fp32."""
         sides = (self.config.height, self.config.width)
-        rows, columns = ((torch.arange(side, device=self.device).float() - side / 2) / side for side in sides)
+        rows, columns = ((torch.arange(side, device=device).float() - side / 2) / side for side in sides)
         return torch.stack(torch.meshgrid(rows, columns, indexing="ij"))[None]
 
     def embed_condition(
@@ -251,7 +251,7 @@ class PixelSNAIL(PixelPrior):
             # Where there is nothing above or to the left, not even the bias is added.
             above = functional.pad(above[:, :, 1:], (0, 0, 1, 0))
         states = above + functional.pad(left[..., 1:], (1, 0))  # (batch, hidden, rows, width)
-        positions = self.positions()[:, :, begin:end].to(states.dtype).expand(len(states), -1, -1, -1)
+        positions = self.positions(rows.device)[:, :, begin:end].to(states.dtype).expand(len(states), -1, -1, -1)
         if condition is not None and condition.shape[2] > 1:
             condition = condition[:, :, begin:end]
         for block in self.blocks:
