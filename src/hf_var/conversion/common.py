@@ -9,7 +9,10 @@ from typing import Any
 
 import torch
 
-from ..weight_files import StateDict, listing
+from ..weight_files import StateDict, check_finite, listing
+
+
+DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
 
 def check_overrides(config_class: type, overrides: dict) -> None:
@@ -38,9 +41,15 @@ def require_keys(state_dict: StateDict, kind: str, required: dict[str, int]) -> 
 
 
 def count(state_dict: StateDict, pattern: str) -> int:
-    """One more than the largest number which `pattern` captures in the names, 0 without any."""
-    found = [int(match.group(1)) for name in state_dict if (match := re.match(pattern, name))]
-    return max(found, default=-1) + 1
+    """How many consecutive numbers from 0 on `pattern` captures in the names; a gap raises a `ValueError`."""
+    found = {match.group(1) for name in state_dict if (match := re.match(pattern, name))}
+    expected = set(map(str, range(len(found))))
+    if found != expected:
+        raise ValueError(
+            f"`checkpoint` must number its keys {pattern!r} from 0 on without a gap, got {listing(list(found - expected))} "
+            f"among {len(found)}."
+        )
+    return len(found)
 
 
 def rename(name: str, rules: list) -> str:
@@ -72,7 +81,7 @@ def fill(
         `model`, in evaluation mode.
 
     Raises:
-        `ValueError`: If weights are missing, left over or of another shape.
+        `ValueError`: If weights are missing, left over, of another shape, not floating-point or not finite.
     """
     sources = {ours: (source, None) if isinstance(source, str) else source for ours, source in names.items()}
     expected = {official for official, _ in sources.values()}
@@ -86,13 +95,20 @@ def fill(
     weights = {}
     for ours, target in model.state_dict().items():
         official, row_part = sources[ours]
-        source = state_dict[official] if row_part is None else state_dict[official].chunk(3)[row_part]
+        whole = source = state_dict[official]
+        if whole.dtype not in DTYPES:
+            raise ValueError(
+                f"`checkpoint` must hold floating-point weights of 16 bits or more, got {official} of {whole.dtype}."
+            )
+        if row_part is not None and whole.ndim > 0 and len(whole) % 3 == 0:
+            source = whole.chunk(3)[row_part]
         if source.shape != (target if view is None else view(official, target)).shape:
             raise ValueError(
-                f"`checkpoint` does not fit its {kind} configuration: {official} has the shape "
-                f"{tuple(state_dict[official].shape)}, {ours} needs {tuple(target.shape)}."
+                f"`checkpoint` does not fit its {kind} configuration: {official} has the shape {tuple(whole.shape)}, {ours} "
+                f"needs {tuple(target.shape)}."
             )
         weights[ours] = source.view(target.shape)
+    check_finite({official: state_dict[official] for official in expected}, "`checkpoint`")
     model.load_state_dict(weights, assign=True)
     model.tie_weights()
     return model.eval()

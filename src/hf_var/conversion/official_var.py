@@ -20,7 +20,7 @@ from transformers.utils import logging
 from ..autoencoders import VQVAEConfig, VQVAEModel
 from ..priors import VARConfig, VARTransformer
 from ..weight_files import StateDict, read_state_dict
-from .common import check_overrides, count, fill, rename, require_keys
+from .common import DTYPES, check_overrides, count, fill, rename, require_keys
 
 
 logger = logging.get_logger(__name__)
@@ -58,7 +58,10 @@ def load_official_vqvae(checkpoint: str | os.PathLike | Mapping, **config_overri
     fields = _infer_vqvae_fields(state_dict, config_overrides)
     config = VQVAEConfig(**{**fields, **config_overrides})
     for name in [name for name in state_dict if name.startswith("quantize.")]:
-        state_dict[name] = state_dict[name].float()  # the quantizer's dtype, also where a file is in half precision
+        if state_dict[name].dtype in DTYPES:
+            state_dict[name] = state_dict[
+                name
+            ].float()  # the quantizer's dtype, also where a file is in half precision
     hits = state_dict.get("quantize.ema_vocab_hit_SV")
     if hits is None or hits.ndim != 2 or len(hits) != len(config.patch_nums):
         # Usage statistics of another schedule say nothing about this one; the official code drops them likewise.
@@ -245,8 +248,9 @@ def _infer_patch_nums(state_dict: StateDict) -> list[int]:
     for numbers in RELEASED_PATCH_NUMS.values():
         if sum(number**2 for number in numbers) == length and len(numbers) == len(state_dict["lvl_embed.weight"]):
             return list(numbers)
-    if "lvl_1L" in state_dict:
-        lengths = state_dict["lvl_1L"].flatten().long().bincount().tolist()
+    levels = state_dict.get("lvl_1L", torch.empty(0)).flatten().long()
+    if len(levels) == length and int(levels.min()) >= 0 and int(levels.max()) < length:
+        lengths = levels.bincount().tolist()
         sides = [math.isqrt(tokens) for tokens in lengths]
         if [side**2 for side in sides] == lengths:
             return sides
