@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Checkpoints of the public PixelCNN and PixelSNAIL to our models and back."""
 
+import argparse
+
 import pytest
 import torch
 
@@ -150,3 +152,12 @@ def test_pixelcnn_that_the_public_code_cannot_hold():
     for name, value, fixed in (("kernel_size", 5, 3), ("first_kernel_size", 5, 7), ("head_hidden_size", 8, 512)):
         with pytest.raises(ValueError, match=f"`{name}` must be {fixed} for the code of pytorch-vqvae, got {value}"):
             export_pixelcnn(PixelCNN(PixelCNNConfig(**CNN, num_hidden_layers=2, **{name: value})))
+
+
+def test_files_of_the_public_trainer(tmp_path):
+    """It keeps its command line beside the model, whose names those of DDP may precede."""
+    for name, prefix in (("pixelsnail_top", ""), ("pixelsnail_bottom", "module.")):
+        weights = load_lineage_case(name).weights
+        wrapped = {f"{prefix}{key}": weight for key, weight in weights.items()}
+        torch.save({"model": wrapped, "args": argparse.Namespace(lr=3e-4, hier="top")}, tmp_path / "prior.pt")
+        assert_same_tensors(export_pixelsnail(load_pixelsnail(tmp_path / "prior.pt")), weights)
