@@ -12,12 +12,20 @@ import torch
 from datasets import ClassLabel, Dataset, Features
 from datasets import Image as ImageFeature
 from PIL import Image
+from transformers import AutoModel
 
 from hf_var import DIGITS_CHECKPOINT, VARPipeline, VQVAEModel
 from hf_var.cli import main
-from hf_var.conversion import export_official_var, export_official_vqvae, load_official_var, load_official_vqvae
+from hf_var.conversion import (
+    export_official_var,
+    export_official_vqvae,
+    export_pixelcnn,
+    export_pixelsnail,
+    load_official_var,
+    load_official_vqvae,
+)
 from hf_var.data import codes_fingerprint, load_source, tokenizer_fingerprint
-from parity import load_case
+from parity import assert_same_tensors, load_case, load_lineage_case
 
 
 @pytest.fixture(scope="module")
@@ -64,6 +72,22 @@ def test_convert_takes_label_names(official_files, tmp_path):
     )
     pipe = VARPipeline.from_pretrained(tmp_path / "out")
     assert pipe.get_label_ids("animal 7") == [7]
+
+
+def test_convert_writes_a_pixel_prior(tmp_path):
+    for name, export in (("pixelcnn", export_pixelcnn), ("pixelsnail", export_pixelsnail)):
+        case = load_lineage_case(name if name == "pixelcnn" else "pixelsnail_bottom")
+        torch.save(case.weights, tmp_path / f"{name}.pt")
+        arguments = [f"--{name}", str(tmp_path / f"{name}.pt"), "--output", str(tmp_path / name)]
+        assert main(["convert", *arguments, *(["--map-size", "6", "6"] if name == "pixelcnn" else [])]) == 0
+        model = AutoModel.from_pretrained(tmp_path / name)
+        assert model.config.length == (36 if name == "pixelcnn" else 64)
+        assert_same_tensors(export(model), case.weights)
+
+
+def test_convert_two_kinds_of_priors(tmp_path, capsys):
+    assert main(["convert", "--pixelcnn", "a.pt", "--var", "b.pth", "--output", str(tmp_path)]) == 2
+    assert "or one of --pixelcnn and --pixelsnail" in capsys.readouterr().err
 
 
 def test_convert_without_a_file(tmp_path, capsys):

@@ -99,6 +99,8 @@ def test_outputs_with_a_cache_are_made_and_read():
 @contract(
     "priors/layers.py: modeling_layers.GradientCheckpointingLayer",
     "autoencoders/layers.py: modeling_layers.GradientCheckpointingLayer",
+    "priors/modeling_pixelcnn.py: modeling_layers.GradientCheckpointingLayer",
+    "priors/modeling_pixelsnail.py: modeling_layers.GradientCheckpointingLayer",
     "priors/modeling_var.py: gradient_checkpointing",
     "compatibility.py: activation_checkpointing_enable gradient_checkpointing_enable",
 )
@@ -192,6 +194,9 @@ def test_caches_are_made_of_layers():
 @contract(
     "priors/modeling_var.py: _init_weights initialization _supports_sdpa _supports_flash_attn _supports_flex_attn _supports_attention_backend _can_compile_fullgraph _input_embed_layer _no_split_modules _skip_keys_device_placement accepts_loss_kwargs",
     "autoencoders/modeling_vqvae.py: _init_weights initialization _keep_in_fp32_modules_strict",
+    "priors/modeling_pixel_prior.py: _can_compile_fullgraph _skip_keys_device_placement",
+    "priors/modeling_pixelcnn.py: _init_weights initialization _input_embed_layer _no_split_modules",
+    "priors/modeling_pixelsnail.py: _init_weights initialization _no_split_modules",
     "training/discriminators.py: _init_weights",
     "priors/configuration_var.py: keys_to_ignore_at_inference",
 )

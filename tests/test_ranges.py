@@ -9,7 +9,7 @@ from typing import Annotated, Any
 
 import numpy as np
 import pytest
-from transformers import HfArgumentParser
+from transformers import HfArgumentParser, PreTrainedConfig
 
 from hf_var.ranges import (
     CheckedFields,
@@ -21,6 +21,7 @@ from hf_var.ranges import (
     PositiveFloat,
     PositiveInt,
     Share,
+    check_fields,
 )
 
 
@@ -131,3 +132,16 @@ def test_argument_parsers_see_the_plain_types() -> None:
         ["--steps", "3", "--rate", "1e-3", "--precision", "bf16", "--flip", "--sizes", "1", "2"]
     )
     assert parsed == Example(steps=3, rate=1e-3, precision="bf16", flip=True, sizes=[1, 2])
+
+
+def test_fields_of_configurations_of_transformers_are_their_own_affair():
+    class Model(PreTrainedConfig):
+        depth: PositiveInt = 2
+
+        def __post_init__(self, **kwargs):
+            super().__post_init__(**kwargs)
+            check_fields(self)
+
+    assert Model(depth=3).depth == 3
+    with pytest.raises(ValueError, match="`depth` must be at least 1, got 0"):
+        Model(depth=0)

@@ -5,7 +5,18 @@ from pathlib import Path
 
 from .autoencoders import VQVAEConfig, VQVAEDecoderOutput, VQVAEEncoderOutput, VQVAEModel, VQVAEOutput
 from .pipelines import VARImg2ImgPipeline, VARInpaintPipeline, VARPipeline, VARPipelineOutput
-from .priors import VARCache, VARConfig, VARTransformer, VARTransformerOutput
+from .priors import (
+    PixelCNN,
+    PixelCNNConfig,
+    PixelPriorOutput,
+    PixelSNAIL,
+    PixelSNAILConfig,
+    RowCache,
+    VARCache,
+    VARConfig,
+    VARTransformer,
+    VARTransformerOutput,
+)
 from .registration import register
 
 
@@ -18,6 +29,12 @@ register()
 
 __all__ = [
     "DIGITS_CHECKPOINT",
+    "PixelCNN",
+    "PixelCNNConfig",
+    "PixelPriorOutput",
+    "PixelSNAIL",
+    "PixelSNAILConfig",
+    "RowCache",
     "VARCache",
     "VARConfig",
     "VARImg2ImgPipeline",

@@ -9,7 +9,7 @@ from transformers import AutoConfig, AutoModel
 
 from .autoencoders import VQVAEConfig, VQVAEModel
 from .pipelines import VARImg2ImgPipeline, VARInpaintPipeline, VARPipeline
-from .priors import VARConfig, VARTransformer
+from .priors import PixelCNN, PixelCNNConfig, PixelSNAIL, PixelSNAILConfig, VARConfig, VARTransformer
 from .priors.attention import register_attention
 
 
@@ -22,7 +22,12 @@ def register() -> None:
     it asks for when it loads from the Hub, and the pipeline classes, by whose names `DiffusionPipeline.from_pretrained`
     finds them.
     """
-    for config_class, model_class in ((VQVAEConfig, VQVAEModel), (VARConfig, VARTransformer)):
+    for config_class, model_class in (
+        (VQVAEConfig, VQVAEModel),
+        (VARConfig, VARTransformer),
+        (PixelCNNConfig, PixelCNN),
+        (PixelSNAILConfig, PixelSNAIL),
+    ):
         AutoConfig.register(config_class.model_type, config_class, exist_ok=True)
         AutoModel.register(config_class, model_class, exist_ok=True)
     register_attention()

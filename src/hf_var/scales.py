@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The schedule of token maps that both stages share: `patch_nums` as sizes, lengths and bounds."""
 
+import inspect
 from collections.abc import Sequence
 from itertools import accumulate
 from numbers import Integral
@@ -71,7 +72,9 @@ class ScheduleMixin:
             checked(name, getattr(self, name), dict | None)
         super().__post_init__(**kwargs)  # pyright: ignore[reportAttributeAccessIssue]
         check_fields(self)
-        self.patch_nums = normalize_patch_nums(self.patch_nums)
+        # Some schedules follow from other fields.
+        if not isinstance(inspect.getattr_static(type(self), "patch_nums"), property):
+            self.patch_nums = normalize_patch_nums(self.patch_nums)
 
     @classmethod
     def from_dict(cls, config_dict: dict[str, Any], **kwargs) -> Any:

@@ -8,12 +8,18 @@ from .official_var import (
     load_official_var,
     load_official_vqvae,
 )
+from .pytorch_vqvae import export_pixelcnn, load_pixelcnn
+from .rosinality_pixelsnail import export_pixelsnail, load_pixelsnail
 
 
 __all__ = [
     "export_official_var",
     "export_official_vqvae",
+    "export_pixelcnn",
+    "export_pixelsnail",
     "imagenet_id2label",
     "load_official_var",
     "load_official_vqvae",
+    "load_pixelcnn",
+    "load_pixelsnail",
 ]

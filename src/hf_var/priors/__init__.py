@@ -2,8 +2,25 @@
 """Stage 2: the probability of codes."""
 
 from .cache import VARCache
+from .configuration_pixelcnn import PixelCNNConfig
+from .configuration_pixelsnail import PixelSNAILConfig
 from .configuration_var import VARConfig
+from .modeling_outputs import PixelPriorOutput
+from .modeling_pixelcnn import PixelCNN
+from .modeling_pixelsnail import PixelSNAIL
 from .modeling_var import VARTransformer, VARTransformerOutput
+from .row_cache import RowCache
 
 
-__all__ = ["VARCache", "VARConfig", "VARTransformer", "VARTransformerOutput"]
+__all__ = [
+    "PixelCNN",
+    "PixelCNNConfig",
+    "PixelPriorOutput",
+    "PixelSNAIL",
+    "PixelSNAILConfig",
+    "RowCache",
+    "VARCache",
+    "VARConfig",
+    "VARTransformer",
+    "VARTransformerOutput",
+]

@@ -4,21 +4,20 @@
 import math
 from collections.abc import Sequence
 from itertools import accumulate
-from textwrap import shorten
-from typing import Any
 
 from transformers import PreTrainedConfig
 
 from ..loading import CheckedConfigMixin
-from ..ranges import NonNegativeFloat, NonNegativeInt, PartialShare, PositiveFloat, PositiveInt, checked
+from ..ranges import NonNegativeFloat, PartialShare, PositiveFloat, PositiveInt
 from ..scales import ScheduleMixin
+from .label_set import LabelSetMixin
 
 
 # The file beside an adapter's weights that names the labels it was trained with.
 ADAPTER_LABELS_NAME = "labels.json"
 
 
-class VARConfig(ScheduleMixin, CheckedConfigMixin, PreTrainedConfig):
+class VARConfig(LabelSetMixin, ScheduleMixin, CheckedConfigMixin, PreTrainedConfig):
     r"""
     Configuration of a [`VARTransformer`]. The defaults are those of VAR-d16 (Tian et al. 2024, section 4.2): depth d,
     width 64 d, d heads.
@@ -94,6 +93,7 @@ class VARConfig(ScheduleMixin, CheckedConfigMixin, PreTrainedConfig):
     """
 
     model_type = "hf_var"
+    _default_num_labels = 1000
     keys_to_ignore_at_inference = ["cache", "past_key_values"]
 
     codebook_size: PositiveInt = 4096
@@ -119,16 +119,8 @@ class VARConfig(ScheduleMixin, CheckedConfigMixin, PreTrainedConfig):
     initializer_adaln_gamma_factor: NonNegativeFloat = 1e-5
     use_cache: bool = False
 
-    def __post_init__(self, num_labels: int | None = None, **kwargs):
-        num_labels = checked("num_labels", num_labels, NonNegativeInt | None)
-        if self.id2label is None:
-            kwargs["num_labels"] = 1000 if num_labels is None else num_labels
-        else:
-            self._check_label_names(self.id2label, num_labels)
+    def __post_init__(self, **kwargs):
         super().__post_init__(**kwargs)
-        names = self.id2label or {}
-        if self.label2id is None or set(self.label2id) != set(names.values()):
-            self.label2id = {name: int(label) for label, name in names.items()}
         if self.hidden_size % self.num_attention_heads:
             raise ValueError(
                 f"`hidden_size` must be a multiple of `num_attention_heads`, got {self.hidden_size} and "
@@ -141,40 +133,6 @@ class VARConfig(ScheduleMixin, CheckedConfigMixin, PreTrainedConfig):
                 f"`block_sizes` must add up to the {self.length} tokens of patch_nums={self.patch_nums}, got "
                 f"{sum(self.block_sizes)} tokens in {len(self.block_sizes)} blocks."
             )
-
-    @staticmethod
-    def _check_label_names(id2label: Any, num_labels: int | None) -> None:
-        checked("id2label", id2label, dict)
-        if num_labels is not None and num_labels != len(id2label):
-            raise ValueError(
-                f"`num_labels` is {num_labels} but `id2label` names {len(id2label)} labels. Pass an `id2label` of "
-                "the new length (`id2label={0: ...}`), which sets the number of labels."
-            )
-        # JSON turns the ids into text.
-        ids = [int(label) if str(label).isdecimal() else label for label in id2label]
-        if set(ids) != set(range(len(ids))):
-            raise ValueError(f"`id2label` must name the ids 0 to {len(ids) - 1}, got {shorten(repr(ids), 80)}.")
-        unnamed = {label: name for label, name in id2label.items() if not isinstance(name, str)}
-        if unnamed:
-            raise ValueError(f"`id2label` must name each label by a text, got {shorten(repr(unnamed), 80)}.")
-
-    def set_labels(self, id2label: dict[int, str] | None) -> None:
-        """Change the names of the labels and with them their number, see [`VARTransformer.set_labels`]."""
-        id2label = {} if id2label is None else id2label
-        self._check_label_names(id2label, None)
-        names = {int(label): name for label, name in id2label.items()}
-        self.id2label = dict(sorted(names.items()))
-        self.label2id = {name: label for label, name in self.id2label.items()}
-
-    @classmethod
-    def from_dict(cls, config_dict: dict[str, Any], **kwargs) -> "VARConfig":
-        if "id2label" in kwargs:
-            kwargs.setdefault("label2id", None)
-        return super().from_dict(config_dict, **kwargs)
-
-    def to_diff_dict(self) -> dict[str, Any]:
-        # transformers leaves out what equals its own default, and there two unnamed labels are the default.
-        return {**super().to_diff_dict(), "id2label": self.id2label, "label2id": self.label2id}
 
     @property
     def length(self) -> int:

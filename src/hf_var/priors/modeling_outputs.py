@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Output of the VAR transformer."""
+"""Outputs of the priors."""
 
 from dataclasses import dataclass
 
@@ -34,3 +34,17 @@ class VARTransformerOutput(ModelOutput):
 
     def __getitem__(self, key):
         return super().__getitem__("cache" if key == "past_key_values" else key)
+
+
+@dataclass
+class PixelPriorOutput(ModelOutput):
+    """
+    Output of [`PixelCNN`] and [`PixelSNAIL`].
+
+    Args:
+        loss (`torch.FloatTensor` of shape `()`, *optional*): Mean cross-entropy in nats per code, with `labels`.
+        logits (`torch.FloatTensor` of shape `(batch, n, codebook_size)`): Of the codes that were given, in fp32.
+    """
+
+    loss: torch.Tensor | None = None
+    logits: torch.Tensor | None = None
