@@ -13,8 +13,8 @@ from ..ranges import CheckedFields, NonNegativeFloat
 
 
 @dataclass(kw_only=True)
-class ReconstructionConfig(CheckedFields):
-    """Weights of a tokenizer's objective, without the adversary."""
+class PixelLossConfig(CheckedFields):
+    """Weights of the terms that compare images with their reconstructions."""
 
     l1_weight: NonNegativeFloat = field(
         default=0.0, metadata={"help": "weight of the mean absolute error of the pixels"}
@@ -27,14 +27,20 @@ class ReconstructionConfig(CheckedFields):
         default=None,
         metadata={"help": "file of torchvision's VGG16 weights; default: downloaded; random: for tests"},
     )
-    quantizer_weight: NonNegativeFloat = field(
-        default=1.0, metadata={"help": "weight of the codebook and commitment terms"}
-    )
 
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.l1_weight + self.l2_weight == 0:
             raise ValueError("One of `l1_weight` and `l2_weight` must be positive, got 0.0 for both.")
+
+
+@dataclass(kw_only=True)
+class ReconstructionConfig(PixelLossConfig):
+    """Weights of a tokenizer's objective, without the adversary."""
+
+    quantizer_weight: NonNegativeFloat = field(
+        default=1.0, metadata={"help": "weight of the codebook and commitment terms"}
+    )
 
 
 class ReconstructionObjective:
@@ -54,14 +60,22 @@ class ReconstructionObjective:
         self, output: VQVAEOutput, target: torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor, dict[str, torch.Tensor]]:
         """The loss of pixels and features, the quantizer's, both with their weights, and what they are made of."""
-        config, sample = self.config, cast(torch.Tensor, output.sample)
-        reconstruction = reconstruction_loss(sample, target, config.l1_weight, config.l2_weight)
-        quantizer_loss = cast(torch.Tensor, output.loss)
-        metrics = {"reconstruction_loss": reconstruction, "quantizer_loss": quantizer_loss}
-        if config.lpips_weight > 0 and self.perceptual_loss is not None:
-            metrics["lpips_loss"] = self.perceptual_loss(sample, target).mean()
-            reconstruction = reconstruction + config.lpips_weight * metrics["lpips_loss"]
-        return reconstruction, config.quantizer_weight * quantizer_loss, metrics
+        sample, quantizer_loss = cast(torch.Tensor, output.sample), cast(torch.Tensor, output.loss)
+        reconstruction, metrics = pixel_loss(self.config, self.perceptual_loss, sample, target)
+        metrics["quantizer_loss"] = quantizer_loss
+        return reconstruction, self.config.quantizer_weight * quantizer_loss, metrics
+
+
+def pixel_loss(
+    config: PixelLossConfig, perceptual_loss: nn.Module | None, sample: torch.Tensor, target: torch.Tensor
+) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+    """The loss of pixels and features with their weights, and the metrics `reconstruction_loss` and, if used, `lpips_loss`."""
+    loss = reconstruction_loss(sample, target, config.l1_weight, config.l2_weight)
+    metrics = {"reconstruction_loss": loss}
+    if config.lpips_weight > 0 and perceptual_loss is not None:
+        metrics["lpips_loss"] = perceptual_loss(sample, target).mean()
+        loss = loss + config.lpips_weight * metrics["lpips_loss"]
+    return loss, metrics
 
 
 def reconstruction_loss(

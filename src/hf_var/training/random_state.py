@@ -1,11 +1,21 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The global random number generators, which libraries and torch's dropout use."""
+"""Random numbers: the global generators, which libraries and torch's dropout use, and those that follow from a position."""
 
 import random
 from typing import Any
 
 import numpy as np
 import torch
+
+
+def position_generator(seed: int, position: int, stream: int) -> torch.Generator:
+    """
+    A generator of the CPU that follows from the position in a run alone: so a resumed run and one with other processes
+    draw the same numbers. `stream` separates the uses of one position.
+    """
+    # torch's generator on the CPU uses only the lowest 32 bits of a seed, so the numbers are mixed first.
+    (mixed,) = np.random.SeedSequence((seed, position, stream)).generate_state(1)
+    return torch.Generator().manual_seed(int(mixed))
 
 
 def random_state(device: torch.device) -> dict[str, Any]:
