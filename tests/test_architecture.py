@@ -20,6 +20,9 @@ SOURCES = sorted(PACKAGE.rglob("*.py"))
 MAX_LINES = 400
 OFFLOAD_DECORATOR = "diffusers.utils.accelerate_utils.apply_forward_hook"
 AVERAGE = "diffusers.training_utils.EMAModel"
+# The model without a quantizer, which is diffusers' own.
+AUTOENCODER_KL = "diffusers.AutoencoderKL"
+POSTERIOR = "diffusers.models.autoencoders.vae.DiagonalGaussianDistribution"
 RUN_CONFIG = "hf_var.training.run.RunConfig"
 IMPORT_DECORATOR = "from diffusers.utils.accelerate_utils import apply_forward_hook"
 STAGES = {"scales", "ranges", "fingerprints", "image_decoding", "autoencoders", "priors"}
@@ -52,14 +55,14 @@ MAY_IMPORT: dict[str, tuple[set[str], set[str]]] = {
     # Images and codes in, measures, and what is published: none knows a training, its arguments or an evaluation.
     "metrics": (
         STAGES | {"modes", "precision", "downloads", "weight_files"},
-        CORE | {"accelerate", "lpips", "matplotlib", "torch_fidelity", "torchmetrics", "torchvision"},
+        CORE | {"accelerate", "lpips", "matplotlib", "torch_fidelity", "torchmetrics", "torchvision", AUTOENCODER_KL},
     ),
-    "hub": (STAGES | {"metrics"}, CORE | {"yaml"}),
+    "hub": (STAGES | {"metrics"}, CORE | {"yaml", AUTOENCODER_KL}),
     "data": ({"scales", "ranges", "fingerprints", "image_decoding", "autoencoders", "hub"}, CORE | READ),
     # Neither imports the other.
     "training": (
         STAGES | FLOOR | {"modes", "precision", "compatibility", "weight_files"},
-        CORE | {"accelerate", "datasets", "matplotlib", "peft", "sklearn", "tqdm", AVERAGE},
+        CORE | {"accelerate", "datasets", "matplotlib", "peft", "sklearn", "tqdm", AVERAGE, AUTOENCODER_KL, POSTERIOR},
     ),
     "evaluation": (
         STAGES | FLOOR | {"__init__", "downloads", "fingerprints", "pipelines"},
