@@ -2,6 +2,7 @@
 """The training of `AutoencoderKL` through its command line."""
 
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -106,12 +107,12 @@ def test_result_describes_itself_and_loads_with_diffusers_alone(tmp_path: Path, 
     results = {result.metric_type: result.metric_value for result in card.data.eval_results}
     assert results["kl"] == pytest.approx(log[-1]["validation_kl"], abs=1e-4)
     assert str(tmp_path) not in (tmp_path / "README.md").read_text()
-    # In a Python that does not find this package's modules among its imports.
-    program = "import sys, diffusers; vae = diffusers.AutoencoderKL.from_pretrained(sys.argv[1]); "
-    program += "assert 'hf_var' not in sys.modules; print(vae.config.scaling_factor)"
-    result = subprocess.run(
-        [sys.executable, "-c", program, str(tmp_path)], capture_output=True, text=True, env=script_environment()
-    )
+    # The card's example, in a process that does not import this package.
+    example = re.search(r"```python\n(.*?)```", (tmp_path / "README.md").read_text(), re.DOTALL).group(1)
+    check = "import sys\nassert 'hf_var' not in sys.modules\nassert latents.shape == (1, 2, 4, 4)\n"
+    check += "assert sample.shape == (1, 1, 8, 8)\nprint(vae.config.scaling_factor)"
+    command = [sys.executable, "-c", f"{example}\n{check}"]
+    result = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path.parent, env=script_environment())
     assert result.returncode == 0, result.stderr
     assert float(result.stdout) == pytest.approx(1 / log[-1]["validation_latent_std"])
 
@@ -175,7 +176,7 @@ def test_resumed_run_with_everything_equals_the_uninterrupted_one(
 
 
 def test_killed_run_equals_the_uninterrupted_one(tmp_path: Path, images_parquet: str) -> None:
-    arguments = ["--train_data", images_parquet, *TINY, *SHORT_RUN, *EVERYTHING, "--max_train_steps", "40"]
+    arguments = ["--train_data", images_parquet, *TINY, *SHORT_RUN, *EVERYTHING, "--max_train_steps", "60"]
     arguments += ["--checkpointing_steps", "4", "--resume_from_checkpoint", "latest"]
     whole, killed = tmp_path / "whole", tmp_path / "killed"
     train_autoencoder_kl.main([*arguments, "--output_dir", str(whole)])

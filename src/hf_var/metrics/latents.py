@@ -115,12 +115,13 @@ def measure_autoencoder_kl(
         values = {**metrics, **statistics.compute(accelerator)}
         if accelerator.is_main_process and first is not None:
             latents = autoencoder.encode(first, return_dict=False)[0].mode()
-            rows = {
-                "reconstructions": torch.stack([_decode(autoencoder, latents), first], dim=1),
-                "samples": _decode_rows(autoencoder, torch.randn(num_shown, num_shown, *shape, generator=generator)),
-                "interpolations": _decode_rows(autoencoder, _interpolate(latents, num_shown)),
+            noise = torch.randn(num_shown, num_shown, *shape, generator=generator)
+            columns = {
+                "reconstructions": [_decode(autoencoder, latents), first],
+                "samples": _decode_columns(autoencoder, noise),
+                "interpolations": _decode_columns(autoencoder, _interpolate(latents, num_shown)),
             }
-            plots = {name: image_grid(images) for name, images in rows.items()}
+            plots = {name: image_grid(images) for name, images in columns.items()}
     return values, plots
 
 
@@ -132,9 +133,9 @@ def _interpolate(latents: torch.Tensor, num_steps: int) -> torch.Tensor:
     return torch.lerp(starts[:number, None], ends[:number, None], shares)
 
 
-def _decode_rows(autoencoder: AutoencoderKL, latents: torch.Tensor) -> torch.Tensor:
-    """Images of `(rows, columns, channels, height, width)` latents, a row at a time to save memory."""
-    return torch.stack([_decode(autoencoder, row.to(autoencoder.device)) for row in latents])
+def _decode_columns(autoencoder: AutoencoderKL, latents: torch.Tensor) -> list[torch.Tensor]:
+    """Images of `(rows, columns, channels, height, width)` latents, a column at a time to save memory."""
+    return [_decode(autoencoder, column.to(autoencoder.device)) for column in latents.unbind(1)]
 
 
 def _decode(autoencoder: AutoencoderKL, latents: torch.Tensor) -> torch.Tensor:
