@@ -22,9 +22,7 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
-from accelerate import Accelerator
 from accelerate.utils import set_seed
-from torch import nn
 
 from hf_var import VQVAEConfig, VQVAEModel
 from hf_var.cli.arguments import config_fields_class, given_fields, parse_arguments, public_arguments
@@ -32,8 +30,6 @@ from hf_var.compatibility import enable_activation_checkpointing
 from hf_var.data import AnyDataset, AugmentConfig, DataConfig, image_rows, is_codes_dataset
 from hf_var.hub.cards import write_model_card
 from hf_var.hub.push import HubConfig, create_repository, push_result
-from hf_var.metrics.feature_extractors import load_feature_extractor
-from hf_var.metrics.perceptual import PerceptualLoss
 from hf_var.metrics.reconstruction import measure_reconstruction
 from hf_var.metrics.reconstruction_plots import RECONSTRUCTION_CAPTION, USAGE_CAPTION
 from hf_var.ranges import CheckedFields, argument
@@ -44,7 +40,15 @@ from hf_var.training.identity import RunIdentity, make_identity
 from hf_var.training.losses import ReconstructionConfig, reconstruction_objective
 from hf_var.training.optimization import Optimization, OptimizerConfig
 from hf_var.training.run import RunConfig, TrainingRun
-from hf_var.training.setup import Rows, card_contents, load_splits, make_batches
+from hf_var.training.setup import (
+    FrechetConfig,
+    Rows,
+    card_contents,
+    check_autoencoder_run,
+    load_splits,
+    make_batches,
+    make_measures,
+)
 from hf_var.weight_files import use_umask
 
 
@@ -69,10 +73,6 @@ class ScriptConfig(CheckedFields):
 
     pretrained_vqvae: str | None = argument(None, help="folder or repository to start from")
     channels_last: bool = argument(False, help="memory format of the convolutions")
-    rfid_extractor: str | None = argument(
-        None, help="inception, or package.module:function that makes another extractor"
-    )
-    rfid_weights: str | None = argument(None, help="file of the weights of inception")
 
 
 class Arguments(NamedTuple):
@@ -84,6 +84,7 @@ class Arguments(NamedTuple):
     run: RunConfig
     optimizer: OptimizerConfig
     reconstruction: ReconstructionConfig
+    frechet: FrechetConfig
     codebook: CodebookConfig
     adversary: AdversaryConfig
     hub: HubConfig
@@ -98,25 +99,13 @@ def read_arguments(argv: Sequence[str]) -> Arguments:
 
 def check_arguments(args: Arguments) -> None:
     """Rules about arguments of several components."""
-    steps = {"unquantized_steps": args.codebook.unquantized_steps}
-    has_adversary = args.adversary.adversarial_weight > 0
-    if has_adversary:
-        steps["discriminator_start"] = args.adversary.discriminator_start
-    for name, value in steps.items():
-        if value >= args.run.max_train_steps:
-            raise ValueError(f"`{name}` must be below `max_train_steps`, got {value}.")
+    check_autoencoder_run(args.run, args.data, args.frechet, args.adversary)
+    if args.codebook.unquantized_steps >= args.run.max_train_steps:
+        raise ValueError(
+            f"`unquantized_steps` must be below `max_train_steps`, got {args.codebook.unquantized_steps}."
+        )
     if args.script.pretrained_vqvae is not None and args.codebook.kmeans_images + args.codebook.unquantized_steps > 0:
         raise ValueError("`kmeans_images` and `unquantized_steps` would undo `pretrained_vqvae`: set both to 0.")
-    if has_adversary and args.run.torch_compile:
-        raise ValueError(
-            "`torch_compile` cannot go with `adversarial_weight`, which takes several gradients of a graph."
-        )
-    if has_adversary and args.run.mixed_precision == "fp16":
-        raise ValueError("`mixed_precision` fp16 has one loss scale, too few for two players: take bf16.")
-    if args.data.validation_data is None and args.script.rfid_extractor is not None:
-        raise ValueError(f"`rfid_extractor` = {args.script.rfid_extractor!r} needs `validation_data`.")
-    if args.script.rfid_extractor is None and args.script.rfid_weights is not None:
-        raise ValueError(f"`rfid_weights` = {args.script.rfid_weights!r} needs `rfid_extractor`.")
 
 
 def make_config(args: Arguments) -> VQVAEConfig:
@@ -169,21 +158,6 @@ def make_model(args: Arguments, config: VQVAEConfig) -> VQVAEModel:
     return vqvae.train()
 
 
-def make_measures(
-    args: Arguments, config: VQVAEConfig, accelerator: Accelerator
-) -> tuple[nn.Module | None, nn.Module | None]:
-    """LPIPS and the feature extractor of rFID, each `None` unless an argument asks for it."""
-    perceptual_loss, feature_extractor = None, None
-    if args.reconstruction.lpips_weight > 0 or args.reconstruction.lpips_weights is not None:
-        weights = args.reconstruction.lpips_weights
-        perceptual_loss = PerceptualLoss(config.num_output_channels, config.image_size, weights)
-        perceptual_loss.to(accelerator.device)
-    if args.script.rfid_extractor is not None:
-        feature_extractor = load_feature_extractor(args.script.rfid_extractor, args.script.rfid_weights)
-        feature_extractor.to(accelerator.device)
-    return perceptual_loss, feature_extractor
-
-
 # --------------------------------------------------------------------------------------------------------------------
 # Results
 
@@ -224,10 +198,15 @@ def main(argv: Sequence[str] | None = None) -> None:
     # Before anything is prepared, which may draw random numbers where there are several processes.
     vqvae = make_model(args, config)
     batches, validation = make_batches(args.data, seed, accelerator, train_rows, validation_rows)
-    perceptual_loss, feature_extractor = make_measures(args, config, accelerator)
+    image_shape = config.num_output_channels, *config.image_size
+    perceptual_loss, feature_extractor = make_measures(
+        args.reconstruction, args.frechet, image_shape, accelerator.device
+    )
     adversary, max_steps = None, args.run.max_train_steps
     if args.adversary.adversarial_weight > 0:
-        adversary = make_adversary(args.adversary, config, args.optimizer, accelerator, batch_size, max_steps, seed)
+        adversary = make_adversary(
+            args.adversary, image_shape, args.optimizer, accelerator, batch_size, max_steps, seed
+        )
     if args.hub.push_to_hub and accelerator.is_main_process:
         args.hub.hub_model_id = create_repository(args.run.output_dir, args.hub.hub_model_id)
     optimization = Optimization(accelerator, vqvae, args.optimizer, max_steps, VQVAEWarmup(vqvae))

@@ -20,6 +20,9 @@ SOURCES = sorted(PACKAGE.rglob("*.py"))
 MAX_LINES = 400
 OFFLOAD_DECORATOR = "diffusers.utils.accelerate_utils.apply_forward_hook"
 AVERAGE = "diffusers.training_utils.EMAModel"
+# The model without a quantizer, which is diffusers' own.
+AUTOENCODER_KL = "diffusers.AutoencoderKL"
+POSTERIOR = "diffusers.models.autoencoders.vae.DiagonalGaussianDistribution"
 RUN_CONFIG = "hf_var.training.run.RunConfig"
 IMPORT_DECORATOR = "from diffusers.utils.accelerate_utils import apply_forward_hook"
 STAGES = {"scales", "ranges", "tensor_checks", "fingerprints", "image_decoding", "autoencoders", "priors"}
@@ -60,9 +63,9 @@ MAY_IMPORT: dict[str, tuple[set[str], set[str]]] = {
     # Images and codes in, measures, and what is published: none knows a training, its arguments or an evaluation.
     "metrics": (
         STAGES | {"modes", "precision", "downloads", "weight_files"},
-        CORE | {"accelerate", "lpips", "matplotlib", "torch_fidelity", "torchmetrics", "torchvision"},
+        CORE | {"accelerate", "lpips", "matplotlib", "torch_fidelity", "torchmetrics", "torchvision", AUTOENCODER_KL},
     ),
-    "hub": (STAGES | {"files"}, CORE | {"yaml"}),
+    "hub": (STAGES | {"files", "metrics"}, CORE | {"yaml", AUTOENCODER_KL}),
     "data": (
         {"scales", "ranges", "files", "fingerprints", "progress", "image_decoding", "autoencoders", "hub"},
         CORE | READ,
@@ -70,7 +73,7 @@ MAY_IMPORT: dict[str, tuple[set[str], set[str]]] = {
     # Neither imports the other.
     "training": (
         STAGES | FLOOR | {"adapter_files", "files", "modes", "precision", "progress", "compatibility", "weight_files"},
-        CORE | {"accelerate", "datasets", "matplotlib", "peft", "sklearn", AVERAGE},
+        CORE | {"accelerate", "datasets", "matplotlib", "peft", "sklearn", AVERAGE, AUTOENCODER_KL, POSTERIOR},
     ),
     "evaluation": (
         STAGES | FLOOR | {"__init__", "downloads", "files", "fingerprints", "pipelines", "progress"},

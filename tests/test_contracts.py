@@ -17,6 +17,7 @@ import numpy as np
 import pytest
 import torch
 import transformers
+from diffusers.models.autoencoders.vae import DiagonalGaussianDistribution
 from torch import nn
 from transformers import initialization
 
@@ -260,6 +261,15 @@ def test_pipelines_and_components_are_registered(tmp_path):
     index = diffusers.DiffusionPipeline.load_config(tmp_path)
     assert index["transformer"] == ["hf_var", "VARTransformer"]
     assert type(diffusers.DiffusionPipeline.from_pretrained(tmp_path)) is VARPipeline
+
+
+@contract("training/autoencoder_kl.py: vae.DiagonalGaussianDistribution")
+def test_a_posterior_is_made_of_its_moments():
+    """`AutoencoderKL.encode` returns a `DiagonalGaussianDistribution` of the means and log-variances in `parameters`."""
+    posterior = diffusers.AutoencoderKL().encode(torch.zeros(1, 3, 8, 8), return_dict=False)[0]
+    again = DiagonalGaussianDistribution(posterior.parameters)
+    assert type(posterior) is DiagonalGaussianDistribution
+    assert torch.equal(again.kl(), posterior.kl())
 
 
 @contract(

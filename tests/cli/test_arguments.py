@@ -1,11 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
 """Recipes and command lines."""
 
+import inspect
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Annotated
 
 import pytest
+from diffusers import AutoencoderKL
 
 from hf_var import VARConfig, VQVAEConfig
 from hf_var.cli.arguments import config_fields_class, given_fields, parse_arguments, public_arguments, read_recipe
@@ -84,6 +86,22 @@ def test_every_field_of_the_config_is_an_argument(config_class: type) -> None:
     assert set(vars(config_class)["__annotations__"]) <= {entry.name for entry in fields(arguments)}
     *_, model = parse_arguments([Data, arguments], REQUIRED)
     assert given_fields(model) == {}
+
+
+def test_the_parameters_of_a_constructor_are_arguments() -> None:
+    arguments = config_fields_class(AutoencoderKL)
+    assert {entry.name for entry in fields(arguments)} == set(inspect.signature(AutoencoderKL).parameters)
+    command_line = [*REQUIRED, "--block_out_channels", "8", "16", "--act_fn", "relu", "--force_upcast", "no"]
+    command_line += ["--scaling_factor", "2", "--down_block_types", "a", "b", "--latents_mean", "0.5"]
+    *_, model = parse_arguments([Data, arguments], command_line)
+    assert given_fields(model) == {
+        "block_out_channels": [8, 16],
+        "act_fn": "relu",
+        "force_upcast": False,
+        "scaling_factor": 2.0,
+        "down_block_types": ["a", "b"],
+        "latents_mean": [0.5],
+    }
 
 
 @pytest.mark.parametrize(

@@ -7,7 +7,6 @@ import torch
 from transformers import Trainer, TrainingArguments
 
 from hf_var import VARConfig, VARTransformer, VQVAEConfig, VQVAEModel
-from hf_var.training.teacher_forcing import teacher_forcing
 
 
 SIZES = {"codebook_size": 16, "latent_channels": 4, "patch_nums": (1, 2)}
@@ -39,7 +38,7 @@ def trainer_for(transformer, vqvae, rows, folder, is_conditional=True, **argumen
         inputs = {"codes": torch.tensor([row["codes"] for row in batch])}
         if is_conditional:
             inputs["class_labels"] = torch.tensor([row["label"] for row in batch])
-        return teacher_forcing(vqvae, inputs)
+        return prior_inputs(vqvae, inputs)
 
     arguments = TrainingArguments(
         str(folder),
@@ -62,7 +61,7 @@ def test_two_steps_and_a_validation_loss(transformer, vqvae, rows, tmp_path, is_
     labels = torch.tensor(rows["label"]) if is_conditional else None
     inputs = {"codes": torch.tensor(rows["codes"])}
     with torch.no_grad():
-        expected = transformer.eval()(class_labels=labels, **teacher_forcing(vqvae, inputs)).loss
+        expected = transformer.eval()(class_labels=labels, **prior_inputs(vqvae, inputs)).loss
     assert trainer.evaluate()["eval_loss"] == pytest.approx(float(expected), abs=1e-5)
     # The targets are the codes alone, and the predictions of every token's logits.
     predictions = trainer.predict(rows)

@@ -9,7 +9,7 @@ from dataclasses import asdict, field, fields, is_dataclass, make_dataclass
 from pathlib import Path
 from typing import Any, Union, cast, get_args, get_origin
 
-from transformers import HfArgumentParser, PreTrainedConfig
+from transformers import HfArgumentParser
 
 
 def parse_arguments(configurations: Sequence[type], argv: Sequence[str], **texts: str) -> tuple[Any, ...]:
@@ -53,11 +53,20 @@ def read_recipe(path: str | Path) -> dict[str, Any]:
     return recipe
 
 
-def config_fields_class(config_class: type[PreTrainedConfig]) -> type:
-    """A dataclass of the fields that `config_class` declares, all `None` unless given; see [`given_fields`]."""
-    defaults = {entry.name: entry.default for entry in fields(cast(Any, config_class))}
+def config_fields_class(config_class: type) -> type:
+    """
+    A dataclass of the fields that a `PreTrainedConfig` declares, or of the parameters that configure a model of
+    diffusers, all `None` unless given; see [`given_fields`].
+    """
+    if is_dataclass(config_class):
+        annotations = inspect.get_annotations(config_class)
+        defaults = {entry.name: entry.default for entry in fields(config_class)}
+    else:
+        parameters = inspect.signature(config_class).parameters
+        annotations = {name: parameter.annotation for name, parameter in parameters.items()}
+        defaults = {name: parameter.default for name, parameter in parameters.items()}
     arguments = []
-    for name, annotation in inspect.get_annotations(config_class).items():
+    for name, annotation in annotations.items():
         kind = _command_line_type(annotation)
         metadata = {"help": f"{config_class.__name__}; default: {defaults.get(name)}"}
         if kind is bool:
@@ -131,7 +140,7 @@ def _command_line_type(annotation: Any) -> Any:
     """What one field of a config is on the command line: a scalar type, or a list of integers or of words."""
     if get_origin(annotation) in (Union, types.UnionType):
         annotation = next(member for member in get_args(annotation) if member is not type(None))
-    if get_origin(annotation) is list:
+    if get_origin(annotation) in (list, tuple):
         element = get_args(annotation)[0]
         return list[element if element in (int, float, str) else str]
     return annotation

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Model cards of trained tokenizers and pipelines."""
+"""Model cards of trained tokenizers, autoencoders and pipelines."""
 
 import math
 from collections.abc import Mapping
@@ -7,9 +7,11 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
+from diffusers import AutoencoderKL
 from huggingface_hub import ModelCard, ModelCardData
 
 from ..autoencoders import VQVAEConfig, VQVAEModel
+from ..metrics.latents import latent_shape
 from ..priors import VARConfig
 from .names import is_hub_name, public_recipe, without_folders
 from .results import metric_label, metric_results
@@ -53,6 +55,42 @@ def write_model_card(
         compression=8 * config.in_channels * math.prod(config.image_size) / bits if bits > 0 else math.inf,
         num_parameters=vqvae.num_parameters(),
         **_sizes(config),
+    )
+
+
+def write_autoencoder_kl_card(
+    output_dir: str | Path,
+    autoencoder: AutoencoderKL,
+    recipe: Mapping[str, Any],
+    metrics: Mapping[str, float] | None = None,
+    pictures: Mapping[str, str] | None = None,
+    repo_id: str | None = None,
+    license: str | None = None,
+) -> ModelCard:
+    """
+    The same for diffusers' `AutoencoderKL`, as [`write_model_card`], with `pretrained_autoencoder` in place of
+    `pretrained_vqvae`.
+    """
+    shape = latent_shape(autoencoder.config)
+    return _write_card(
+        "autoencoder_kl_card.md",
+        output_dir,
+        {
+            "library_name": "diffusers",
+            "pipeline_tag": "image-feature-extraction",
+            "tags": ["vae", "autoencoder-kl"],
+            "base_model": _hub_name(recipe, "pretrained_autoencoder"),
+            "license": license,
+        },
+        "image-reconstruction",
+        recipe,
+        metrics,
+        pictures,
+        repo_id,
+        config=autoencoder.config,
+        shape=shape,
+        num_latents=math.prod(shape),
+        num_parameters=autoencoder.num_parameters(),
     )
 
 
@@ -134,7 +172,6 @@ def _write_card(
     templates = [Path(__file__).with_name(part).read_text(encoding="utf-8") for part in (template, "card_results.md")]
     card = ModelCard.from_template(
         ModelCardData(
-            library_name="hf_var",
             datasets=_hub_name(recipe, "train_data"),
             model_name=name,
             eval_results=metric_results(
@@ -145,7 +182,7 @@ def _write_card(
                 split=recipe.get("validation_split"),
             )
             or None,
-            **metadata,
+            **{"library_name": "hf_var", **metadata},
         ),
         template_str="".join(templates),
         name=name,

@@ -24,6 +24,8 @@ METRIC_LABELS = {
     "psnr": "PSNR in dB, higher is better",
     "ssim": "SSIM, higher is better",
     "lpips": "LPIPS, lower is better",
+    "kl": "KL divergence of the latents from the prior in nats per image",
+    "active_dimensions": "active dimensions of the latents",
     "usage": "share of the codebook in use, higher is better",
     "loss": "cross-entropy in nats per token, lower is better",
     "bits_per_token": "cross-entropy in bits per token, lower is better",

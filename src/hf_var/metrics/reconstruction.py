@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Metrics of a tokenizer on a set of images: quality of reconstructions and use of the codes."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import cast
 
 import torch
@@ -15,6 +15,28 @@ from ..modes import evaluation_mode
 from .codebook_usage import CodeStatistics, energy_metrics, residual_energy
 from .image_quality import ReconstructionMetrics
 from .reconstruction_plots import reconstruction_grid, usage_plot
+
+
+@torch.no_grad()
+def compare_reconstructions(
+    reconstruct: Callable[[torch.Tensor], torch.Tensor],
+    batches: Iterable[Mapping[str, torch.Tensor]],
+    accelerator: Accelerator,
+    perceptual_loss: nn.Module | None,
+    feature_extractor: nn.Module | None,
+    num_shown: int,
+) -> tuple[dict[str, float], torch.Tensor | None]:
+    """
+    The metrics of [`ReconstructionMetrics`] for what `reconstruct` makes of the images of all processes, and this process's
+    first `num_shown` images, if it has any.
+    """
+    metrics = ReconstructionMetrics(perceptual_loss, feature_extractor).to(accelerator.device)
+    first = None
+    for batch in batches:
+        pixel_values = batch["pixel_values"].to(accelerator.device)
+        metrics.update(pixel_values, reconstruct(pixel_values))
+        first = pixel_values[:num_shown] if first is None else first
+    return metrics.compute(), first
 
 
 @torch.no_grad()
@@ -33,20 +55,20 @@ def measure_reconstruction(
     share of the images.
     """
     config = vqvae.config
-    metrics = ReconstructionMetrics(perceptual_loss, feature_extractor).to(accelerator.device)
     statistics = CodeStatistics(config, accelerator.device)
     energy = torch.zeros(len(config.scale_lengths) + 1, device=accelerator.device)
-    first = None
+
+    def reconstruct(pixel_values: torch.Tensor) -> torch.Tensor:
+        features, _, codes = vqvae.encode(cast(torch.FloatTensor, pixel_values), return_dict=False)
+        statistics.count(codes)
+        energy.add_(residual_energy(vqvae, features, codes))
+        return vqvae.decode(codes, return_dict=False)[0]
+
     with evaluation_mode(vqvae):
-        for batch in batches:
-            pixel_values = batch["pixel_values"].to(accelerator.device)
-            features, _, codes = vqvae.encode(cast(torch.FloatTensor, pixel_values), return_dict=False)
-            (sample,) = vqvae.decode(codes, return_dict=False)
-            metrics.update(pixel_values, sample)
-            statistics.count(codes)
-            energy += residual_energy(vqvae, features, codes)
-            first = pixel_values[:num_shown] if first is None else first
-    values = {**metrics.compute(), **statistics.compute(), **energy_metrics(energy)}
+        metrics, first = compare_reconstructions(
+            reconstruct, batches, accelerator, perceptual_loss, feature_extractor, num_shown
+        )
+    values = {**metrics, **statistics.compute(), **energy_metrics(energy)}
     plots: dict[str, Image.Image | Figure] = {}
     if accelerator.is_main_process and first is not None:
         scales = range(len(config.scale_lengths))

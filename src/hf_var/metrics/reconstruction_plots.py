@@ -38,11 +38,18 @@ def reconstruction_grid(vqvae: VQVAEModel, pixel_values: torch.Tensor) -> Image.
             vqvae.decode(codes, num_scales=num_scales, return_dict=False)[0]
             for num_scales in range(1, len(vqvae.config.patch_nums) + 1)
         ]
-    columns = torch.stack([rgb_bytes(stage).cpu() for stage in (*stages, pixel_values)], dim=1)
-    images = columns.flatten(0, 1)  # (batch * columns, 3, height, width)
+    return image_grid([*stages, pixel_values])
+
+
+def image_grid(columns: Sequence[torch.Tensor]) -> Image.Image:
+    """
+    Columns of images `(rows, channels, height, width)` in `[-1, 1]` side by side. Those under 64 pixels are enlarged by an
+    integer factor.
+    """
+    images = torch.stack([rgb_bytes(column).cpu() for column in columns], dim=1).flatten(0, 1)
     factor = max(1, round(VISIBLE_SIDE / min(images.shape[-2:])))
     images = images.repeat_interleave(factor, dim=2).repeat_interleave(factor, dim=3)
-    grid = make_grid(images, nrow=columns.shape[1], padding=2, pad_value=255)
+    grid = make_grid(images, nrow=len(columns), padding=2, pad_value=255)
     return Image.fromarray(grid.permute(1, 2, 0).numpy())
 
 

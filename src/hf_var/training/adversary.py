@@ -6,18 +6,17 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from typing import Annotated, Any, cast
 
-import numpy as np
 import torch
 from accelerate import Accelerator
 from accelerate.utils import extract_model_from_parallel
 from torch import nn
 
-from ..autoencoders import VQVAEConfig
 from ..ranges import CheckedFields, NonNegativeFloat, NonNegativeInt, OneOf, PositiveInt, argument
 from .adversarial_losses import LOSSES, LeCamPenalty, adaptive_weight, adversarial_ramp, r1_penalty
 from .augmentation import POLICIES, diff_augment
 from .discriminators import DISCRIMINATORS, make_discriminator
 from .optimization import Optimization, OptimizerConfig
+from .random_numbers import position_generator
 
 
 Metrics = dict[str, torch.Tensor]
@@ -165,25 +164,26 @@ class Adversary:
     def _augment(self, images: torch.Tensor, position: int, place: int) -> torch.Tensor:
         if not self.config.diffaugment:
             return images
-        # torch's generator on the CPU uses only the lowest 32 bits of a seed, so the numbers are mixed first.
-        (seed,) = np.random.SeedSequence((self.seed, position, place)).generate_state(1)
-        return diff_augment(images, self.config.diffaugment, torch.Generator().manual_seed(int(seed)))
+        return diff_augment(images, self.config.diffaugment, position_generator(self.seed, position, place))
 
 
 def make_adversary(
     config: AdversaryConfig,
-    tokenizer: VQVAEConfig,
+    image_shape: tuple[int, int, int],
     optimizer: OptimizerConfig,
     accelerator: Accelerator,
     batch_size: int,
     max_train_steps: int,
     seed: int,
 ) -> Adversary:
-    """The adversary; its discriminator has the tokenizer's optimizer, with less momentum and no average."""
+    """
+    The adversary of an autoencoder that is trained for `max_train_steps` on images of `image_shape`, channels, height and
+    width. Its discriminator has the autoencoder's optimizer, with less momentum and without an average.
+    """
     discriminator = make_discriminator(
         config.discriminator,
-        tokenizer.num_output_channels,
-        tokenizer.image_size,
+        image_shape[0],
+        image_shape[1:],
         batch_size,
         base_channels=config.discriminator_channels,
         num_layers=config.discriminator_layers,

@@ -45,16 +45,17 @@ class RunIdentity:
 def make_identity(
     arguments: Mapping[str, Any],
     fixed_arguments: Collection[str],
-    config: PreTrainedConfig,
+    config: PreTrainedConfig | Mapping[str, Any],
     free_fields: Collection[str],
     **fixed: Any,
 ) -> RunIdentity:
     """The identity of a run, with arguments of it and fields of its model's configuration that may change or not."""
-    fields = {name: getattr(config, name) for name in inspect.get_annotations(type(config))}
+    if isinstance(config, PreTrainedConfig):
+        config = {name: getattr(config, name) for name in inspect.get_annotations(type(config))}
     named = {name: arguments.get(name) for name in fixed_arguments}
-    sizes = {name: value for name, value in fields.items() if name not in free_fields}
+    sizes = {name: value for name, value in config.items() if name not in free_fields}
     free = {name: value for name, value in arguments.items() if name not in {*fixed_arguments, *CALL_ARGUMENTS}}
-    return RunIdentity({**named, **sizes, **fixed}, {**free, **{name: fields[name] for name in free_fields}})
+    return RunIdentity({**named, **sizes, **fixed}, {**free, **{name: config[name] for name in free_fields}})
 
 
 def write_identity(folder: Path, identity: RunIdentity, num_processes: int) -> None:

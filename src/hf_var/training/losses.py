@@ -13,8 +13,8 @@ from ..ranges import CheckedFields, NonNegativeFloat, argument
 
 
 @dataclass(kw_only=True)
-class ReconstructionConfig(CheckedFields):
-    """Weights of a tokenizer's objective, without the adversary."""
+class PixelLossConfig(CheckedFields):
+    """Weights of the terms that compare images with their reconstructions."""
 
     l1_weight: NonNegativeFloat = argument(0.0, help="weight of the mean absolute error of the pixels")
     l2_weight: NonNegativeFloat = argument(1.0, help="weight of the mean squared error of the pixels")
@@ -22,7 +22,6 @@ class ReconstructionConfig(CheckedFields):
     lpips_weights: str | None = argument(
         None, help="file of torchvision's VGG16 weights; default: downloaded; random: for tests"
     )
-    quantizer_weight: NonNegativeFloat = argument(1.0, help="weight of the codebook and commitment terms")
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -30,17 +29,33 @@ class ReconstructionConfig(CheckedFields):
             raise ValueError("One of `l1_weight` and `l2_weight` must be positive, got 0.0 for both.")
 
 
+@dataclass(kw_only=True)
+class ReconstructionConfig(PixelLossConfig):
+    """Weights of a tokenizer's objective, without the adversary."""
+
+    quantizer_weight: NonNegativeFloat = argument(1.0, help="weight of the codebook and commitment terms")
+
+
 def reconstruction_objective(
     config: ReconstructionConfig, output: VQVAEOutput, target: torch.Tensor, perceptual_loss: nn.Module | None
 ) -> tuple[torch.Tensor, torch.Tensor, dict[str, torch.Tensor]]:
     """The loss of pixels and features, the quantizer's, both with their weights, and what they are made of."""
     sample, quantizer_loss = cast(torch.Tensor, output.sample), cast(torch.Tensor, output.loss)
-    reconstruction = reconstruction_loss(sample, target, config.l1_weight, config.l2_weight)
-    metrics = {"reconstruction_loss": reconstruction, "quantizer_loss": quantizer_loss}
+    reconstruction, metrics = pixel_loss(config, perceptual_loss, sample, target)
+    metrics["quantizer_loss"] = quantizer_loss
+    return reconstruction, config.quantizer_weight * quantizer_loss, metrics
+
+
+def pixel_loss(
+    config: PixelLossConfig, perceptual_loss: nn.Module | None, sample: torch.Tensor, target: torch.Tensor
+) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+    """The loss of pixels and features with their weights, and the metrics `reconstruction_loss` and, if used, `lpips_loss`."""
+    loss = reconstruction_loss(sample, target, config.l1_weight, config.l2_weight)
+    metrics = {"reconstruction_loss": loss}
     if config.lpips_weight > 0 and perceptual_loss is not None:
         metrics["lpips_loss"] = perceptual_loss(sample, target).mean()
-        reconstruction = reconstruction + config.lpips_weight * metrics["lpips_loss"]
-    return reconstruction, config.quantizer_weight * quantizer_loss, metrics
+        loss = loss + config.lpips_weight * metrics["lpips_loss"]
+    return loss, metrics
 
 
 def reconstruction_loss(

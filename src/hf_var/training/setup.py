@@ -1,17 +1,40 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Setup and end of the trainings of both stages: rows, batches and the contents of model cards."""
+"""Setup and end of the trainings of both stages: rows, batches, measures and the contents of model cards."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import torch
 from accelerate import Accelerator
 from datasets import IterableDataset
+from torch import nn
 
 from ..data import AnyDataset, DataConfig, TrainingBatches, ValidationBatches, load_source
 from ..data.rows import RowReader
+from ..metrics.feature_extractors import load_feature_extractor
+from ..metrics.perceptual import PerceptualLoss
+from ..ranges import CheckedFields, argument
+from .adversary import AdversaryConfig
 from .curves import curves_plot
+from .losses import PixelLossConfig
 from .run import RunConfig, TrainingRun
+
+
+@dataclass(kw_only=True)
+class FrechetConfig(CheckedFields):
+    """Whether a validation measures the rFID of reconstructions."""
+
+    rfid_extractor: str | None = argument(
+        None, help="inception, or package.module:function that makes another extractor"
+    )
+    rfid_weights: str | None = argument(None, help="file of the weights of inception")
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.rfid_extractor is None and self.rfid_weights is not None:
+            raise ValueError(f"`rfid_weights` = {self.rfid_weights!r} needs `rfid_extractor`.")
 
 
 class Rows(NamedTuple):
@@ -35,6 +58,38 @@ def load_splits(data: DataConfig, run: RunConfig) -> tuple[AnyDataset, AnyDatase
         return train, None
     splits = ["validation", "test"]
     return train, load_source("validation_data", data.validation_data, data.validation_split, splits, data.streaming)
+
+
+def check_autoencoder_run(
+    run: RunConfig, data: DataConfig, frechet: FrechetConfig, adversary: AdversaryConfig
+) -> None:
+    """Raise a `ValueError` for arguments of several components that contradict each other."""
+    if data.validation_data is None and frechet.rfid_extractor is not None:
+        raise ValueError(f"`rfid_extractor` = {frechet.rfid_extractor!r} needs `validation_data`.")
+    if adversary.adversarial_weight == 0:
+        return
+    if adversary.discriminator_start >= run.max_train_steps:
+        raise ValueError(
+            f"`discriminator_start` must be below `max_train_steps`, got {adversary.discriminator_start}."
+        )
+    if run.torch_compile:
+        raise ValueError(
+            "`torch_compile` cannot go with `adversarial_weight`, which takes several gradients of a graph."
+        )
+    if run.mixed_precision == "fp16":
+        raise ValueError("`mixed_precision` fp16 has one loss scale, too few for two players: take bf16.")
+
+
+def make_measures(
+    pixel_loss: PixelLossConfig, frechet: FrechetConfig, image_shape: tuple[int, int, int], device: torch.device
+) -> tuple[nn.Module | None, nn.Module | None]:
+    """LPIPS and the feature extractor of rFID, each `None` unless an argument asks for it."""
+    perceptual_loss, feature_extractor = None, None
+    if pixel_loss.lpips_weight > 0 or pixel_loss.lpips_weights is not None:
+        perceptual_loss = PerceptualLoss(image_shape[0], image_shape[1:], pixel_loss.lpips_weights).to(device)
+    if frechet.rfid_extractor is not None:
+        feature_extractor = load_feature_extractor(frechet.rfid_extractor, frechet.rfid_weights).to(device)
+    return perceptual_loss, feature_extractor
 
 
 def make_batches(
