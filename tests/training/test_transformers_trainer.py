@@ -7,6 +7,7 @@ import torch
 from transformers import Trainer, TrainingArguments
 
 from hf_var import VARConfig, VARTransformer, VQVAEConfig, VQVAEModel
+from hf_var.training.prior_inputs import prior_inputs
 
 
 SIZES = {"codebook_size": 16, "latent_channels": 4, "patch_nums": (1, 2)}
