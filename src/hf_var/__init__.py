@@ -3,7 +3,15 @@
 
 from pathlib import Path
 
-from .autoencoders import VQVAEConfig, VQVAEDecoderOutput, VQVAEEncoderOutput, VQVAEModel, VQVAEOutput
+from .autoencoders import (
+    HierarchicalVQVAEConfig,
+    HierarchicalVQVAEModel,
+    VQVAEConfig,
+    VQVAEDecoderOutput,
+    VQVAEEncoderOutput,
+    VQVAEModel,
+    VQVAEOutput,
+)
 from .pipelines import VARImg2ImgPipeline, VARInpaintPipeline, VARPipeline, VARPipelineOutput
 from .priors import VARCache, VARConfig, VARTransformer, VARTransformerOutput
 from .registration import register
@@ -18,6 +26,8 @@ register()
 
 __all__ = [
     "DIGITS_CHECKPOINT",
+    "HierarchicalVQVAEConfig",
+    "HierarchicalVQVAEModel",
     "VARCache",
     "VARConfig",
     "VARImg2ImgPipeline",

@@ -11,6 +11,7 @@ import math
 import types
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
+from inspect import get_annotations
 from numbers import Integral, Real
 from typing import Annotated, Any, Union, cast, get_args, get_origin, get_type_hints
 
@@ -97,6 +98,15 @@ def check_fields(configuration: Any) -> None:
     hints = get_type_hints(type(configuration), include_extras=True)
     for entry in fields(configuration):
         _check(entry.name, getattr(configuration, entry.name), hints[entry.name])
+
+
+def check_own_fields(configuration: Any) -> None:
+    """
+    [`check_fields`] of the fields that the class itself declares: for a configuration of transformers, whose own
+    annotations cannot be resolved.
+    """
+    for name, hint in get_annotations(type(configuration)).items():
+        _check(name, getattr(configuration, name), hint)
 
 
 def _check(name: str, value: Any, hint: Any) -> None:

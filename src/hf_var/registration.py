@@ -7,7 +7,7 @@ import diffusers
 from diffusers.pipelines import pipeline_loading_utils
 from transformers import AutoConfig, AutoModel
 
-from .autoencoders import VQVAEConfig, VQVAEModel
+from .autoencoders import HierarchicalVQVAEConfig, HierarchicalVQVAEModel, VQVAEConfig, VQVAEModel
 from .pipelines import VARImg2ImgPipeline, VARInpaintPipeline, VARPipeline
 from .priors import VARConfig, VARTransformer
 from .priors.attention import register_attention
@@ -22,7 +22,11 @@ def register() -> None:
     it asks for when it loads from the Hub, and the pipeline classes, by whose names `DiffusionPipeline.from_pretrained`
     finds them.
     """
-    for config_class, model_class in ((VQVAEConfig, VQVAEModel), (VARConfig, VARTransformer)):
+    for config_class, model_class in (
+        (VQVAEConfig, VQVAEModel),
+        (HierarchicalVQVAEConfig, HierarchicalVQVAEModel),
+        (VARConfig, VARTransformer),
+    ):
         AutoConfig.register(config_class.model_type, config_class, exist_ok=True)
         AutoModel.register(config_class, model_class, exist_ok=True)
     register_attention()

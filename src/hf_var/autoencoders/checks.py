@@ -3,10 +3,14 @@
 
 import torch
 
+from .configuration_hierarchical_vqvae import HierarchicalVQVAEConfig
 from .configuration_vqvae import VQVAEConfig
 
 
-def check_shape(name: str, tensor: torch.Tensor, expected: tuple[int, ...], config: VQVAEConfig) -> None:
+Config = VQVAEConfig | HierarchicalVQVAEConfig
+
+
+def check_shape(name: str, tensor: torch.Tensor, expected: tuple[int, ...], config: Config) -> None:
     """Raise a `ValueError` unless `tensor` is a batch of the shape `expected`."""
     if tuple(tensor.shape[1:]) != expected or tensor.ndim != len(expected) + 1:
         shape = ", ".join(str(size) for size in expected)
@@ -21,7 +25,7 @@ def check_latents(name: str, tensor: torch.Tensor, config: VQVAEConfig) -> None:
     check_shape(name, tensor, (config.latent_channels, *config.latent_size), config)
 
 
-def check_codes(codes: torch.Tensor, lengths: list[int], config: VQVAEConfig) -> None:
+def check_codes(codes: torch.Tensor, lengths: list[int], config: Config) -> None:
     """Raise a `ValueError` unless `codes` is a batch of codes, of one of `lengths`."""
     if codes.is_floating_point() or codes.ndim != 2 or codes.shape[1] not in lengths:
         raise ValueError(
@@ -31,7 +35,7 @@ def check_codes(codes: torch.Tensor, lengths: list[int], config: VQVAEConfig) ->
     check_range(codes, config)
 
 
-def check_range(codes: torch.Tensor, config: VQVAEConfig) -> None:
+def check_range(codes: torch.Tensor, config: Config) -> None:
     """Raise a `ValueError` if a code is out of range; checked only on the CPU, without waiting for a device."""
     if codes.device.type == "cpu" and not torch.compiler.is_compiling() and codes.numel() > 0:
         lowest, highest = int(codes.min()), int(codes.max())

@@ -1,7 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """Multi-scale VQ-VAE: images to token maps and back."""
 
-import math
 from functools import partial
 
 import torch
@@ -13,7 +12,7 @@ from transformers import initialization as init
 from .checks import check_codes, check_latents, check_range, check_shape
 from .codebook import BaseCodebook, CodeWeights
 from .configuration_vqvae import VQVAEConfig
-from .layers import Decoder, Encoder
+from .layers import Decoder, Encoder, init_convolution
 from .modeling_outputs import VQVAEDecoderOutput, VQVAEEncoderOutput, VQVAEOutput
 from .quantization import MultiScaleResidualQuantizer, full_precision
 from .tiling import SlicingAndTilingMixin
@@ -74,11 +73,7 @@ class VQVAEModel(SlicingAndTilingMixin, PreTrainedModel):
         if isinstance(module, CodeWeights):
             module.init_weights()
         elif isinstance(module, nn.Conv2d):
-            # torch's own default, which must be spelled out for models that are built on the meta device.
-            init.kaiming_uniform_(module.weight, a=math.sqrt(5))
-            if module.bias is not None:
-                limit = 1 / math.sqrt(module.weight[0].numel())
-                init.uniform_(module.bias, -limit, limit)
+            init_convolution(module)
         elif isinstance(module, nn.GroupNorm):
             init.ones_(module.weight)
             init.zeros_(module.bias)
@@ -374,6 +369,11 @@ class VQVAEModel(SlicingAndTilingMixin, PreTrainedModel):
         vectors are weights if `config.has_trainable_codes`.
         """
         return self.quantizer.codebook
+
+    @property
+    def codebooks(self) -> list[BaseCodebook]:
+        r"""The codebooks, which share the scales evenly: a single one for all scales."""
+        return [self.codebook]
 
     @property
     def _compute_dtype(self) -> torch.dtype:
