@@ -18,28 +18,19 @@ FIXTURES = Path(__file__).parent / "fixtures"
 CASES = ("A", "B")
 
 
-@dataclass(frozen=True)
-class ParityCase:
+@dataclass(frozen=True, kw_only=True)
+class GoldenNumbers:
     """
-    One pair of models and what the official code made of them.
+    What other code made of its inputs.
 
     Attributes:
-        vqvae_weights, var_weights (`dict[str, torch.Tensor]`): Official state dicts.
-        var_overrides (`dict`): What the transformer's state dict leaves open.
         inputs, expected (`dict[str, torch.Tensor]`): Arguments and results, half precision cast to fp32.
         manifest (`dict`): Everything else.
     """
 
-    vqvae_weights: dict[str, torch.Tensor]
-    var_weights: dict[str, torch.Tensor]
-    var_overrides: dict
     inputs: dict[str, torch.Tensor]
     expected: dict[str, torch.Tensor]
     manifest: dict
-
-    @property
-    def patch_nums(self) -> list[int]:
-        return self.manifest["vae_args"]["v_patch_nums"]
 
     @property
     def scalars(self) -> dict:
@@ -66,6 +57,44 @@ class ParityCase:
         assert stored
         for name in stored:
             self.assert_close(name, gradients[name.removeprefix(f"{section}/grad/")])
+
+
+@dataclass(frozen=True, kw_only=True)
+class ParityCase(GoldenNumbers):
+    """
+    One pair of models and what the official code made of them.
+
+    Attributes:
+        vqvae_weights, var_weights (`dict[str, torch.Tensor]`): Official state dicts.
+        var_overrides (`dict`): What the transformer's state dict leaves open.
+    """
+
+    vqvae_weights: dict[str, torch.Tensor]
+    var_weights: dict[str, torch.Tensor]
+    var_overrides: dict
+
+    @property
+    def patch_nums(self) -> list[int]:
+        return self.manifest["vae_args"]["v_patch_nums"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class LineageCase(GoldenNumbers):
+    """A model before VAR and what its reference made of it; `weights` have the reference's names."""
+
+    weights: dict[str, torch.Tensor]
+
+
+@functools.cache
+def load_lineage_case(name: str) -> LineageCase:
+    """Read a case once per process; nothing may change its tensors."""
+    folder = FIXTURES / "parity" / "lineage" / name
+    return LineageCase(
+        weights=_upcast(safetensors.torch.load(lzma.decompress((folder / "weights.safetensors.xz").read_bytes()))),
+        inputs=_upcast(safetensors.torch.load_file(folder / "inputs.safetensors")),
+        expected=_upcast(safetensors.torch.load_file(folder / "expected.safetensors")),
+        manifest=json.loads((folder / "manifest.json").read_text(encoding="utf-8")),
+    )
 
 
 @functools.cache

@@ -8,12 +8,15 @@ from .official_var import (
     load_official_var,
     load_official_vqvae,
 )
+from .rosinality import export_vqvae2, load_vqvae2
 
 
 __all__ = [
     "export_official_var",
     "export_official_vqvae",
+    "export_vqvae2",
     "imagenet_id2label",
     "load_official_var",
     "load_official_vqvae",
+    "load_vqvae2",
 ]
