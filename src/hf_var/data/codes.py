@@ -6,6 +6,7 @@ import inspect
 import json
 import os
 import random
+import re
 import sys
 from pathlib import Path
 from typing import Any, cast
@@ -18,7 +19,7 @@ import pyarrow.parquet
 import torch
 from tqdm.auto import tqdm
 
-from ..autoencoders import VQVAEConfig, VQVAEModel
+from ..autoencoders import Tokenizer
 from ..fingerprints import fingerprint
 from .conditions import Condition, as_condition
 from .config import DataConfig
@@ -31,6 +32,8 @@ CODES_COLUMN = "codes"
 TOKENIZER_KEY = "hf_var.tokenizer"
 # Fields of a tokenizer's configuration that do not affect its codes.
 INDIFFERENT_FIELDS = ("out_channels", "dropout", "codebook_loss_weight", "commitment_loss_weight")
+# Weights that only decoding needs, and statistics.
+INDIFFERENT_WEIGHTS = re.compile(r"(post_quant_conv|decoder)\..*|.*\.(running_hits|average_hits|average_sums)")
 # Fields that were added later, with the value that means the earlier behaviour.
 LATER_FIELDS = {"quantizer": "vq", "fsq_levels": None}
 
@@ -59,17 +62,13 @@ def check_codes(dataset: AnyDataset, length: int, codebook_size: int) -> None:
         )
 
 
-def tokenizer_fingerprint(vqvae: VQVAEModel) -> str:
+def tokenizer_fingerprint(vqvae: Tokenizer) -> str:
     """A digest of everything that affects the codes of a tokenizer."""
-    fields = {name: getattr(vqvae.config, name) for name in inspect.get_annotations(VQVAEConfig)}
+    fields = {name: getattr(vqvae.config, name) for name in inspect.get_annotations(type(vqvae.config))}
     deciding = {name: value for name, value in fields.items() if name not in INDIFFERENT_FIELDS}
     # Codes that were made before there were these fields keep their fingerprint.
     deciding = {name: value for name, value in deciding.items() if (name, value) not in LATER_FIELDS.items()}
-    weights = {
-        name: tensor
-        for name, tensor in vqvae.state_dict().items()
-        if name.startswith(("encoder.", "quant_conv.", "quantizer.")) and not name.endswith("running_hits")
-    }
+    weights = {name: tensor for name, tensor in vqvae.state_dict().items() if not INDIFFERENT_WEIGHTS.fullmatch(name)}
     return fingerprint(deciding, weights)
 
 
@@ -105,7 +104,7 @@ def _fingerprint_in(file: str) -> str | None:
     return None if value is None else json.loads(value)
 
 
-def codes_schema(vqvae: VQVAEModel, label_feature: datasets.ClassLabel | datasets.Value | None) -> pyarrow.Schema:
+def codes_schema(vqvae: Tokenizer, label_feature: datasets.ClassLabel | datasets.Value | None) -> pyarrow.Schema:
     """
     The columns of a parquet file of codes, with the features that `datasets` restores and the tokenizer's fingerprint.
     `label_feature` is the type of the labels; `None`: there are none.
@@ -119,7 +118,7 @@ def codes_schema(vqvae: VQVAEModel, label_feature: datasets.ClassLabel | dataset
     return schema.with_metadata(schema.metadata | {TOKENIZER_KEY: json.dumps(tokenizer_fingerprint(vqvae))})
 
 
-def encode_codes(vqvae: VQVAEModel, pixel_values: torch.Tensor) -> torch.Tensor:
+def encode_codes(vqvae: Tokenizer, pixel_values: torch.Tensor) -> torch.Tensor:
     """The codes `(batch, length)` of images in `[-1, 1]`. Both are on the CPU, whatever the device of `vqvae`."""
     *_, codes = vqvae.encode(pixel_values.to(vqvae.device, non_blocking=True), return_dict=False)
     return codes.cpu()
@@ -165,7 +164,7 @@ def tokenized_copies(
     read_row: RowReader,
     config: DataConfig,
     seed: int,
-    vqvae: VQVAEModel,
+    vqvae: Tokenizer,
     copies: int,
     show_progress: bool,
 ) -> datasets.Dataset:

@@ -24,7 +24,7 @@ from PIL import Image
 from tqdm.auto import tqdm
 from transformers.utils import logging
 
-from ..autoencoders import VQVAEConfig, VQVAEModel
+from ..autoencoders import Tokenizer, TokenizerConfig, load_tokenizer
 from ..hub.names import is_hub_name, public_recipe
 from ..hub.push import push_card
 from ..ranges import NonNegativeInt, OneOf, PositiveInt
@@ -149,7 +149,7 @@ def find_labels(
 
 
 def make_row_reader(
-    config: TokenizationConfig, dataset: AnyDataset, vqvae: VQVAEConfig, condition: Condition | None = None
+    config: TokenizationConfig, dataset: AnyDataset, vqvae: TokenizerConfig, condition: Condition | None = None
 ) -> ImageRows:
     """How an image becomes an item that holds all its crops."""
     read_row = image_rows(config, None, dataset, vqvae.image_size, vqvae.in_channels, condition)
@@ -196,7 +196,7 @@ def tokenize_dataset(config: TokenizationConfig, accelerator: Accelerator) -> Co
             folder was begun with other arguments.
     """
     # All input is checked before any work.
-    vqvae = VQVAEModel.from_pretrained(config.vqvae, dtype=torch.float32).eval().requires_grad_(False)
+    vqvae = load_tokenizer(config.vqvae, dtype=torch.float32).eval().requires_grad_(False)
     dataset = load_source("data", config.data, config.split, ["train"], config.streaming)
     if is_codes_dataset(dataset):
         raise ValueError(f"`data` = {config.data!r} has a column of codes already.")
@@ -243,7 +243,7 @@ def tokenize_dataset(config: TokenizationConfig, accelerator: Accelerator) -> Co
 @torch.no_grad()
 def write_units(
     config: TokenizationConfig,
-    vqvae: VQVAEModel,
+    vqvae: Tokenizer,
     units: IndexedUnits | StreamedUnits,
     paths: list[Path],
     schema: pyarrow.Schema,
@@ -290,7 +290,7 @@ def write_units(
 
 def make_codes_card(
     config: TokenizationConfig,
-    vqvae: VQVAEModel,
+    vqvae: Tokenizer,
     count: CodesCount,
     repo_id: str,
     has_labels: bool,
@@ -301,7 +301,7 @@ def make_codes_card(
     the Hub: of a folder with such metadata datasets caches the rows by the folder's name alone, and takes them for those
     of any other folder with that name.
     """
-    tokenizer: VQVAEConfig = vqvae.config
+    tokenizer: TokenizerConfig = vqvae.config
     recipe = {name: value for name, value in asdict(config).items() if name not in ("push_to_hub", "hub_dataset_id")}
     configs = [{"config_name": "default", "data_files": [{"split": split, "path": FILES}]}]
     name = repo_id.split("/")[-1]
@@ -324,6 +324,7 @@ def make_codes_card(
         codebook_size=tokenizer.codebook_size,
         maps=[f"{height}x{width}" for height, width in tokenizer.scale_sizes],
         has_labels=has_labels,
+        model_class=type(vqvae).__name__,
         vqvae=config.vqvae if is_hub_name(config.vqvae) else Path(config.vqvae).name,
         fingerprint=tokenizer_fingerprint(vqvae),
         split=split or "train",

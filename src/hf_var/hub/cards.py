@@ -9,7 +9,7 @@ from urllib.parse import quote
 
 from huggingface_hub import ModelCard, ModelCardData
 
-from ..autoencoders import VQVAEConfig, VQVAEModel
+from ..autoencoders import HierarchicalVQVAEConfig, Tokenizer, TokenizerConfig, VQVAEConfig, VQVAEModel
 from ..metrics.labels import metric_label
 from ..priors import VARConfig, VARTransformer
 from .names import is_hub_name, public_recipe, without_folders
@@ -30,7 +30,7 @@ class Pipeline(Protocol):
 
 def write_model_card(
     output_dir: str | Path,
-    vqvae: VQVAEModel,
+    vqvae: Tokenizer,
     recipe: Mapping[str, Any],
     metrics: Mapping[str, float] | None = None,
     pictures: Mapping[str, str] | None = None,
@@ -43,7 +43,7 @@ def write_model_card(
 
     Args:
         output_dir (`str`): Folder of the result.
-        vqvae ([`VQVAEModel`]): The trained tokenizer.
+        vqvae ([`VQVAEModel`] or [`HierarchicalVQVAEModel`]): The trained tokenizer.
         recipe (`dict[str, Any]`):
             Arguments of the training; `train_data`, `validation_data`, `validation_split` and `pretrained_vqvae` also
             become metadata if they are names on the Hub.
@@ -60,7 +60,7 @@ def write_model_card(
     Raises:
         `ValueError`: If a picture is not a file in `output_dir`.
     """
-    config: VQVAEConfig = vqvae.config
+    config: TokenizerConfig = vqvae.config
     bits = sum(config.scale_lengths) * math.log2(config.codebook_size)
     return _write_card(
         "vqvae_card.md",
@@ -77,6 +77,7 @@ def write_model_card(
         metrics,
         pictures,
         repo_id,
+        model_class=type(vqvae).__name__,
         system=_system(config),
         config=config,
         num_tokens=sum(config.scale_lengths),
@@ -206,12 +207,16 @@ def _write_card(
     return card
 
 
-def _sizes(tokenizer: VQVAEConfig) -> dict[str, Any]:
+def _sizes(tokenizer: TokenizerConfig) -> dict[str, Any]:
     height, width = tokenizer.image_size
     return {"height": height, "width": width, "maps": [f"{rows}x{columns}" for rows, columns in tokenizer.scale_sizes]}
 
 
-def _system(config: VQVAEConfig) -> str:
+def _system(config: TokenizerConfig) -> str:
+    if isinstance(config, HierarchicalVQVAEConfig):
+        if len(config.strides) == 1:
+            return "VQ-VAE ([van den Oord et al. 2017](https://arxiv.org/abs/1711.00937))"
+        return f"Hierarchical VQ-VAE of {len(config.strides)} levels ([VQ-VAE-2](https://arxiv.org/abs/1906.00446))"
     system = _schedule(config)
     if config.quantizer == "fsq":
         levels = " x ".join(map(str, config.fsq_levels or ()))

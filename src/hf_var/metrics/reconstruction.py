@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 from PIL import Image
 from torch import nn
 
-from ..autoencoders import VQVAEModel
+from ..autoencoders import Tokenizer
 from ..modes import evaluation_mode
 from .codebook_usage import CodeStatistics, residual_energy
 from .image_quality import ReconstructionMetrics
@@ -19,7 +19,7 @@ from .reconstruction_plots import reconstruction_grid, usage_plot
 
 @torch.no_grad()
 def measure_reconstruction(
-    vqvae: VQVAEModel,
+    vqvae: Tokenizer,
     batches: Iterable[Mapping[str, torch.Tensor]],
     accelerator: Accelerator,
     perceptual_loss: nn.Module | None = None,
@@ -30,7 +30,7 @@ def measure_reconstruction(
     Measure a tokenizer, in evaluation mode. All processes must call it, each with its own share of the images.
 
     Args:
-        vqvae ([`VQVAEModel`]): The tokenizer.
+        vqvae ([`VQVAEModel`] or [`HierarchicalVQVAEModel`]): The tokenizer.
         batches (`Iterable`): Batches with `pixel_values` `(batch, in_channels, height, width)` in `[-1, 1]`.
         accelerator (`Accelerator`): Knows the device and the other processes.
         perceptual_loss (`nn.Module`, *optional*): For `lpips`, see [`ReconstructionMetrics`].
@@ -44,7 +44,7 @@ def measure_reconstruction(
     config = vqvae.config
     metrics = ReconstructionMetrics(perceptual_loss, feature_extractor).to(accelerator.device)
     statistics = CodeStatistics(config, accelerator.device)
-    energy = torch.zeros(len(config.scale_lengths) + 1, device=accelerator.device)
+    energy = torch.zeros(2, len(config.scale_lengths), device=accelerator.device)
     first = None
     with evaluation_mode(vqvae):
         for batch in batches:
@@ -57,7 +57,7 @@ def measure_reconstruction(
             first = pixel_values[:num_shown] if first is None else first
     energy = cast(torch.Tensor, accelerator.reduce(energy, reduction="sum"))
     values = {**metrics.compute(), **statistics.compute()}
-    for scale, left in enumerate((energy[1:] / energy[0]).tolist()):
+    for scale, left in enumerate((energy[1] / energy[0]).tolist()):
         values[f"residual_energy_{scale}"] = left
     plots: dict[str, Image.Image | Figure] = {}
     if accelerator.is_main_process and first is not None:

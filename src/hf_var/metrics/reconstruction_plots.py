@@ -9,7 +9,7 @@ from matplotlib.ticker import PercentFormatter
 from PIL import Image
 from torchvision.utils import make_grid
 
-from ..autoencoders import VQVAEModel
+from ..autoencoders import Tokenizer
 from ..modes import evaluation_mode
 from ..scales import PatchNums, scale_sizes
 from .feature_extractors import rgb_bytes
@@ -30,13 +30,13 @@ VISIBLE_SIDE = 64
 
 
 @torch.no_grad()
-def reconstruction_grid(vqvae: VQVAEModel, pixel_values: torch.Tensor) -> Image.Image:
+def reconstruction_grid(vqvae: Tokenizer, pixel_values: torch.Tensor) -> Image.Image:
     """
     What each scale adds. Each row is one image: its reconstruction after one scale, after two and so on, then the
     original. Images under 64 pixels are enlarged by an integer factor.
 
     Args:
-        vqvae ([`VQVAEModel`]): The tokenizer, used in evaluation mode.
+        vqvae ([`VQVAEModel`] or [`HierarchicalVQVAEModel`]): The tokenizer, used in evaluation mode.
         pixel_values (`torch.FloatTensor` of shape `(batch, in_channels, height, width)`): Images in `[-1, 1]`.
     """
     with evaluation_mode(vqvae):

@@ -12,7 +12,7 @@ from accelerate import Accelerator
 from accelerate.utils import extract_model_from_parallel
 from torch import nn
 
-from ..autoencoders import VQVAEConfig
+from ..autoencoders import TokenizerConfig
 from ..ranges import CheckedFields, NonNegativeFloat, NonNegativeInt, OneOf, PositiveInt
 from .adversarial_losses import LOSSES, LeCamPenalty, adaptive_weight, adversarial_ramp, r1_penalty
 from .augmentation import POLICIES, diff_augment
@@ -218,7 +218,7 @@ class Adversary:
 
 def make_adversary(
     config: AdversaryConfig,
-    tokenizer: VQVAEConfig,
+    tokenizer: TokenizerConfig,
     optimizer: OptimizerConfig,
     accelerator: Accelerator,
     batch_size: int,

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Training of a codebook apart from gradients: k-means start, moving averages, restarts and statistics."""
+"""Training of codebooks apart from gradients: k-means start, moving averages, restarts and statistics."""
 
 from dataclasses import dataclass, field
 from typing import Annotated, Any, cast
@@ -7,14 +7,18 @@ from typing import Annotated, Any, cast
 import torch
 from accelerate import Accelerator
 
-from ..autoencoders import VQVAEConfig, VQVAEModel, VQVAEOutput
+from ..autoencoders import Tokenizer, TokenizerConfig, VQVAEOutput
+from ..autoencoders.modeling_hierarchical_vqvae import LevelCodebook
 from ..metrics.codebook_usage import CodeStatistics, residual_energy
 from ..ranges import CheckedFields, NonNegativeInt, OneOf, PositiveInt, Share
 from .average import AveragedWeights
-from .codebook import MovingAverageCodebook, initialize_codebook, kmeans_vectors, restart_dead_codes
-
-
-CODEBOOK = "quantizer.codebook.weight"
+from .codebook import (
+    MovingAverageCodebook,
+    codebook_parts,
+    initialize_codebook,
+    kmeans_vectors,
+    restart_dead_codes,
+)
 
 
 @dataclass(kw_only=True)
@@ -43,11 +47,12 @@ class CodebookConfig(CheckedFields):
 
 class CodebookTraining:
     """
-    k-means start, moving averages, statistics and restarts of a codebook.
+    k-means start, moving averages, statistics and restarts of a tokenizer's codebooks.
 
     Args:
         config ([`CodebookConfig`]): What to do.
-        vqvae ([`VQVAEModel`]): The tokenizer, prepared by Accelerate. For moving averages its codebook has no gradient.
+        vqvae ([`VQVAEModel`] or [`HierarchicalVQVAEModel`]):
+            The tokenizer, prepared by Accelerate. For moving averages its codebooks have no gradients.
         accelerator (`Accelerator`): Knows the device and the other processes.
         max_train_steps (`int`): Length of the training.
         seed (`int`): Fixes all random choices.
@@ -57,7 +62,7 @@ class CodebookTraining:
     def __init__(
         self,
         config: CodebookConfig,
-        vqvae: VQVAEModel,
+        vqvae: Tokenizer,
         accelerator: Accelerator,
         max_train_steps: int,
         seed: int,
@@ -69,7 +74,12 @@ class CodebookTraining:
         self.max_train_steps = max_train_steps
         self.seed = seed
         self.average = average
-        self.moving_average = MovingAverageCodebook(vqvae) if config.codebook_update == "ema" else None
+        self.parts = codebook_parts(vqvae)
+        is_averaged = config.codebook_update == "ema"
+        self.moving_averages = [MovingAverageCodebook(part) for part in self.parts if is_averaged]
+        for codebook in vqvae.codebooks:
+            if isinstance(codebook, LevelCodebook) and not is_averaged:
+                codebook.forget_averages()
         self.statistics = CodeStatistics(vqvae.config, accelerator.device)
 
     def is_quantized(self, step: int) -> bool:
@@ -83,24 +93,27 @@ class CodebookTraining:
     def start(self, pixel_values: torch.Tensor, batch_size: int) -> None:
         """Set the codes by k-means on the features of images, encoded `batch_size` at a time."""
         self.vqvae.eval()
-        with torch.no_grad(), self.accelerator.autocast():
-            parts: Any = [part.to(self.accelerator.device) for part in pixel_values.split(batch_size)]
-            features = torch.cat([cast(Any, self.vqvae.encode(part)).features for part in parts])
+        for index, part in enumerate(self.parts):
+            # Again for each codebook: a level's features depend on the codes of the coarser ones.
+            with torch.no_grad(), self.accelerator.autocast():
+                batches: Any = [batch.to(self.accelerator.device) for batch in pixel_values.split(batch_size)]
+                features = [cast(Any, self.vqvae.encode(batch)).features for batch in batches]
+            initialize_codebook(self.vqvae, part, features, self.seed)
+            self._restart_averages(index)
         self.vqvae.train()
-        initialize_codebook(self.vqvae, features, self.seed)
-        self._restart_averages()
 
     def observe(self, output: VQVAEOutput) -> None:
         """After a forward pass: count its codes, and note the vectors that chose them."""
         if output.codes is not None:
             self.statistics.count(output.codes)
-            if self.moving_average is not None:
-                self.moving_average.observe(cast(torch.Tensor, output.quantizer_inputs), output.codes)
+            for moving_average in self.moving_averages:
+                moving_average.observe(cast(torch.Tensor, output.quantizer_inputs), output.codes)
 
     def finish_step(self, step: int) -> None:
         """After an optimizer step, before its average: move the codes by what was observed."""
-        if self.moving_average is not None and self.is_quantized(step):
-            self.moving_average.finish_step()
+        if self.is_quantized(step):
+            for moving_average in self.moving_averages:
+                moving_average.finish_step()
 
     def finish_window(self, output: VQVAEOutput, steps: int) -> dict[str, float]:
         """
@@ -116,42 +129,45 @@ class CodebookTraining:
         config = self.config
         if output.codes is None or steps % config.codebook_window != 0:
             return {}
-        features = cast(torch.Tensor, output.features)
         metrics = self.statistics.compute()
-        energy = residual_energy(self.vqvae, features, output.codes)
+        energy = residual_energy(self.vqvae, cast(torch.Tensor, output.features), output.codes)
         energy = cast(torch.Tensor, self.accelerator.reduce(energy, reduction="sum"))
-        for scale, left in enumerate((energy[1:] / energy[0]).tolist()):
+        for scale, left in enumerate((energy[1] / energy[0]).tolist()):
             metrics[f"residual_energy_{scale}"] = left
-        # Saved with the weights.
-        self.vqvae.codebook.running_hits.copy_(self.statistics.hits / config.codebook_window)
-        if steps < config.restart_until * self.max_train_steps:
-            hits = self.statistics.hits.sum(dim=0)
-            inputs = cast(torch.Tensor, output.quantizer_inputs)
-            moved = restart_dead_codes(self.vqvae, hits, inputs, self.seed + steps, config.restart_threshold)
-            self._restart_averages(moved)
+        hits = self.statistics.hits.chunk(len(self.parts))
+        for index, part in enumerate(self.parts):
+            # Saved with the weights.
+            part.codebook.running_hits.copy_(hits[index] / config.codebook_window)
+            if steps < config.restart_until * self.max_train_steps:
+                inputs = cast(torch.Tensor, output.quantizer_inputs)
+                total = hits[index].sum(dim=0)
+                moved = restart_dead_codes(part, total, inputs, self.seed + steps, config.restart_threshold)
+                self._restart_averages(index, moved)
         self.statistics.reset()
         return metrics
 
     def state_dict(self) -> dict[str, Any]:
         """Counts and averages. All processes have to call this together."""
-        moving_average = None if self.moving_average is None else self.moving_average.state_dict()
-        return {"statistics": self.statistics.state_dict(), "moving_average": moving_average}
+        averages = [moving_average.state_dict() for moving_average in self.moving_averages]
+        return {"statistics": self.statistics.state_dict(), "moving_averages": averages}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Continue where [`CodebookTraining.state_dict`] was taken."""
         self.statistics.load_state_dict(state_dict["statistics"])
-        if self.moving_average is not None:
-            self.moving_average.load_state_dict(state_dict["moving_average"])
+        for moving_average, state in zip(self.moving_averages, state_dict["moving_averages"], strict=True):
+            moving_average.load_state_dict(state)
 
-    def _restart_averages(self, codes: torch.Tensor | None = None) -> None:
-        """Codes that jumped (all, if `None`) are not averaged with what they were before."""
-        if self.moving_average is not None:
-            self.moving_average.restart(codes)
+    def _restart_averages(self, index: int, codes: torch.Tensor | None = None) -> None:
+        """Codes of a codebook that jumped (all, if `None`) are not averaged with what they were before."""
+        if self.moving_averages:
+            self.moving_averages[index].restart(codes)
         if self.average is not None:
-            self.average.restart(CODEBOOK, self.vqvae.codebook.vectors, codes)
+            vectors = self.parts[index].codebook.vectors
+            (name,) = (name for name, parameter in self.vqvae.named_parameters() if parameter is vectors)
+            self.average.restart(name, vectors, codes)
 
 
-def check_codebook(config: CodebookConfig, tokenizer: VQVAEConfig) -> None:
+def check_codebook(config: CodebookConfig, tokenizer: TokenizerConfig) -> None:
     """
     Raise a `ValueError` if the settings move code vectors that are not weights, or if `kmeans_images` give too few vectors
     for the codebook of `tokenizer`.

@@ -4,7 +4,7 @@
 import torch
 from torch import nn
 
-from ..autoencoders import VQVAEModel, VQVAEOutput
+from ..autoencoders import Tokenizer, VQVAEOutput
 
 
 class VQVAEWarmup(nn.Module):
@@ -13,7 +13,7 @@ class VQVAEWarmup(nn.Module):
     `forward`, because distributed training wraps only this method.
     """
 
-    def __init__(self, vqvae: VQVAEModel):
+    def __init__(self, vqvae: Tokenizer):
         super().__init__()
         self.vqvae = vqvae
 
@@ -21,7 +21,8 @@ class VQVAEWarmup(nn.Module):
         """Output of [`VQVAEModel`], without codes unless `quantize`."""
         # Distributed training waits for a gradient of every parameter: the quantizer may not be used at all, and a
         # schedule of few scales does not use all refinement convolutions.
-        parameters = [item for name, item in self.vqvae.named_parameters() if name.startswith("quantizer.")]
+        names = ("quantizer.", "codebooks.")
+        parameters = [item for name, item in self.vqvae.named_parameters() if name.startswith(names)]
         nothing = 0.0 * torch.stack([parameter.sum() for parameter in parameters]).sum() if parameters else 0.0
         output = self.vqvae(pixel_values, quantize=quantize)
         output.loss = output.loss + nothing
