@@ -33,6 +33,7 @@ from PIL import Image
 from transformers.utils import logging
 
 from hf_var import VARConfig, VARPipeline, VARTransformer, VQVAEConfig, VQVAEModel, data
+from hf_var.autoencoders import load_tokenizer
 from hf_var.cli.arguments import config_fields_class, given_fields, parse_arguments, public_arguments
 from hf_var.compatibility import enable_activation_checkpointing
 from hf_var.data import AnyDataset, AugmentConfig, DataConfig
@@ -273,7 +274,11 @@ def load_models(args: Arguments) -> tuple[VQVAEModel, VARTransformer | None, dic
     if args.script.vqvae is None:
         vqvae = pretrained.vqvae
     else:
-        vqvae = VQVAEModel.from_pretrained(args.script.vqvae, dtype=torch.float32)
+        vqvae = load_tokenizer(args.script.vqvae, dtype=torch.float32)
+        if not isinstance(vqvae, VQVAEModel):
+            raise ValueError(
+                f"`vqvae` must be a VQVAEModel, got a {type(vqvae).__name__}, which has no running latents."
+            )
     return vqvae.eval().requires_grad_(False), pretrained and pretrained.transformer, sampling
 
 

@@ -72,20 +72,20 @@ def read_recipe(path: str | Path) -> dict[str, Any]:
     return recipe
 
 
-def config_fields_class(config_class: type[PreTrainedConfig]) -> type:
+def config_fields_class(*config_classes: type[PreTrainedConfig]) -> type:
     """
-    A dataclass with the fields that `config_class` itself declares as arguments, all `None` unless they are given;
-    [`given_fields`] returns those that are.
+    A dataclass with the fields that the classes themselves declare as arguments, all `None` unless they are given;
+    [`given_fields`] returns those that are. Classes may share fields of the same type.
     """
-    defaults = {entry.name: entry.default for entry in fields(cast(Any, config_class))}
-    arguments = []
-    for name, annotation in inspect.get_annotations(config_class).items():
-        kind = _command_line_type(annotation)
-        metadata = {"help": f"{config_class.__name__}; default: {defaults.get(name)}"}
-        if kind is bool:
-            metadata |= {"nargs": "?", "const": True}
-        arguments.append((name, kind | None, field(default=None, metadata=metadata)))
-    return make_dataclass(f"{config_class.__name__}Fields", arguments)
+    arguments: dict[str, tuple[Any, dict[str, Any]]] = {}
+    for config_class in config_classes:
+        defaults = {entry.name: entry.default for entry in fields(cast(Any, config_class))}
+        for name, annotation in inspect.get_annotations(config_class).items():
+            kind, text = _command_line_type(annotation), f"{config_class.__name__}; default: {defaults.get(name)}"
+            _, metadata = arguments.setdefault(name, (kind, {"nargs": "?", "const": True} if kind is bool else {}))
+            metadata["help"] = f"{metadata['help']}. {text}" if "help" in metadata else text
+    declared = [(name, kind | None, field(default=None, metadata=data)) for name, (kind, data) in arguments.items()]
+    return make_dataclass(f"{config_classes[0].__name__}Fields", declared)
 
 
 def given_fields(configuration: Any) -> dict[str, Any]:
@@ -93,6 +93,8 @@ def given_fields(configuration: Any) -> dict[str, Any]:
     given = {name: value for name, value in asdict(configuration).items() if value is not None}
     if "patch_nums" in given:
         given["patch_nums"] = [_parse_patch_num(entry) for entry in given["patch_nums"]]
+    if len(given.get("image_size", ())) == 1:
+        (given["image_size"],) = given["image_size"]
     return given
 
 
@@ -153,7 +155,7 @@ def _command_line_type(annotation: Any) -> Any:
     """What one field of a config is on the command line: a scalar type, or a list of integers or of words."""
     if get_origin(annotation) in (Union, types.UnionType):
         annotation = next(member for member in get_args(annotation) if member is not type(None))
-    if get_origin(annotation) is list:
+    if get_origin(annotation) in (list, tuple):
         element = get_args(annotation)[0]
         return list[element if element in (int, float, str) else str]
     return annotation
