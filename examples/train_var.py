@@ -17,7 +17,6 @@ On a laptop's CPU, in a minute, after the commands in train_vqvae.py:
 """
 
 import copy
-import inspect
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -39,7 +38,7 @@ from hf_var.hub.cards import write_pipeline_card
 from hf_var.hub.push import BackgroundPush, PipelineHubConfig, create_repository, push_result
 from hf_var.metrics.likelihood import CodePredictions, measure_likelihood
 from hf_var.pipelines.image_grids import image_grid
-from hf_var.ranges import CheckedFields, NonNegativeFloat, NonNegativeInt, OneOf, PositiveFloat, Share, argument
+from hf_var.ranges import CheckedFields, NonNegativeInt, OneOf, PositiveFloat, Share, argument, own_annotations
 from hf_var.training.accelerator import make_accelerator
 from hf_var.training.flops import training_flops
 from hf_var.training.identity import RunIdentity, make_identity
@@ -162,6 +161,10 @@ def load_models(args: Arguments) -> tuple[VQVAEModel, VARTransformer | None, dic
         vqvae = pretrained.vqvae
     else:
         vqvae = load_tokenizer(args.script.vqvae, dtype=torch.float32)
+        if not isinstance(vqvae, VQVAEModel):
+            raise ValueError(
+                f"`vqvae` must be a VQVAEModel, got a {type(vqvae).__name__}, which has no running latents."
+            )
     return vqvae.eval().requires_grad_(False), pretrained and pretrained.transformer, sampling
 
 
@@ -182,7 +185,7 @@ def make_config(
         raise ValueError(f"`condition_channels` is {width} in `condition_column`, got {given['condition_channels']}.")
     values = given
     if pretrained is not None:
-        values = {name: getattr(pretrained.config, name) for name in inspect.get_annotations(VARConfig)}
+        values = {name: getattr(pretrained.config, name) for name in own_annotations(VARConfig)}
         for name, value in given.items():
             if name not in FREE_CONFIG_FIELDS and values[name] != value:
                 raise ValueError(f"`{name}` is {values[name]} in `pretrained_var`, got {value}.")

@@ -1,9 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
 """
-Train a multi-scale VQ-VAE, the tokenizer of VAR (Tian et al. 2024, section 3.2), on your images.
+Train a tokenizer on your images: a multi-scale VQ-VAE, which VAR needs (Tian et al. 2024, section 3.2), or with
+`--model_type hierarchical_vqvae` a VQ-VAE-2 (Razavi et al. 2019).
 
-The first argument may be a recipe, a YAML file of arguments; the command line overrides it. All fields of `VQVAEConfig` are
-arguments. The result is a folder for `VQVAEModel.from_pretrained` and for `--vqvae` of train_var.py.
+The first argument may be a recipe, a YAML file of arguments; the command line overrides it. All fields of `VQVAEConfig`, or
+of `HierarchicalVQVAEConfig`, are arguments. The result is a folder for `from_pretrained` of `VQVAEModel`, which is also what
+`--vqvae` of train_var.py takes, or of `HierarchicalVQVAEModel`.
 
 On one or many GPUs:
 
@@ -19,20 +21,23 @@ On a laptop's CPU, in a minute:
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Annotated, NamedTuple
 
 import torch
 from accelerate.utils import set_seed
+from transformers import AutoConfig
 
-from hf_var import VQVAEConfig, VQVAEModel
+from hf_var import HierarchicalVQVAEConfig, HierarchicalVQVAEModel, VQVAEConfig, VQVAEModel
+from hf_var.autoencoders import Tokenizer, TokenizerConfig
 from hf_var.cli.arguments import config_fields_class, given_fields, parse_arguments, public_arguments
 from hf_var.compatibility import enable_activation_checkpointing
+from hf_var.conversion.common import check_overrides
 from hf_var.data import AnyDataset, AugmentConfig, DataConfig, image_rows, is_codes_dataset
 from hf_var.hub.cards import write_model_card
 from hf_var.hub.push import HubConfig, create_repository, push_result
 from hf_var.metrics.reconstruction import measure_reconstruction
 from hf_var.metrics.reconstruction_plots import RECONSTRUCTION_CAPTION, USAGE_CAPTION
-from hf_var.ranges import CheckedFields, argument
+from hf_var.ranges import CheckedFields, OneOf, argument
 from hf_var.training.accelerator import make_accelerator
 from hf_var.training.adversary import AdversaryConfig, make_adversary
 from hf_var.training.codebook_training import CodebookConfig, CodebookTraining, VQVAEWarmup, check_codebook
@@ -52,6 +57,10 @@ from hf_var.training.setup import (
 from hf_var.weight_files import use_umask
 
 
+MODELS = {
+    "vqvae": (VQVAEConfig, VQVAEModel),
+    "hierarchical_vqvae": (HierarchicalVQVAEConfig, HierarchicalVQVAEModel),
+}
 # What is plotted of the log, where the run has it.
 CURVES = ("reconstruction_loss", "adversarial_weight", "usage", "validation_psnr")
 METRICS = ("psnr", "ssim", "lpips", "rfid", "usage")
@@ -71,6 +80,9 @@ FIXED_ARGUMENTS += ("discriminator_channels", "discriminator_layers", "discrimin
 class ScriptConfig(CheckedFields):
     """Arguments of this script alone."""
 
+    model_type: Annotated[str, OneOf(*MODELS)] = argument(
+        "vqvae", help="vqvae or hierarchical_vqvae: which fields there are, and what is trained"
+    )
     pretrained_vqvae: str | None = argument(None, help="folder or repository to start from")
     channels_last: bool = argument(False, help="memory format of the convolutions")
 
@@ -88,7 +100,7 @@ class Arguments(NamedTuple):
     codebook: CodebookConfig
     adversary: AdversaryConfig
     hub: HubConfig
-    model: config_fields_class(VQVAEConfig)
+    model: config_fields_class(VQVAEConfig, HierarchicalVQVAEConfig)
 
 
 def read_arguments(argv: Sequence[str]) -> Arguments:
@@ -108,16 +120,23 @@ def check_arguments(args: Arguments) -> None:
         raise ValueError("`kmeans_images` and `unquantized_steps` would undo `pretrained_vqvae`: set both to 0.")
 
 
-def make_config(args: Arguments) -> VQVAEConfig:
+def make_config(args: Arguments) -> TokenizerConfig:
     given = given_fields(args.model)
+    config_class, _ = MODELS[args.script.model_type]
+    check_overrides(config_class, given)
     if args.script.pretrained_vqvae is None:
-        config = VQVAEConfig(**given)
+        config = config_class(**given)
         if config.num_output_channels != config.in_channels:
             raise ValueError(
                 f"`out_channels` must be `in_channels` = {config.in_channels}, got {config.out_channels}."
             )
     else:
-        config = VQVAEConfig.from_pretrained(args.script.pretrained_vqvae)
+        config = AutoConfig.from_pretrained(args.script.pretrained_vqvae)
+        if not isinstance(config, config_class):
+            raise ValueError(
+                f"`model_type` must be that of `pretrained_vqvae`, a {type(config).__name__}, got "
+                f"{args.script.model_type!r}."
+            )
         for name, value in given.items():
             if name in FREE_CONFIG_FIELDS:
                 setattr(config, name, value)
@@ -131,30 +150,33 @@ def make_config(args: Arguments) -> VQVAEConfig:
 # Parts
 
 
-def make_row_reader(args: Arguments, config: VQVAEConfig, dataset: AnyDataset, augment: bool):
+def make_row_reader(args: Arguments, config: TokenizerConfig, dataset: AnyDataset, augment: bool):
     if is_codes_dataset(dataset):
         raise ValueError("A tokenizer is trained on images, but the data set has a column of codes.")
     return image_rows(args.data, args.augment if augment else None, dataset, config.image_size, config.in_channels)
 
 
-def identify(args: Arguments, config: VQVAEConfig, rows: Rows) -> RunIdentity:
+def identify(args: Arguments, config: TokenizerConfig, rows: Rows) -> RunIdentity:
     """What a run that is resumed must have in common with its checkpoint."""
     parts = {"ema_decay > 0": args.optimizer.ema_decay > 0}
     parts["adversarial_weight > 0"] = args.adversary.adversarial_weight > 0
     arguments = public_arguments(*args[:-1])
-    return make_identity(arguments, FIXED_ARGUMENTS, config, FREE_CONFIG_FIELDS, **parts, train_data_rows=rows.number)
+    free = [name for name in FREE_CONFIG_FIELDS if hasattr(config, name)]
+    return make_identity(arguments, FIXED_ARGUMENTS, config, free, **parts, train_data_rows=rows.number)
 
 
-def make_model(args: Arguments, config: VQVAEConfig) -> VQVAEModel:
+def make_model(args: Arguments, config: TokenizerConfig) -> Tokenizer:
+    _, model_class = MODELS[args.script.model_type]
     if args.script.pretrained_vqvae is None:
-        vqvae = VQVAEModel(config)
+        vqvae = model_class(config)
     else:
-        vqvae = VQVAEModel.from_pretrained(args.script.pretrained_vqvae, config=config, dtype=torch.float32)
+        vqvae = model_class.from_pretrained(args.script.pretrained_vqvae, config=config, dtype=torch.float32)
     if args.run.gradient_checkpointing:
         enable_activation_checkpointing(vqvae)
     if args.script.channels_last:
         vqvae.to(memory_format=torch.channels_last)
-    vqvae.codebook.requires_grad_(args.codebook.codebook_update == "gradient")
+    for codebook in vqvae.codebooks:
+        codebook.requires_grad_(args.codebook.codebook_update == "gradient")
     return vqvae.train()
 
 
@@ -162,7 +184,7 @@ def make_model(args: Arguments, config: VQVAEConfig) -> VQVAEModel:
 # Results
 
 
-def describe(args: Arguments, vqvae: VQVAEModel, run: TrainingRun) -> None:
+def describe(args: Arguments, vqvae: Tokenizer, run: TrainingRun) -> None:
     """Plot the training's curves and write the model card."""
     marks = {"quantizer": args.codebook.unquantized_steps} if args.codebook.unquantized_steps > 0 else {}
     if args.adversary.adversarial_weight > 0:

@@ -127,6 +127,20 @@ def test_subclasses_are_checked_with_their_own_annotations() -> None:
         Narrower(weight=-1)
 
 
+def test_own_fields_are_those_of_the_class_itself() -> None:
+    class Own(Example):
+        depth: PositiveInt
+
+    example = Own()
+    example.depth = 3
+    check_own_fields(example)
+    example.weight = -1.0
+    check_own_fields(example)
+    example.depth = 0
+    with pytest.raises(ValueError, match="`depth` must be at least 1, got 0"):
+        check_own_fields(example)
+
+
 def test_argument_parsers_see_the_plain_types() -> None:
     (parsed,) = HfArgumentParser([Example]).parse_args_into_dataclasses(  # pyright: ignore[reportArgumentType]
         ["--steps", "3", "--rate", "1e-3", "--precision", "bf16", "--flip", "--sizes", "1", "2"]

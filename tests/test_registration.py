@@ -19,7 +19,15 @@ from diffusers.pipelines import pipeline_loading_utils
 from transformers import AutoConfig, AutoModel
 
 import hf_var
-from hf_var import VARConfig, VARPipeline, VARTransformer, VQVAEConfig, VQVAEModel
+from hf_var import (
+    HierarchicalVQVAEConfig,
+    HierarchicalVQVAEModel,
+    VARConfig,
+    VARPipeline,
+    VARTransformer,
+    VQVAEConfig,
+    VQVAEModel,
+)
 from pipelines.tiny import LABEL_NAMES, make_pipeline, seeded
 
 
@@ -125,6 +133,17 @@ def test_auto_classes(folder, name, model_class, config_class):
     assert half.dtype == torch.bfloat16
     assert type(AutoModel.from_config(config_class.from_pretrained(folder, subfolder=name))) is model_class
     assert type(AutoConfig.for_model(config_class.model_type)) is config_class
+
+
+def test_auto_classes_know_the_hierarchy(tmp_path):
+    config = HierarchicalVQVAEConfig(image_size=8, base_channels=4, latent_channels=4, codebook_size=8)
+    HierarchicalVQVAEModel(config).save_pretrained(tmp_path)
+    assert type(AutoConfig.from_pretrained(tmp_path)) is HierarchicalVQVAEConfig
+    assert type(AutoModel.from_pretrained(tmp_path)) is HierarchicalVQVAEModel
+    saved = json.loads((tmp_path / "config.json").read_text(encoding="utf-8"))
+    assert saved["architectures"] == ["HierarchicalVQVAEModel"]
+    # What follows from other fields is not stored.
+    assert "patch_nums" not in saved
 
 
 def test_label_names_are_loaded_as_integers(folder):

@@ -3,7 +3,15 @@
 
 from pathlib import Path
 
-from .autoencoders import VQVAEConfig, VQVAEDecoderOutput, VQVAEEncoderOutput, VQVAEModel, VQVAEOutput
+from .autoencoders import (
+    HierarchicalVQVAEConfig,
+    HierarchicalVQVAEModel,
+    VQVAEConfig,
+    VQVAEDecoderOutput,
+    VQVAEEncoderOutput,
+    VQVAEModel,
+    VQVAEOutput,
+)
 from .pipelines import VARImg2ImgPipeline, VARInpaintPipeline, VARPipeline, VARPipelineOutput
 from .priors import (
     PixelCNN,
@@ -29,6 +37,8 @@ register()
 
 __all__ = [
     "DIGITS_CHECKPOINT",
+    "HierarchicalVQVAEConfig",
+    "HierarchicalVQVAEModel",
     "PixelCNN",
     "PixelCNNConfig",
     "PixelPriorOutput",

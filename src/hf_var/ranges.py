@@ -119,6 +119,15 @@ def check_fields(configuration: Any) -> None:
             setattr(configuration, entry.name, fitting)
 
 
+def own_annotations(config_class: type) -> dict[str, Any]:
+    """Annotations of the fields that a configuration of ours and its bases of ours declare."""
+    package = __name__.partition(".")[0]
+    bases = [base for base in config_class.__mro__ if base.__module__.partition(".")[0] == package]
+    # Mixins are no dataclasses.
+    declaring = [base for base in reversed(bases) if "__dataclass_fields__" in vars(base)]
+    return {name: hint for base in declaring for name, hint in inspect.get_annotations(base).items()}
+
+
 def checked(name: str, value: Any, hint: Any) -> Any:
     """`value`, in Python's own type, if it fits the annotation `hint`; otherwise a `ValueError` that names it `name`."""
     hint, is_optional = _without_none(hint)

@@ -7,7 +7,7 @@ import diffusers
 from diffusers.pipelines import pipeline_loading_utils
 from transformers import AutoConfig, AutoModel
 
-from .autoencoders import VQVAEConfig, VQVAEModel
+from .autoencoders import HierarchicalVQVAEConfig, HierarchicalVQVAEModel, VQVAEConfig, VQVAEModel
 from .pipelines import VARImg2ImgPipeline, VARInpaintPipeline, VARPipeline
 from .priors import PixelCNN, PixelCNNConfig, PixelSNAIL, PixelSNAILConfig, VARConfig, VARTransformer
 from .priors.attention import register_attention
@@ -24,6 +24,7 @@ def register() -> None:
     """
     for config_class, model_class in (
         (VQVAEConfig, VQVAEModel),
+        (HierarchicalVQVAEConfig, HierarchicalVQVAEModel),
         (VARConfig, VARTransformer),
         (PixelCNNConfig, PixelCNN),
         (PixelSNAILConfig, PixelSNAIL),

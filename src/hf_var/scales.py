@@ -43,6 +43,14 @@ def normalize_patch_nums(patch_nums: PatchNums) -> list[int | list[int]]:
     return entries
 
 
+def normalize_size(name: str, size: Any) -> tuple[int, int]:
+    """`(height, width)` of an integer or a pair, the field `name` of a configuration."""
+    sides: Any = [size, size] if isinstance(size, Integral) else size
+    if not (_is_list(sides) and len(sides) == 2 and all(_is_length(side) for side in sides)):
+        raise ValueError(f"`{name}` must be a positive integer or a (height, width) pair of them, got {size!r}.")
+    return int(sides[0]), int(sides[1])
+
+
 def _is_list(value: Any) -> bool:
     return isinstance(value, Sequence) and not isinstance(value, (str, bytes))
 

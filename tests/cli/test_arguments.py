@@ -9,7 +9,7 @@ from typing import Annotated
 import pytest
 from diffusers import AutoencoderKL
 
-from hf_var import VARConfig, VQVAEConfig
+from hf_var import HierarchicalVQVAEConfig, VARConfig, VQVAEConfig
 from hf_var.cli.arguments import config_fields_class, given_fields, parse_arguments, public_arguments, read_recipe
 from hf_var.ranges import CheckedFields, Decay, OneOf, PositiveInt
 
@@ -147,6 +147,21 @@ def test_missing_recipe_and_bad_size_are_named() -> None:
     *_, model = parse(*REQUIRED, "--patch_nums", "1", "2by3")
     with pytest.raises(ValueError, match="2by3"):
         given_fields(model)
+
+
+def test_fields_of_several_configurations_are_arguments_of_one_class() -> None:
+    merged = config_fields_class(VQVAEConfig, HierarchicalVQVAEConfig)
+    (given,) = parse_arguments(
+        [merged], ["--strides", "8", "2", "--image_size", "48", "32", "--patch_nums", "1", "2x3"]
+    )
+    assert given_fields(given) == {"strides": [8, 2], "image_size": [48, 32], "patch_nums": [1, [2, 3]]}
+    (given,) = parse_arguments(
+        [merged], ["--image_size", "48", "--normalize_codebook", "--codebook_loss_weight", "0.5"]
+    )
+    assert given_fields(given) == {"image_size": 48, "normalize_codebook": True, "codebook_loss_weight": 0.5}
+    help_of = {entry.name: entry.metadata["help"] for entry in fields(merged)}
+    assert help_of["base_channels"] == "VQVAEConfig; default: 160. HierarchicalVQVAEConfig; default: 128"
+    assert help_of["strides"] == "HierarchicalVQVAEConfig; default: (4, 2)"
 
 
 def test_public_arguments_are_those_with_a_value() -> None:

@@ -21,6 +21,7 @@ from PIL import Image
 from safetensors.torch import load_file
 
 from hf_var import VARConfig, VARPipeline, VARTransformer, VQVAEModel
+from hf_var.autoencoders import load_tokenizer
 from hf_var.training.accelerator import make_accelerator
 from hf_var.training.identity import RunIdentity
 from hf_var.training.run import RunConfig, TrainingRun
@@ -41,7 +42,7 @@ from .conftest import (
 
 
 SCRIPT = "examples/train_vqvae.py"
-RECIPES = sorted((REPOSITORY / "examples/recipes").glob("vqvae_*.yaml"))
+RECIPES = sorted((REPOSITORY / "examples/recipes").glob("vqvae*.yaml"))
 RFID_EXTRACTOR = "extractor:CoarsePixels"
 # Everything that has a state: the adversary, both averages, restarts, the augmentation's random numbers.
 EVERYTHING = [
@@ -66,27 +67,94 @@ def same_weights(first: Path, second: Path) -> bool:
 @pytest.mark.parametrize("recipe", RECIPES, ids=lambda path: path.stem)
 def test_recipe_takes_two_steps(recipe: Path, tmp_path: Path, images_parquet: str) -> None:
     # The sizes of the test's images; what the recipe is about, objective and codebook, stays.
-    small = ["--base_channels", "8", "--norm_num_groups", "2"]
+    small = ["--base_channels", "8"]
     settings = train_vqvae.read_arguments([str(recipe)])
     config = train_vqvae.make_config(settings)
     if config.has_trainable_codes:
         small += ["--latent_channels", "4", "--codebook_size", "16", "--kmeans_images", "24"]
     # Four by four latents, of images of at least 16 pixels, which LPIPS needs.
-    patch_nums = [max(1, height * 4 // config.latent_size[0]) for height, _ in config.scale_sizes]
-    schedule = [str(side) for side in patch_nums]
+    patch_nums = [max(1, height * 4 // config.scale_sizes[-1][0]) for height, _ in config.scale_sizes]
+    if settings.script.model_type == "vqvae":
+        small += ["--norm_num_groups", "2", "--patch_nums", *map(str, patch_nums)]
+    else:
+        small += ["--residual_channels", "4", "--image_size", str(4 * config.downsampling_factor)]
     data = ["--train_data", images_parquet, "--validation_data", images_parquet, "--output_dir", str(tmp_path)]
     data += ["--streaming", "false", "--dataloader_num_workers", "0", "--rfid_extractor", RFID_EXTRACTOR]
     steps = ["--unquantized_steps", "1", "--discriminator_start", "1"]
     lpips = ["--lpips_weights", "random"] if settings.reconstruction.lpips_weight > 0 else []
     narrow = ["--discriminator_channels", "8"]
-    run_script(SCRIPT, str(recipe), *data, *small, "--patch_nums", *schedule, *SHORT_RUN, *steps, *lpips, *narrow)
+    run_script(SCRIPT, str(recipe), *data, *small, *SHORT_RUN, *steps, *lpips, *narrow)
     assert len(losses(tmp_path)) == 2
     assert "validation_psnr" in read_log(tmp_path)[-1]
-    model = VQVAEModel.from_pretrained(tmp_path)
+    model = load_tokenizer(tmp_path)
+    assert type(model.config) is type(config)
     assert model.config.image_size == tuple(4 * config.downsampling_factor for _ in range(2))
     assert model.config.patch_nums == patch_nums
     assert model.config.in_channels == config.in_channels
     assert np.isfinite(read_log(tmp_path)[-1]["validation_rfid"])
+
+
+HIERARCHICAL = [
+    *("--model_type", "hierarchical_vqvae", "--in_channels", "1", "--image_size", "8", "--base_channels", "8"),
+    *("--num_res_blocks", "1", "--residual_channels", "4", "--latent_channels", "4", "--codebook_size", "16"),
+]
+
+
+def test_a_hierarchy_resumes_tunes_and_is_tokenized_with(tmp_path: Path, images_parquet: str) -> None:
+    data = ["--train_data", images_parquet, "--validation_data", images_parquet, *SHORT_RUN]
+    run = [*data, *HIERARCHICAL, *EVERYTHING, "--max_train_steps", "6", "--checkpointing_steps", "3"]
+    train_vqvae.main([*run, "--output_dir", str(tmp_path / "whole")])
+    shutil.copytree(tmp_path / "whole", tmp_path / "resumed")
+    shutil.rmtree(tmp_path / "resumed/checkpoints/step-00000006")
+    train_vqvae.main([*run, "--output_dir", str(tmp_path / "resumed"), "--resume_from_checkpoint", "latest"])
+    assert same_weights(tmp_path / "whole", tmp_path / "resumed")
+    log = read_log(tmp_path / "whole")
+    assert {"usage_0", "usage_1", "residual_energy_1"} <= {name for line in log for name in line}
+    card = (tmp_path / "whole/README.md").read_text()
+    assert "HierarchicalVQVAEModel.from_pretrained" in card
+    assert "Hierarchical VQ-VAE of 2 levels" in card
+    assert "model_type: hierarchical_vqvae" in card
+
+    start = ["--pretrained_vqvae", str(tmp_path / "whole"), *data, "--output_dir", str(tmp_path / "tuned")]
+    with pytest.raises(ValueError, match="`model_type` must be that of `pretrained_vqvae`, a HierarchicalVQVAEConfig"):
+        train_vqvae.main(start)
+    start += ["--model_type", "hierarchical_vqvae"]
+    train_vqvae.main([*start, "--learning_rate", "1e-12", "--commitment_loss_weight", "0.5"])
+    tuned, whole = load_tokenizer(tmp_path / "tuned"), load_tokenizer(tmp_path / "whole")
+    assert tuned.config.commitment_loss_weight == 0.5
+    torch.testing.assert_close(tuned.decoder.conv_out.weight, whole.decoder.conv_out.weight, rtol=0, atol=1e-6)
+    # The averages belong to a training that updates them; this one followed gradients.
+    assert whole.codebooks[0].average_hits.any()
+    assert not tuned.codebooks[0].average_hits.any()
+
+    codes = tmp_path / "codes"
+    folder = ["--vqvae", str(tmp_path / "whole")]
+    run_script("examples/tokenize_dataset.py", "--data", images_parquet, *folder, "--output_dir", str(codes))
+    rows = Dataset.from_parquet(str(codes / "*.parquet"))
+    assert len(rows) == 24
+    assert {len(row) for row in rows["codes"]} == {5}
+    assert "HierarchicalVQVAEModel" in (codes / "README.md").read_text()
+    train_var = load_script("examples/train_var.py")
+    with pytest.raises(ValueError, match="`vqvae` must be a VQVAEModel, got a HierarchicalVQVAEModel"):
+        train_var.main(["--train_data", images_parquet, *folder, "--output_dir", str(tmp_path / "var")])
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--strides", "4"], "`strides` is not a field of VQVAEConfig"),
+        ([*HIERARCHICAL, "--patch_nums", "1"], "`patch_nums` is not a field of HierarchicalVQVAEConfig"),
+        (["--model_type", "vqvae2"], "`model_type` must be one of vqvae, hierarchical_vqvae, got 'vqvae2'"),
+        ([*HIERARCHICAL, "--image_size", "12"], "`image_size` must be one or two positive multiples of 8.*got 12"),
+        ([*HIERARCHICAL, "--kmeans_images", "3"], "`kmeans_images` = 3 gives 3 vectors, too few for `codebook_size`"),
+    ],
+)
+def test_fields_are_those_of_the_chosen_class(
+    arguments: list[str], message: str, tmp_path: Path, images_parquet: str
+) -> None:
+    with pytest.raises(ValueError, match=message):
+        train_vqvae.main(["--train_data", images_parquet, *arguments, "--output_dir", str(tmp_path / "no")])
+    assert not (tmp_path / "no").exists()
 
 
 def test_result_describes_itself(tmp_path: Path, images_parquet: str) -> None:

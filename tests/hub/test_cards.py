@@ -9,7 +9,7 @@ import pytest
 import torch
 from huggingface_hub import ModelCard
 
-from hf_var import VQVAEConfig, VQVAEModel
+from hf_var import HierarchicalVQVAEConfig, HierarchicalVQVAEModel, VQVAEConfig, VQVAEModel
 from hf_var.cli.arguments import config_fields_class, parse_arguments
 from hf_var.data import AugmentConfig, DataConfig
 from hf_var.hub.cards import write_model_card
@@ -114,6 +114,29 @@ def test_card_tells_what_the_model_is(vqvae, tmp_path) -> None:
     assert "![" not in text
     assert "Residual-quantized VAE" in written(tmp_path, make_vqvae((2, 2)), make_recipe(tmp_path))[1]
     assert "VQ-VAE with one token map" in written(tmp_path, make_vqvae((2,)), make_recipe(tmp_path))[1]
+
+
+def test_card_of_a_hierarchy(tmp_path) -> None:
+    fields = {
+        "image_size": (16, 8),
+        "base_channels": 4,
+        "residual_channels": 4,
+        "latent_channels": 4,
+        "codebook_size": 32,
+    }
+    vqvae = HierarchicalVQVAEModel(HierarchicalVQVAEConfig(**fields))
+    _, text = written(tmp_path, vqvae, make_recipe(tmp_path))
+    for row in (
+        "from hf_var import HierarchicalVQVAEModel",
+        "| token maps (`patch_nums`) | 2x1, 4x2 |",
+        "| codebooks, one for each map | 32 codes of 4 channels |",
+        "| latents | 4x2, 4 times smaller than the image |",
+        "| bits per image | 50, 61.4 times fewer than 8 per value |",
+    ):
+        assert row in text.splitlines()
+    assert "Hierarchical VQ-VAE of 2 levels" in text
+    one_level = HierarchicalVQVAEModel(HierarchicalVQVAEConfig(**fields, strides=(4,)))
+    assert "\nVQ-VAE ([van den Oord et al. 2017]" in written(tmp_path, one_level, make_recipe(tmp_path))[1]
 
 
 def test_recipe_of_the_card_is_a_recipe(vqvae, tmp_path, monkeypatch) -> None:

@@ -6,7 +6,7 @@ import math
 import pytest
 import torch
 
-from hf_var import VQVAEConfig, VQVAEModel
+from hf_var import HierarchicalVQVAEConfig, HierarchicalVQVAEModel, VQVAEConfig, VQVAEModel
 from hf_var.metrics.codebook_usage import CodeStatistics, expected_codes, residual_energy
 
 
@@ -78,7 +78,29 @@ def test_residual_energy_is_what_the_decoder_does_not_see() -> None:
     vqvae.codebook.vectors.copy_(vqvae.encode(images).features.mean(dim=(2, 3)).repeat(3, 1)[:8])
     output = vqvae.encode(images)
     energy = residual_energy(vqvae, output.features, output.codes)
-    assert energy.shape == (3,)
-    assert energy[0] == pytest.approx(output.features.square().sum().item(), rel=1e-5)
-    assert energy[2] == pytest.approx((output.features - output.latents).square().sum().item(), rel=1e-4)
-    assert energy[1] < 0.9 * energy[0]
+    assert energy.shape == (2, 2)
+    whole, left = energy.tolist()
+    assert whole == pytest.approx([output.features.square().sum().item()] * 2, rel=1e-5)
+    assert left[1] == pytest.approx((output.features - output.latents).square().sum().item(), rel=1e-4)
+    assert left[0] < 0.9 * whole[0]
+
+
+@torch.no_grad()
+def test_each_level_of_a_hierarchy_has_codes_and_features_of_its_own() -> None:
+    config = HierarchicalVQVAEConfig(
+        in_channels=1, image_size=8, base_channels=4, residual_channels=4, latent_channels=4, codebook_size=8
+    )
+    vqvae = HierarchicalVQVAEModel(config).eval()
+    output = vqvae.encode(torch.rand(3, 1, 8, 8, generator=torch.Generator().manual_seed(1)))
+    whole, left = residual_energy(vqvae, output.features, output.codes).tolist()
+    for level in range(2):
+        features, latents = output.features[level], output.latents[level]
+        assert whole[level] == pytest.approx(features.square().sum().item(), rel=1e-5)
+        assert left[level] == pytest.approx((features - latents).square().sum().item(), rel=1e-5)
+    # The top uses its code 3 alone, the bottom 0 and 1: three of sixteen codes.
+    statistics = CodeStatistics(config)
+    statistics.count(torch.tensor([[3, 0, 0, 1, 1]]))
+    figures = statistics.compute()
+    assert statistics.codebook_hits.tolist() == [[0, 0, 0, 1, 0, 0, 0, 0], [2, 2, 0, 0, 0, 0, 0, 0]]
+    assert figures["usage"] == 3 / 16
+    assert figures["dead_codes"] == 13

@@ -7,7 +7,7 @@ import numpy
 import pytest
 import torch
 
-from hf_var import VARPipeline
+from hf_var import HierarchicalVQVAEConfig, HierarchicalVQVAEModel, VARPipeline
 from pipelines.tiny import make_transformer, make_vqvae, seeded
 
 
@@ -134,3 +134,7 @@ def test_wrong_components_are_named(pipe):
         VARPipeline(transformer=pipe.transformer, vqvae="user/vqvae")
     with pytest.raises(ValueError, match="`vqvae` must be a model with a VQVAEConfig, got NoneType"):
         VARPipeline(transformer=pipe.transformer, vqvae=None)
+    # Without running latents there are no inputs of a scale.
+    config = HierarchicalVQVAEConfig(image_size=8, base_channels=4, latent_channels=4, codebook_size=32)
+    with pytest.raises(ValueError, match="`vqvae` must be a model with a VQVAEConfig, got HierarchicalVQVAEModel"):
+        VARPipeline(transformer=pipe.transformer, vqvae=HierarchicalVQVAEModel(config))

@@ -7,6 +7,7 @@ import torch
 from hf_var import VQVAEConfig, VQVAEModel
 from hf_var.training.codebook import (
     MovingAverageCodebook,
+    codebook_parts,
     initialize_codebook,
     restart_dead_codes,
 )
@@ -50,6 +51,12 @@ def test_quantizer_inputs_without_codes_leave_nothing_to_later_scales() -> None:
     assert torch.equal(second, torch.zeros_like(second))
 
 
+def start_codebook(vqvae: VQVAEModel, features: torch.Tensor) -> None:
+    """k-means of the only codebook."""
+    (part,) = codebook_parts(vqvae)
+    initialize_codebook(vqvae, part, features.split(64), seed=0)
+
+
 def quantization_error(vqvae: VQVAEModel, images: torch.Tensor) -> float:
     with torch.no_grad():
         output = vqvae.encode(images)
@@ -63,12 +70,12 @@ def test_kmeans_start_beats_the_initial_codebook(patch_nums: tuple[int, ...], no
     initial = quantization_error(vqvae, images)
     with torch.no_grad():
         features = vqvae.encode(images).features
-    initialize_codebook(vqvae, features, seed=0)
+    start_codebook(vqvae, features)
     first = vqvae.codebook.vectors.clone()
     assert quantization_error(vqvae, images) < 0.7 * initial
     with torch.no_grad():
         assert len(vqvae.encode(images).codes.unique()) == 16
-    initialize_codebook(vqvae, features, seed=0)
+    start_codebook(vqvae, features)
     assert torch.equal(vqvae.codebook.vectors, first)
 
 
@@ -79,7 +86,7 @@ def test_cosine_codes_have_directions_of_their_own_and_lengths_of_their_vectors(
     directions = torch.eye(4)[torch.arange(16) % 4]
     lengths = torch.linspace(1, 9, 16)
     features = (directions * lengths[:, None]).T.view(1, 4, 4, 4)
-    initialize_codebook(vqvae, features, seed=0)
+    start_codebook(vqvae, features)
     expected = torch.diag(torch.stack([lengths[first::4].mean() for first in range(4)]))
     found = vqvae.codebook.vectors
     assert torch.allclose(found[found.argmax(dim=1).argsort()], expected, atol=1e-5)
@@ -88,20 +95,20 @@ def test_cosine_codes_have_directions_of_their_own_and_lengths_of_their_vectors(
 def test_kmeans_start_needs_enough_images() -> None:
     vqvae = make_vqvae(codebook_size=256)
     with torch.no_grad(), pytest.raises(ValueError, match="codebook_size.*= 256"):
-        initialize_codebook(vqvae, vqvae.encode(make_images(2)).features, seed=0)
+        start_codebook(vqvae, vqvae.encode(make_images(2)).features)
 
 
 @torch.no_grad()
 def test_only_dead_codes_move_and_then_they_are_used() -> None:
     vqvae, images = make_vqvae(), make_images(32)
-    initialize_codebook(vqvae, vqvae.encode(images).features, seed=0)
+    start_codebook(vqvae, vqvae.encode(images).features)
     weight = vqvae.codebook.vectors
     weight[3] = weight[9] = 100.0
     before = weight.clone()
     output = vqvae.encode(images)
     hits = output.codes.flatten().bincount(minlength=16)
 
-    moved = restart_dead_codes(vqvae, hits, vqvae.quantizer_inputs(output.features), seed=0)
+    moved = restart_dead_codes(*codebook_parts(vqvae), hits, vqvae.quantizer_inputs(output.features), seed=0)
     assert moved.tolist() == [3, 9]
     kept = [code for code in range(16) if code not in (3, 9)]
     assert torch.equal(weight[kept], before[kept])
@@ -110,7 +117,7 @@ def test_only_dead_codes_move_and_then_they_are_used() -> None:
 
 def make_average(vqvae: VQVAEModel, *args, **options) -> MovingAverageCodebook:
     vqvae.codebook.requires_grad_(False)
-    return MovingAverageCodebook(vqvae, *args, **options)
+    return MovingAverageCodebook(*codebook_parts(vqvae), *args, **options)
 
 
 def test_moving_average_equals_a_textbook_loop() -> None:
@@ -146,7 +153,7 @@ def test_moving_average_of_a_residual_quantizer_ends_at_the_mean_of_what_each_co
     vqvae, images = make_vqvae(patch_nums=(4, 4), refinement_ratio=0.0), make_images(16)
     with torch.no_grad():
         features = vqvae.encode(images).features
-        initialize_codebook(vqvae, features, seed=0)
+        start_codebook(vqvae, features)
         average = make_average(vqvae, decay=0.5)
         average.restart()
         weight = vqvae.codebook.vectors
@@ -195,7 +202,7 @@ def test_restarted_average_stays_where_the_code_was_put() -> None:
 def test_moving_average_leaves_the_gradients_of_everything_else() -> None:
     vqvae = make_vqvae()
     with pytest.raises(ValueError, match="must not require a gradient"):
-        MovingAverageCodebook(vqvae, decay=0.9)
+        MovingAverageCodebook(*codebook_parts(vqvae), decay=0.9)
     make_average(vqvae, decay=0.9)
     output = VQVAEWarmup(vqvae)(make_images(3))
     (output.sample.square().mean() + output.loss).backward()

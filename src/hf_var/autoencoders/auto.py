@@ -1,17 +1,24 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Loading of a tokenizer of any class."""
+"""Tokenizers of any class."""
 
 import os
 from typing import Any
 
 from ..loading import read_fields
+from .configuration_hierarchical_vqvae import HierarchicalVQVAEConfig
+from .configuration_vqvae import VQVAEConfig
+from .modeling_hierarchical_vqvae import HierarchicalVQVAEModel
 from .modeling_vqvae import VQVAEModel
 
 
-TOKENIZERS = {model_class.config_class.model_type: model_class for model_class in (VQVAEModel,)}
+Tokenizer = VQVAEModel | HierarchicalVQVAEModel
+TokenizerConfig = VQVAEConfig | HierarchicalVQVAEConfig
+TOKENIZERS: dict[Any, Any] = {
+    model_class.config_class.model_type: model_class for model_class in (VQVAEModel, HierarchicalVQVAEModel)
+}
 
 
-def load_tokenizer(pretrained_model_name_or_path: str | os.PathLike, **kwargs) -> VQVAEModel:
+def load_tokenizer(pretrained_model_name_or_path: str | os.PathLike, **kwargs) -> Any:
     r"""
     Load a tokenizer of the class that its `config.json` names.
 
@@ -20,7 +27,7 @@ def load_tokenizer(pretrained_model_name_or_path: str | os.PathLike, **kwargs) -
         kwargs: Arguments of transformers' `from_pretrained`, such as `dtype`, `revision` and `subfolder`.
 
     Returns:
-        [`VQVAEModel`], in evaluation mode.
+        [`VQVAEModel`] or [`HierarchicalVQVAEModel`], in evaluation mode.
 
     Raises:
         `ValueError`: If it holds no tokenizer, or not all of its weights.

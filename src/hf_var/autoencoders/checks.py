@@ -7,10 +7,14 @@ import torch
 
 from ..ranges import Interval, fitting
 from ..tensor_checks import as_indices, check_finite, check_floats, check_range, describe
+from .configuration_hierarchical_vqvae import HierarchicalVQVAEConfig
 from .configuration_vqvae import VQVAEConfig
 
 
-def check_shape(name: str, tensor: torch.Tensor, expected: tuple[int, ...], config: VQVAEConfig) -> None:
+Config = VQVAEConfig | HierarchicalVQVAEConfig
+
+
+def check_shape(name: str, tensor: torch.Tensor, expected: tuple[int, ...], config: Config) -> None:
     """Raise a `ValueError` unless `tensor` holds a batch of floating-point numbers of the shape `expected`."""
     check_floats(name, tensor)
     if tuple(tensor.shape[1:]) != expected or tensor.ndim != len(expected) + 1:
@@ -21,7 +25,7 @@ def check_shape(name: str, tensor: torch.Tensor, expected: tuple[int, ...], conf
         )
 
 
-def check_pixels(pixel_values: torch.Tensor, config: VQVAEConfig) -> None:
+def check_pixels(pixel_values: torch.Tensor, config: Config) -> None:
     """Raise a `ValueError` unless `pixel_values` are images that fit; NaN, which has codes, is found on the CPU."""
     check_shape("pixel_values", pixel_values, (config.in_channels, *config.image_size), config)
     check_finite("pixel_values", pixel_values)
@@ -32,7 +36,7 @@ def check_latents(name: str, tensor: torch.Tensor, config: VQVAEConfig) -> None:
     check_shape(name, tensor, (config.latent_channels, *config.latent_size), config)
 
 
-def as_codes(codes: Any, config: VQVAEConfig, lengths: list[int] | None = None) -> torch.Tensor:
+def as_codes(codes: Any, config: Config, lengths: list[int] | None = None) -> torch.Tensor:
     """`codes` in int64; a `ValueError` unless they are codes, of one of `lengths` if there are any."""
     codes = as_indices("codes", codes)
     if lengths is not None and (codes.ndim != 2 or codes.shape[1] not in lengths):

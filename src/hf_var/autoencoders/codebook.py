@@ -9,6 +9,7 @@ from torch import nn
 from torch.nn import functional
 from transformers import initialization as init
 
+from .configuration_hierarchical_vqvae import HierarchicalVQVAEConfig
 from .configuration_vqvae import VQVAEConfig
 
 
@@ -57,9 +58,10 @@ class BaseCodebook(CodeWeights):
 
     running_hits: torch.Tensor
 
-    def count_hits(self, config: VQVAEConfig) -> None:
+    def count_hits(self, config: VQVAEConfig | HierarchicalVQVAEConfig) -> None:
         """Make room for the running average of how often each scale uses each code in training; saved with the weights."""
-        hits = torch.zeros(len(config.patch_nums), config.codebook_size, dtype=torch.float32)
+        num_scales = len(config.patch_nums) // config.num_codebooks
+        hits = torch.zeros(num_scales, config.codebook_size, dtype=torch.float32)
         self.register_buffer("running_hits", hits)
 
     def init_weights(self) -> None:
@@ -90,7 +92,7 @@ class BaseCodebook(CodeWeights):
 class Codebook(BaseCodebook, nn.Embedding):
     """Vectors that are weights (van den Oord et al. 2017), found by Euclidean or cosine distance."""
 
-    def __init__(self, config: VQVAEConfig):
+    def __init__(self, config: VQVAEConfig | HierarchicalVQVAEConfig):
         super().__init__(config.codebook_size, config.latent_channels, dtype=torch.float32)
         self.normalize = config.normalize_codebook
         self.count_hits(config)

@@ -149,6 +149,11 @@ class VQVAEConfig(ScheduleMixin, CheckedConfigMixin, PreTrainedConfig):
         self.codebook_size = size if self.codebook_size is None else self.codebook_size
 
     @property
+    def num_codebooks(self) -> int:
+        """Codebooks: a single one for all scales."""
+        return 1
+
+    @property
     def has_trainable_codes(self) -> bool:
         """Whether the code vectors are weights, found by a search without a gradient."""
         return self.quantizer == "vq"

@@ -1,9 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
 """The convolutional encoder and decoder of VQGAN (Esser et al. 2021), which VAR uses unchanged."""
 
+import math
+
 import torch
 from torch import nn
 from torch.nn import functional
+from transformers import initialization as init
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 from .configuration_vqvae import VQVAEConfig
@@ -38,6 +41,14 @@ def fast_format(inputs: torch.Tensor, training: bool) -> torch.Tensor:
     if training or inputs.device.type == "mps":
         return inputs
     return inputs.contiguous(memory_format=torch.channels_last)
+
+
+def init_convolution(module: nn.Conv2d | nn.ConvTranspose2d) -> None:
+    """torch's own default, which must be spelled out for models that are built on the meta device."""
+    init.kaiming_uniform_(module.weight, a=math.sqrt(5))
+    if module.bias is not None:
+        limit = 1 / math.sqrt(module.weight[0].numel())
+        init.uniform_(module.bias, -limit, limit)
 
 
 class ResnetBlock(nn.Module):

@@ -10,7 +10,7 @@ from transformers.utils import ModelOutput
 @dataclass
 class VQVAEOutput(ModelOutput):
     """
-    Output of [`VQVAEModel`].
+    Output of [`VQVAEModel`] and [`HierarchicalVQVAEModel`], whose features and latents are tuples of one map per level.
 
     Args:
         loss (`torch.FloatTensor` of shape `()`): Codebook and commitment terms of the quantizer, in fp32. The
@@ -26,8 +26,8 @@ class VQVAEOutput(ModelOutput):
 
     loss: torch.Tensor | None = None
     sample: torch.Tensor | None = None
-    features: torch.Tensor | None = None
-    latents: torch.Tensor | None = None
+    features: torch.Tensor | tuple[torch.Tensor, ...] | None = None
+    latents: torch.Tensor | tuple[torch.Tensor, ...] | None = None
     codes: torch.Tensor | None = None
     quantizer_inputs: torch.Tensor | None = None
 
@@ -35,7 +35,8 @@ class VQVAEOutput(ModelOutput):
 @dataclass
 class VQVAEEncoderOutput(ModelOutput):
     """
-    Output of [`VQVAEModel.encode`].
+    Output of [`VQVAEModel.encode`] and [`HierarchicalVQVAEModel.encode`], whose features and latents are tuples of one map
+    per level.
 
     Args:
         features (`torch.FloatTensor` of shape `(batch, latent_channels, latent height, latent width)`): The encoder's
@@ -44,15 +45,15 @@ class VQVAEEncoderOutput(ModelOutput):
         codes (`torch.LongTensor` of shape `(batch, length)`): Token maps, coarse to fine, each row-major.
     """
 
-    features: torch.Tensor | None = None
-    latents: torch.Tensor | None = None
+    features: torch.Tensor | tuple[torch.Tensor, ...] | None = None
+    latents: torch.Tensor | tuple[torch.Tensor, ...] | None = None
     codes: torch.Tensor | None = None
 
 
 @dataclass
 class VQVAEDecoderOutput(ModelOutput):
     """
-    Output of [`VQVAEModel.decode`].
+    Output of [`VQVAEModel.decode`] and [`HierarchicalVQVAEModel.decode`].
 
     Args:
         sample (`torch.FloatTensor` of shape `(batch, out_channels, height, width)`): Images in `[-1, 1]`.

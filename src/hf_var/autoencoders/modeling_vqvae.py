@@ -1,7 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """Multi-scale VQ-VAE: images to token maps and back."""
 
-import math
 from functools import partial
 
 import torch
@@ -15,7 +14,7 @@ from ..tensor_checks import check_batch
 from .checks import as_codes, as_scale, check_latents, check_pixels, check_shape, check_weights
 from .codebook import BaseCodebook, CodeWeights
 from .configuration_vqvae import VQVAEConfig
-from .layers import Decoder, Encoder
+from .layers import Decoder, Encoder, init_convolution
 from .modeling_outputs import VQVAEDecoderOutput, VQVAEEncoderOutput, VQVAEOutput
 from .quantization import MultiScaleResidualQuantizer, full_precision
 from .tiling import SlicingAndTilingMixin
@@ -78,11 +77,7 @@ class VQVAEModel(SlicingAndTilingMixin, CheckedModelMixin, PreTrainedModel):
         if isinstance(module, CodeWeights):
             module.init_weights()
         elif isinstance(module, nn.Conv2d):
-            # torch's own default, which must be spelled out for models that are built on the meta device.
-            init.kaiming_uniform_(module.weight, a=math.sqrt(5))
-            if module.bias is not None:
-                limit = 1 / math.sqrt(module.weight[0].numel())
-                init.uniform_(module.bias, -limit, limit)
+            init_convolution(module)
         elif isinstance(module, nn.GroupNorm):
             init.ones_(module.weight)
             init.zeros_(module.bias)
@@ -378,6 +373,11 @@ class VQVAEModel(SlicingAndTilingMixin, CheckedModelMixin, PreTrainedModel):
         vectors are weights if `config.has_trainable_codes`.
         """
         return self.quantizer.codebook
+
+    @property
+    def codebooks(self) -> list[BaseCodebook]:
+        r"""The codebooks, which share the scales evenly: a single one for all scales."""
+        return [self.codebook]
 
     @property
     def _compute_dtype(self) -> torch.dtype:

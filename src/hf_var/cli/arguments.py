@@ -53,26 +53,28 @@ def read_recipe(path: str | Path) -> dict[str, Any]:
     return recipe
 
 
-def config_fields_class(config_class: type) -> type:
+def config_fields_class(*config_classes: type) -> type:
     """
-    A dataclass of the fields that a `PreTrainedConfig` declares, or of the parameters that configure a model of
-    diffusers, all `None` unless given; see [`given_fields`].
+    A dataclass of the fields that `PreTrainedConfig`s declare, or of the parameters that configure a model of diffusers,
+    all `None` unless given; see [`given_fields`]. Classes may share fields of the same type.
     """
+    arguments: dict[str, tuple[Any, dict[str, Any]]] = {}
+    for config_class in config_classes:
+        for name, (annotation, default) in _declared_fields(config_class).items():
+            kind, text = _command_line_type(annotation), f"{config_class.__name__}; default: {default}"
+            _, metadata = arguments.setdefault(name, (kind, {"nargs": "?", "const": True} if kind is bool else {}))
+            metadata["help"] = f"{metadata['help']}. {text}" if "help" in metadata else text
+    declared = [(name, kind | None, field(default=None, metadata=data)) for name, (kind, data) in arguments.items()]
+    return make_dataclass(f"{config_classes[0].__name__}Fields", declared)
+
+
+def _declared_fields(config_class: type) -> dict[str, tuple[Any, Any]]:
+    """Annotation and default of each field."""
     if is_dataclass(config_class):
-        annotations = inspect.get_annotations(config_class)
         defaults = {entry.name: entry.default for entry in fields(config_class)}
-    else:
-        parameters = inspect.signature(config_class).parameters
-        annotations = {name: parameter.annotation for name, parameter in parameters.items()}
-        defaults = {name: parameter.default for name, parameter in parameters.items()}
-    arguments = []
-    for name, annotation in annotations.items():
-        kind = _command_line_type(annotation)
-        metadata = {"help": f"{config_class.__name__}; default: {defaults.get(name)}"}
-        if kind is bool:
-            metadata |= {"nargs": "?", "const": True}
-        arguments.append((name, kind | None, field(default=None, metadata=metadata)))
-    return make_dataclass(f"{config_class.__name__}Fields", arguments)
+        return {name: (hint, defaults.get(name)) for name, hint in own_annotations(config_class).items()}
+    parameters = inspect.signature(config_class).parameters
+    return {name: (parameter.annotation, parameter.default) for name, parameter in parameters.items()}
 
 
 def given_fields(configuration: Any) -> dict[str, Any]:
@@ -80,6 +82,8 @@ def given_fields(configuration: Any) -> dict[str, Any]:
     given = {name: value for name, value in asdict(configuration).items() if value is not None}
     if "patch_nums" in given:
         given["patch_nums"] = [_parse_patch_num(entry) for entry in given["patch_nums"]]
+    if len(given.get("image_size", ())) == 1:
+        (given["image_size"],) = given["image_size"]
     return given
 
 

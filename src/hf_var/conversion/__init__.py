@@ -9,6 +9,7 @@ from .official_var import (
     load_official_vqvae,
 )
 from .pytorch_vqvae import export_pixelcnn, load_pixelcnn
+from .rosinality import export_vqvae2, load_vqvae2
 from .rosinality_pixelsnail import export_pixelsnail, load_pixelsnail
 
 
@@ -17,9 +18,11 @@ __all__ = [
     "export_official_vqvae",
     "export_pixelcnn",
     "export_pixelsnail",
+    "export_vqvae2",
     "imagenet_id2label",
     "load_official_var",
     "load_official_vqvae",
     "load_pixelcnn",
     "load_pixelsnail",
+    "load_vqvae2",
 ]

@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """Data sets of codes, in place of the images they come from."""
 
-import inspect
 import json
 import os
 import random
+import re
 from dataclasses import dataclass
 from typing import Any, cast
 
@@ -15,9 +15,10 @@ import pyarrow
 import pyarrow.parquet
 import torch
 
-from ..autoencoders import VQVAEConfig, VQVAEModel
+from ..autoencoders import Tokenizer
 from ..fingerprints import fingerprint
 from ..progress import progress_bar
+from ..ranges import own_annotations
 from .conditions import Condition
 from .config import DataConfig
 from .indexed import ShuffledRows
@@ -29,6 +30,8 @@ CODES_COLUMN = "codes"
 TOKENIZER_KEY = "hf_var.tokenizer"
 # Fields of a tokenizer's configuration that do not affect its codes.
 INDIFFERENT_FIELDS = ("out_channels", "dropout", "codebook_loss_weight", "commitment_loss_weight")
+# Weights that only decoding needs, and statistics.
+INDIFFERENT_WEIGHTS = re.compile(r"(post_quant_conv|decoder)\..*|.*\.(running_hits|average_hits|average_sums)")
 # Fields that were added later, with the value that means the earlier behaviour.
 LATER_FIELDS = {"quantizer": "vq", "fsq_levels": None}
 
@@ -57,17 +60,13 @@ def check_codes_column(dataset: AnyDataset, length: int, codebook_size: int) -> 
         )
 
 
-def tokenizer_fingerprint(vqvae: VQVAEModel) -> str:
+def tokenizer_fingerprint(vqvae: Tokenizer) -> str:
     """A digest of everything that affects the codes of a tokenizer."""
-    fields = {name: getattr(vqvae.config, name) for name in inspect.get_annotations(VQVAEConfig)}
+    fields = {name: getattr(vqvae.config, name) for name in own_annotations(type(vqvae.config))}
     deciding = {name: value for name, value in fields.items() if name not in INDIFFERENT_FIELDS}
     # Codes that were made before there were these fields keep their fingerprint.
     deciding = {name: value for name, value in deciding.items() if (name, value) not in LATER_FIELDS.items()}
-    weights = {
-        name: tensor
-        for name, tensor in vqvae.state_dict().items()
-        if name.startswith(("encoder.", "quant_conv.", "quantizer.")) and not name.endswith("running_hits")
-    }
+    weights = {name: tensor for name, tensor in vqvae.state_dict().items() if not INDIFFERENT_WEIGHTS.fullmatch(name)}
     return fingerprint(deciding, weights)
 
 
@@ -92,7 +91,7 @@ def _fingerprint_in(file: str) -> str | None:
     return None if value is None else json.loads(value)
 
 
-def codes_schema(vqvae: VQVAEModel, label_feature: datasets.ClassLabel | datasets.Value | None) -> pyarrow.Schema:
+def codes_schema(vqvae: Tokenizer, label_feature: datasets.ClassLabel | datasets.Value | None) -> pyarrow.Schema:
     """Columns of a parquet file of codes, as `datasets` restores them, with the tokenizer's fingerprint."""
     codes_type = "uint16" if vqvae.config.codebook_size <= 2**16 else "uint32"
     length = sum(vqvae.config.scale_lengths)
@@ -103,7 +102,7 @@ def codes_schema(vqvae: VQVAEModel, label_feature: datasets.ClassLabel | dataset
     return schema.with_metadata(schema.metadata | {TOKENIZER_KEY: json.dumps(tokenizer_fingerprint(vqvae))})
 
 
-def encode_codes(vqvae: VQVAEModel, pixel_values: torch.Tensor) -> torch.Tensor:
+def encode_codes(vqvae: Tokenizer, pixel_values: torch.Tensor) -> torch.Tensor:
     """The codes `(batch, length)` of images in `[-1, 1]`. Both are on the CPU, whatever the device of `vqvae`."""
     *_, codes = vqvae.encode(pixel_values.to(vqvae.device, non_blocking=True), return_dict=False)
     return codes.cpu()
@@ -136,7 +135,7 @@ def tokenized_copies(
     read_row: RowReader,
     config: DataConfig,
     seed: int,
-    vqvae: VQVAEModel,
+    vqvae: Tokenizer,
     copies: int,
     show_progress: bool,
 ) -> datasets.Dataset:

@@ -22,7 +22,7 @@ from huggingface_hub import DatasetCard, DatasetCardData, HfApi
 from PIL import Image
 from transformers.utils import logging
 
-from ..autoencoders import VQVAEConfig, VQVAEModel, load_tokenizer
+from ..autoencoders import Tokenizer, TokenizerConfig, load_tokenizer
 from ..hub.names import is_hub_name, public_recipe, without_folders
 from ..hub.push import push_card
 from ..progress import progress_bar
@@ -213,7 +213,7 @@ def tokenize_dataset(config: TokenizationConfig, accelerator: Accelerator) -> Co
 @torch.no_grad()
 def write_units(
     config: TokenizationConfig,
-    vqvae: VQVAEModel,
+    vqvae: Tokenizer,
     units: IndexedUnits | StreamedUnits,
     paths: list[Path],
     schema: pyarrow.Schema,
@@ -254,7 +254,7 @@ def write_units(
 
 def make_codes_card(
     config: TokenizationConfig,
-    vqvae: VQVAEModel,
+    vqvae: Tokenizer,
     count: CodesCount,
     repo_id: str,
     has_labels: bool,
@@ -265,7 +265,7 @@ def make_codes_card(
     the Hub: of a folder with such metadata datasets caches the rows by the folder's name alone, and takes them for those
     of any other folder with that name.
     """
-    tokenizer: VQVAEConfig = vqvae.config
+    tokenizer: TokenizerConfig = vqvae.config
     recipe = {name: value for name, value in asdict(config).items() if name not in ("push_to_hub", "hub_dataset_id")}
     configs = [{"config_name": "default", "data_files": [{"split": split, "path": FILES}]}]
     name = repo_id.split("/")[-1]
@@ -288,6 +288,7 @@ def make_codes_card(
         codebook_size=tokenizer.codebook_size,
         maps=[f"{height}x{width}" for height, width in tokenizer.scale_sizes],
         has_labels=has_labels,
+        model_class=type(vqvae).__name__,
         vqvae=without_folders(config.vqvae),
         fingerprint=tokenizer_fingerprint(vqvae),
         split=split or "train",

@@ -15,7 +15,7 @@ from huggingface_hub.constants import HF_HOME
 from matplotlib.figure import Figure
 from transformers.utils import logging
 
-from ..autoencoders import VQVAEModel, load_tokenizer
+from ..autoencoders import Tokenizer, load_tokenizer
 from ..downloads import download_once
 from ..fingerprints import fingerprint
 from ..hub.push import create_repository
@@ -46,7 +46,7 @@ def evaluate(config: EvaluationConfig, accelerator: Accelerator) -> dict[str, An
         # Fail on a missing token now, not after hours of sampling.
         repo_id = create_repository(config.output_dir, repo_id)
     model = None if config.model is None else load_model(config.model, config.dtype)
-    if isinstance(model, VQVAEModel):
+    if isinstance(model, Tokenizer):
         report = _evaluate_tokenizer(config, model, accelerator)
     else:
         report = _evaluate_images(config, model, accelerator)
@@ -58,7 +58,7 @@ def evaluate(config: EvaluationConfig, accelerator: Accelerator) -> dict[str, An
     return report
 
 
-def load_model(name: str, dtype: str) -> VARPipeline | VQVAEModel:
+def load_model(name: str, dtype: str) -> VARPipeline | Tokenizer:
     """A pipeline or a tokenizer, in evaluation mode."""
     options: dict[str, Any] = {"dtype": getattr(torch, dtype)}
     try:
@@ -191,7 +191,7 @@ def _check_statistics(reference: ImageSet, extractor: Mapping[str, Any]) -> None
 # Tokenizers
 
 
-def _evaluate_tokenizer(config: EvaluationConfig, vqvae: VQVAEModel, accelerator: Accelerator) -> dict[str, Any]:
+def _evaluate_tokenizer(config: EvaluationConfig, vqvae: Tokenizer, accelerator: Accelerator) -> dict[str, Any]:
     image_size, in_channels, device = vqvae.config.image_size, vqvae.config.in_channels, accelerator.device
     if config.preset is not None:
         raise ValueError(

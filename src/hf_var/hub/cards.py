@@ -10,7 +10,7 @@ from urllib.parse import quote
 from diffusers import AutoencoderKL
 from huggingface_hub import ModelCard, ModelCardData
 
-from ..autoencoders import VQVAEConfig, VQVAEModel
+from ..autoencoders import HierarchicalVQVAEConfig, Tokenizer, TokenizerConfig, VQVAEConfig
 from ..metrics.latents import latent_shape
 from ..priors import VARConfig
 from .names import is_hub_name, public_recipe, without_folders
@@ -19,7 +19,7 @@ from .results import metric_label, metric_results
 
 def write_model_card(
     output_dir: str | Path,
-    vqvae: VQVAEModel,
+    vqvae: Tokenizer,
     recipe: Mapping[str, Any],
     metrics: Mapping[str, float] | None = None,
     pictures: Mapping[str, str] | None = None,
@@ -31,7 +31,7 @@ def write_model_card(
     are the arguments of the training; `train_data`, `validation_data`, `validation_split` and `pretrained_vqvae`
     become metadata if they are names on the Hub. No path of this machine is published.
     """
-    config: VQVAEConfig = vqvae.config
+    config: TokenizerConfig = vqvae.config
     bits = sum(config.scale_lengths) * math.log2(config.codebook_size)
     return _write_card(
         "vqvae_card.md",
@@ -48,6 +48,7 @@ def write_model_card(
         metrics,
         pictures,
         repo_id,
+        model_class=type(vqvae).__name__,
         system=_system(config),
         config=config,
         num_tokens=sum(config.scale_lengths),
@@ -197,12 +198,16 @@ def _write_card(
     return card
 
 
-def _sizes(tokenizer: VQVAEConfig) -> dict[str, Any]:
+def _sizes(tokenizer: TokenizerConfig) -> dict[str, Any]:
     height, width = tokenizer.image_size
     return {"height": height, "width": width, "maps": [f"{rows}x{columns}" for rows, columns in tokenizer.scale_sizes]}
 
 
-def _system(config: VQVAEConfig) -> str:
+def _system(config: TokenizerConfig) -> str:
+    if isinstance(config, HierarchicalVQVAEConfig):
+        if len(config.strides) == 1:
+            return "VQ-VAE ([van den Oord et al. 2017](https://arxiv.org/abs/1711.00937))"
+        return f"Hierarchical VQ-VAE of {len(config.strides)} levels ([VQ-VAE-2](https://arxiv.org/abs/1906.00446))"
     system = _schedule(config)
     if config.quantizer == "fsq":
         levels = " x ".join(map(str, config.fsq_levels or ()))

@@ -1,12 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How well each scale uses the codebook, and how much of the features it leaves unexplained."""
+"""How well each scale uses its codebook, and how much of the features it leaves unexplained."""
 
 from typing import Any, cast
 
 import torch
 from accelerate.utils import reduce
 
-from ..autoencoders import VQVAEConfig, VQVAEModel
+from ..autoencoders import Tokenizer, TokenizerConfig, VQVAEModel
 
 
 # A code is dead if it was chosen less than this many times as often as the average one.
@@ -16,8 +16,9 @@ DEAD_THRESHOLD = 0.03
 class CodeStatistics:
     """Counts codes per scale, over many batches: a map of one token sees few codes in a batch, however well it works."""
 
-    def __init__(self, config: VQVAEConfig, device: torch.device | str = "cpu"):
+    def __init__(self, config: TokenizerConfig, device: torch.device | str = "cpu"):
         self.codebook_size = config.codebook_size
+        self.num_codebooks = config.num_codebooks
         self.scale_lengths = config.scale_lengths
         self.hits = torch.zeros(len(config.scale_lengths), config.codebook_size, dtype=torch.long, device=device)
         self._pending = torch.zeros_like(self.hits)
@@ -37,6 +38,11 @@ class CodeStatistics:
         self._pending.zero_()
         return self.hits
 
+    @property
+    def codebook_hits(self) -> torch.Tensor:
+        """How often each codebook's codes were chosen, `(codebooks, codebook_size)`, by all scales that it serves."""
+        return self.hits.unflatten(0, (self.num_codebooks, -1)).sum(dim=1)
+
     def reset(self) -> None:
         """Begin a new window."""
         self.hits = torch.zeros_like(self.hits)
@@ -47,15 +53,16 @@ class CodeStatistics:
         The metrics of the codes counted so far; all processes must call it.
 
         Returns:
-            `dict[str, float]`: `usage` (share of the codes that any scale chose) and `dead_codes` (number of those chosen
-            less than 3 % as often as the average one); and for every scale k `usage_k` (share of the codes that it
+            `dict[str, float]`: `usage` (share of the codes that any scale of their codebook chose) and `dead_codes` (number
+            of those chosen less than 3 % as often as the average one of their codebook); and for every scale k `usage_k` (share of the codes that it
             chose), `perplexity_k` (exponential of the entropy: the number of equally frequent codes with the same
             entropy), `dead_codes_k` (number of codes it never chose) and `reached_k` (codes it chose, divided by the
             number that equally many uniformly random tokens reach on average; use it to judge coarse scales).
         """
         hits = self.synchronize().cpu()
-        total = hits.sum(dim=0)
-        metrics = {"usage": (total > 0).float().mean().item(), "dead_codes": float(is_dead(total).sum())}
+        total = self.codebook_hits.cpu()
+        dead = sum(int(is_dead(counts).sum()) for counts in total)
+        metrics = {"usage": (total > 0).float().mean().item(), "dead_codes": float(dead)}
         for scale, counts in enumerate(hits):
             tokens = int(counts.sum())
             used = int((counts > 0).sum())
@@ -85,17 +92,26 @@ def expected_codes(tokens: int, codebook_size: int) -> float:
 
 
 @torch.no_grad()
-def residual_energy(vqvae: VQVAEModel, features: torch.Tensor, codes: torch.Tensor) -> torch.Tensor:
-    """Sum of squares of features and, after each scale, of the residual that their codes leave: `(1 + scales,)`."""
-    features = features.float()
-    errors = [features, *(features - latents for latents in vqvae.running_latents(codes))]
-    return torch.stack([error.square().sum() for error in errors])
+def residual_energy(
+    vqvae: Tokenizer, features: torch.Tensor | tuple[torch.Tensor, ...], codes: torch.Tensor
+) -> torch.Tensor:
+    """
+    Energy (sum of squares) of the features that each scale codes, and of the residual that the codes `(batch, length)` leave
+    after it: `(2, scales)`. Features are those of an encoded batch.
+    """
+    if isinstance(vqvae, VQVAEModel):
+        latents = vqvae.running_latents(codes)
+        features = (cast(torch.Tensor, features),) * len(latents)
+    else:
+        latents = vqvae.latents(codes)
+    pairs = [(own.float(), found) for own, found in zip(features, latents, strict=True)]
+    return torch.stack([torch.stack([a.square().sum(), (a - b).square().sum()]) for a, b in pairs], dim=1)
 
 
 def energy_metrics(energy: torch.Tensor) -> dict[str, float]:
     """The share of the energy of [`residual_energy`] that each scale leaves, in all processes, which must all call it."""
     energy = cast(torch.Tensor, reduce(energy, reduction="sum"))
-    return {f"residual_energy_{scale}": left for scale, left in enumerate((energy[1:] / energy[0]).tolist())}
+    return {f"residual_energy_{scale}": left for scale, left in enumerate((energy[1] / energy[0]).tolist())}
 
 
 def is_dead(hits: torch.Tensor, threshold: float = DEAD_THRESHOLD) -> torch.Tensor:

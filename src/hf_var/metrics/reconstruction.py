@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 from PIL import Image
 from torch import nn
 
-from ..autoencoders import VQVAEModel
+from ..autoencoders import Tokenizer
 from ..modes import evaluation_mode
 from .codebook_usage import CodeStatistics, energy_metrics, residual_energy
 from .image_quality import ReconstructionMetrics
@@ -41,7 +41,7 @@ def compare_reconstructions(
 
 @torch.no_grad()
 def measure_reconstruction(
-    vqvae: VQVAEModel,
+    vqvae: Tokenizer,
     batches: Iterable[Mapping[str, torch.Tensor]],
     accelerator: Accelerator,
     perceptual_loss: nn.Module | None = None,
@@ -56,7 +56,7 @@ def measure_reconstruction(
     """
     config = vqvae.config
     statistics = CodeStatistics(config, accelerator.device)
-    energy = torch.zeros(len(config.scale_lengths) + 1, device=accelerator.device)
+    energy = torch.zeros(2, len(config.scale_lengths), device=accelerator.device)
 
     def reconstruct(pixel_values: torch.Tensor) -> torch.Tensor:
         features, _, codes = vqvae.encode(cast(torch.FloatTensor, pixel_values), return_dict=False)

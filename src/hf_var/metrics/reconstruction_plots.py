@@ -9,7 +9,7 @@ from matplotlib.ticker import PercentFormatter
 from PIL import Image
 from torchvision.utils import make_grid
 
-from ..autoencoders import VQVAEModel
+from ..autoencoders import Tokenizer
 from ..modes import evaluation_mode
 from ..scales import PatchNums, scale_sizes
 from .feature_extractors import rgb_bytes
@@ -30,7 +30,7 @@ VISIBLE_SIDE = 64
 
 
 @torch.no_grad()
-def reconstruction_grid(vqvae: VQVAEModel, pixel_values: torch.Tensor) -> Image.Image:
+def reconstruction_grid(vqvae: Tokenizer, pixel_values: torch.Tensor) -> Image.Image:
     """Images in `[-1, 1]` in rows: reconstructions after one scale, after two and so on, then the original."""
     with evaluation_mode(vqvae):
         _, _, codes = vqvae.encode(pixel_values.to(vqvae.device), return_dict=False)

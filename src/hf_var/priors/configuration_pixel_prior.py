@@ -1,15 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
 """What the configurations of the convolutional priors share: the map of codes and its classes."""
 
-from collections.abc import Sequence
-from numbers import Integral
-from typing import Any
-
 from transformers import PreTrainedConfig
 
 from ..loading import CheckedConfigMixin
 from ..ranges import PartialShare, PositiveInt
-from ..scales import ScheduleMixin
+from ..scales import ScheduleMixin, normalize_size
 from .label_set import LabelSetMixin
 
 
@@ -25,7 +21,7 @@ class PixelPriorConfig(LabelSetMixin, ScheduleMixin, CheckedConfigMixin, PreTrai
 
     def __post_init__(self, **kwargs):
         super().__post_init__(**kwargs)
-        self.map_size = normalize_map_size("map_size", self.map_size)
+        self.map_size = normalize_size("map_size", self.map_size)
 
     @property
     def patch_nums(self) -> list[list[int]]:
@@ -56,15 +52,6 @@ class PixelPriorConfig(LabelSetMixin, ScheduleMixin, CheckedConfigMixin, PreTrai
     def num_class_embeddings(self) -> int:
         """Rows of the class embedding."""
         return (self.num_labels or 0) + self.has_unconditional_class
-
-
-def normalize_map_size(name: str, size: Any) -> tuple[int, int]:
-    """`(height, width)` of an integer or a pair."""
-    sides: Any = size if isinstance(size, Sequence) and not isinstance(size, str) else (size, size)
-    whole = all(isinstance(side, Integral) and not isinstance(side, bool) for side in sides)
-    if len(sides) != 2 or not whole or min(sides) < 1:
-        raise ValueError(f"`{name}` must be a positive integer or a (height, width) pair of them, got {size!r}.")
-    return int(sides[0]), int(sides[1])
 
 
 def check_kernel_sizes(**sizes: int) -> None:

@@ -2,11 +2,11 @@
 """Configuration of PixelSNAIL."""
 
 from ..ranges import NonNegativeInt, PartialShare, PositiveInt
+from ..scales import normalize_size
 from .configuration_pixel_prior import (
     MapSize,
     PixelPriorConfig,
     check_kernel_sizes,
-    normalize_map_size,
 )
 
 
@@ -95,7 +95,7 @@ class PixelSNAILConfig(PixelPriorConfig):
                 f"{self.num_attention_heads}."
             )
         if self.condition_map_size is not None:
-            self.condition_map_size = normalize_map_size("condition_map_size", self.condition_map_size)
+            self.condition_map_size = normalize_size("condition_map_size", self.condition_map_size)
             if self.height % self.condition_map_size[0] or self.width % self.condition_map_size[1]:
                 raise ValueError(
                     f"`condition_map_size` must divide `map_size` on both sides, got {self.condition_map_size} and "

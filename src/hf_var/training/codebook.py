@@ -4,16 +4,22 @@ k-means initialization, restarts of dead codes and moving averages for the codeb
 
 Without them a tokenizer trained from scratch settles on a few codes per scale: an untrained encoder's features lie close
 together, the few codes nearest to them take all gradients, and the rest are never chosen again.
+
+A [`VQVAEModel`] has one codebook for all scales, a [`HierarchicalVQVAEModel`] one for each level.
 """
 
-from typing import Any, cast
+from collections.abc import Sequence
+from typing import Any, NamedTuple, cast
 
 import torch
 from accelerate.utils import broadcast, reduce
 from torch.nn import functional
 
-from ..autoencoders import VQVAEConfig, VQVAEModel
+from ..autoencoders import Tokenizer, TokenizerConfig
+from ..autoencoders.codebook import BaseCodebook
+from ..autoencoders.modeling_hierarchical_vqvae import LevelCodebook
 from ..metrics.codebook_usage import DEAD_THRESHOLD, is_dead
+from ..scales import bounds
 
 
 # k-means sees at most this many vectors of each scale, in each of these rounds.
@@ -22,27 +28,50 @@ VECTORS_PER_SCALE, ROUNDS = 8192, 3
 DECAY = 0.99
 
 
+class CodebookPart(NamedTuple):
+    """A codebook, and the scales that look their vectors up in it: `scale_lengths`, from the token `begin` on."""
+
+    codebook: BaseCodebook
+    scale_lengths: list[int]
+    begin: int
+
+    def tokens(self, values: torch.Tensor) -> torch.Tensor:
+        """Those of the codebook, of codes or vectors of all scales `(batch, length, ...)`."""
+        return values[:, self.begin : self.begin + sum(self.scale_lengths)]
+
+    def by_scale(self, inputs: torch.Tensor) -> list[torch.Tensor]:
+        """`(batch, length, latent_channels)` vectors as `(batch * length of scale, latent_channels)` of its scales."""
+        return [vectors.flatten(0, 1) for vectors in self.tokens(inputs).split(self.scale_lengths, dim=1)]
+
+
+def codebook_parts(vqvae: Tokenizer) -> list[CodebookPart]:
+    """Every codebook of a tokenizer with its scales, coarse to fine."""
+    lengths = vqvae.config.scale_lengths
+    number = len(lengths) // vqvae.config.num_codebooks
+    groups = [lengths[first : first + number] for first in range(0, len(lengths), number)]
+    begins = [begin for begin, _ in bounds([sum(group) for group in groups])]
+    return [CodebookPart(*part) for part in zip(vqvae.codebooks, groups, begins, strict=True)]  # pyright: ignore[reportArgumentType]
+
+
 @torch.no_grad()
-def initialize_codebook(vqvae: VQVAEModel, features: torch.Tensor, seed: int) -> None:
+def initialize_codebook(vqvae: Tokenizer, part: CodebookPart, features: Sequence[Any], seed: int) -> None:
     """
-    Set the codes to k-means centres of the vectors that the quantizer looks up, equally many from each scale. What a
-    scale looks up depends on the codes of the scales before it: the first round takes those to be exact, every further
-    round starts from the codes so far and looks at the residuals that they really leave. All processes take the codes
-    of the first.
+    Set the codes of a codebook to k-means centres of the vectors that are looked up in it, equally many from each of its
+    scales. `features` are those of encoded batches. What a scale looks up depends on the codes of the scales before it:
+    the first round takes those to be exact, every further round starts from the codes so far and looks at the residuals
+    that they really leave. All processes take the codes of the first.
     """
     from sklearn.cluster import KMeans, kmeans_plusplus
 
-    weight = vqvae.codebook.vectors
+    weight = part.codebook.vectors
     generator = torch.Generator().manual_seed(seed)
     centers = None
     for _ in range(ROUNDS):
-        # A few at a time: the search compares every vector with every code.
-        parts = [vqvae.quantizer_inputs(part, exact=centers is None) for part in features.split(64)]
-        inputs = _by_scale(vqvae, torch.cat(parts).cpu())
-        sample = torch.cat([_choose(vectors, VECTORS_PER_SCALE, generator) for vectors in inputs])
+        inputs = torch.cat([vqvae.quantizer_inputs(batch, exact=centers is None) for batch in features]).cpu()
+        sample = torch.cat([_choose(vectors, VECTORS_PER_SCALE, generator) for vectors in part.by_scale(inputs)])
         if len(sample) < len(weight):
             raise ValueError(
-                f"`kmeans_images` gives {len(sample)} vectors ({len(features)} images), too few for a k-means start of "
+                f"`kmeans_images` gives {len(sample)} vectors ({len(inputs)} images), too few for a k-means start of "
                 f"`codebook_size` = {len(weight)} codes."
             )
         # The cosine search uses only directions: codes that differ only in length would share their vectors.
@@ -57,33 +86,35 @@ def initialize_codebook(vqvae: VQVAEModel, features: torch.Tensor, seed: int) ->
         labels = torch.from_numpy(means.labels_).long()
         members = labels.bincount(minlength=len(weight)).clamp(min=1)
         vectors = torch.zeros(weight.shape).index_add_(0, labels, sample) / members[:, None]
-        vqvae.codebook.set_vectors(cast(torch.Tensor, broadcast(vectors.to(weight))))
+        part.codebook.set_vectors(cast(torch.Tensor, broadcast(vectors.to(weight))))
 
 
-def kmeans_vectors(config: VQVAEConfig, images: int) -> int:
-    """How many vectors `images` images give [`initialize_codebook`]: it needs at least one per code."""
-    return sum(min(VECTORS_PER_SCALE, images * length) for length in config.scale_lengths)
+def kmeans_vectors(config: TokenizerConfig, images: int) -> int:
+    """How many vectors `images` images give [`initialize_codebook`] for a codebook, at least: it needs one per code."""
+    numbers = [min(VECTORS_PER_SCALE, images * length) for length in config.scale_lengths]
+    # Where each scale has its own codebook, the coarsest one has the fewest vectors.
+    return sum(numbers[: len(numbers) // config.num_codebooks])
 
 
 @torch.no_grad()
 def restart_dead_codes(
-    vqvae: VQVAEModel,
+    part: CodebookPart,
     hits: torch.Tensor,
     inputs: torch.Tensor,
     seed: int,
     threshold: float = DEAD_THRESHOLD,
 ) -> torch.Tensor:
     """Replace codes that `hits` show to be dead by random ones of the looked up `inputs`, and return them."""
-    weight = vqvae.codebook.vectors
+    weight = part.codebook.vectors
     dead = is_dead(hits, threshold).nonzero().flatten().to(weight.device)
     if len(dead) > 0:
-        candidates = torch.cat(_by_scale(vqvae, inputs))
+        candidates = torch.cat(part.by_scale(inputs))
         # Without duplicates: of two equal codes one would be dead again.
         vectors = _choose(candidates, len(dead), torch.Generator().manual_seed(seed)).to(weight)
         dead = dead[: len(vectors)]
         # The last process has the batch that a single process with accumulated gradients would have seen last.
         vectors = cast(torch.Tensor, broadcast(vectors, from_process=_num_processes() - 1))
-        vqvae.codebook.set_vectors(vectors, dead)
+        part.codebook.set_vectors(vectors, dead)
     return dead
 
 
@@ -92,24 +123,31 @@ class MovingAverageCodebook:
     Codes as moving averages of the vectors that chose them (van den Oord et al. 2017, appendix A.1), in place of a
     gradient. Vectors are weighted by the area of the latents that they cover, `1 / n` for a map of n tokens: so the
     codes minimise the error of the latents, and the many tokens of fine scales do not dominate. With scales of one
-    size this is the plain average. There is one update per optimizer step, from all of its batches and processes.
+    size this is the plain average. There is one update per optimizer step, from all of its batches and processes. A
+    codebook that has averages (`LevelCodebook`) continues them, and keeps them up to date.
     """
 
-    def __init__(self, vqvae: VQVAEModel, decay: float = DECAY, epsilon: float = 1e-5):
-        self.vqvae = vqvae
+    def __init__(self, part: CodebookPart, decay: float = DECAY, epsilon: float = 1e-5):
+        self.part = part
         self.decay = decay
         self.epsilon = epsilon
-        weight = vqvae.codebook.vectors
+        weight = part.codebook.vectors
         if weight.requires_grad:
             raise ValueError("The codebook's weight must not require a gradient if it follows moving averages.")
-        self.sizes = torch.ones(len(weight), device=weight.device)
-        self.sums = weight.clone()
+        if isinstance(part.codebook, LevelCodebook):
+            self.sizes, self.sums = part.codebook.average_hits, part.codebook.average_sums
+        else:
+            self.sizes, self.sums = torch.zeros(len(weight), device=weight.device), torch.zeros_like(weight)
+        if not self.sizes.any():
+            self.sizes.fill_(1)
+            self.sums.copy_(weight)
         self._new_sizes, self._new_sums = torch.zeros_like(self.sizes), torch.zeros_like(self.sums)
 
     @torch.no_grad()
     def observe(self, vectors: torch.Tensor, codes: torch.Tensor) -> None:
-        """Observe which `vectors` `(batch, length, channels)` chose which `codes` `(batch, length)`."""
-        lengths = torch.tensor(self.vqvae.config.scale_lengths, device=codes.device)
+        """Observe which `vectors` `(batch, length, channels)` chose which `codes` `(batch, length)` of all codebooks."""
+        vectors, codes = self.part.tokens(vectors), self.part.tokens(codes)
+        lengths = torch.tensor(self.part.scale_lengths, device=codes.device)
         areas = (lengths[-1] / lengths).repeat_interleave(lengths, output_size=codes.shape[1])  # (length,)
         self._new_sizes.index_add_(0, codes.flatten(), areas.expand(codes.shape).flatten())
         self._new_sums.index_add_(0, codes.flatten(), (vectors * areas[:, None]).flatten(0, 1))
@@ -123,14 +161,14 @@ class MovingAverageCodebook:
         self.sums.lerp_(new[:, 1:], 1 - self.decay)
         total = self.sizes.sum()
         smoothed = (self.sizes + self.epsilon) / (total + len(self.sizes) * self.epsilon) * total
-        self.vqvae.codebook.set_vectors(self.sums / smoothed[:, None])
+        self.part.codebook.set_vectors(self.sums / smoothed[:, None])
         self._new_sizes.zero_()
         self._new_sums.zero_()
 
     @torch.no_grad()
     def restart(self, codes: torch.Tensor | None = None) -> None:
         """Let the averages of `codes` (of all, if `None`) begin at their present vectors, with an average weight."""
-        weight = self.vqvae.codebook.vectors
+        weight = self.part.codebook.vectors
         chosen = torch.arange(len(weight), device=weight.device) if codes is None else codes
         size = self.sizes.mean()
         self.sizes[chosen] = size
@@ -148,11 +186,6 @@ class MovingAverageCodebook:
 
 def _num_processes() -> int:
     return torch.distributed.get_world_size() if torch.distributed.is_initialized() else 1
-
-
-def _by_scale(vqvae: VQVAEModel, inputs: torch.Tensor) -> list[torch.Tensor]:
-    """`(batch, length, latent_channels)` vectors as `(batch * length of scale, latent_channels)` of every scale."""
-    return [part.flatten(0, 1) for part in inputs.split(vqvae.config.scale_lengths, dim=1)]
 
 
 def _choose(vectors: torch.Tensor, number: int, generator: torch.Generator) -> torch.Tensor:

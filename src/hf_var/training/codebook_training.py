@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Training of a codebook apart from gradients: k-means start, moving averages, restarts and statistics."""
+"""Training of codebooks apart from gradients: k-means start, moving averages, restarts and statistics."""
 
 from dataclasses import dataclass
 from typing import Annotated, Any, cast
@@ -8,14 +8,18 @@ import torch
 from accelerate import Accelerator
 from torch import nn
 
-from ..autoencoders import VQVAEConfig, VQVAEModel, VQVAEOutput
+from ..autoencoders import Tokenizer, TokenizerConfig, VQVAEOutput
+from ..autoencoders.modeling_hierarchical_vqvae import LevelCodebook
 from ..metrics.codebook_usage import DEAD_THRESHOLD, CodeStatistics, energy_metrics, residual_energy
 from ..ranges import CheckedFields, NonNegativeInt, OneOf, PositiveInt, Share, argument
 from .average import AveragedWeights
-from .codebook import MovingAverageCodebook, initialize_codebook, kmeans_vectors, restart_dead_codes
-
-
-CODEBOOK = "quantizer.codebook.weight"
+from .codebook import (
+    MovingAverageCodebook,
+    codebook_parts,
+    initialize_codebook,
+    kmeans_vectors,
+    restart_dead_codes,
+)
 
 
 @dataclass(kw_only=True)
@@ -40,17 +44,22 @@ class CodebookConfig(CheckedFields):
 
 @dataclass(eq=False)
 class CodebookTraining:
-    """k-means start, moving averages and restarts of a codebook, whose weights' `average` jumps with the codes."""
+    """k-means start, moving averages and restarts of codebooks, whose weights' `average` jumps with the codes."""
 
     config: CodebookConfig
-    vqvae: VQVAEModel
+    vqvae: Tokenizer
     accelerator: Accelerator
     max_train_steps: int
     seed: int
     average: AveragedWeights | None
 
     def __post_init__(self) -> None:
-        self.moving_average = MovingAverageCodebook(self.vqvae) if self.config.codebook_update == "ema" else None
+        self.parts = codebook_parts(self.vqvae)
+        is_averaged = self.config.codebook_update == "ema"
+        self.moving_averages = [MovingAverageCodebook(part) for part in self.parts if is_averaged]
+        for codebook in self.vqvae.codebooks:
+            if isinstance(codebook, LevelCodebook) and not is_averaged:
+                codebook.forget_averages()
         self.statistics = CodeStatistics(self.vqvae.config, self.accelerator.device)
 
     def is_quantized(self, step: int) -> bool:
@@ -64,24 +73,27 @@ class CodebookTraining:
     def start(self, pixel_values: torch.Tensor, batch_size: int) -> None:
         """Set the codes by k-means on the features of images, encoded `batch_size` at a time."""
         self.vqvae.eval()
-        with torch.no_grad(), self.accelerator.autocast():
-            parts: Any = [part.to(self.accelerator.device) for part in pixel_values.split(batch_size)]
-            features = torch.cat([cast(Any, self.vqvae.encode(part)).features for part in parts])
+        for index, part in enumerate(self.parts):
+            # Again for each codebook: a level's features depend on the codes of the coarser ones.
+            with torch.no_grad(), self.accelerator.autocast():
+                batches: Any = [batch.to(self.accelerator.device) for batch in pixel_values.split(batch_size)]
+                features = [cast(Any, self.vqvae.encode(batch)).features for batch in batches]
+            initialize_codebook(self.vqvae, part, features, self.seed)
+            self._restart_averages(index)
         self.vqvae.train()
-        initialize_codebook(self.vqvae, features, self.seed)
-        self._restart_averages()
 
     def observe(self, output: VQVAEOutput) -> None:
         """After a forward pass: count its codes, and note the vectors that chose them."""
         if output.codes is not None:
             self.statistics.count(output.codes)
-            if self.moving_average is not None:
-                self.moving_average.observe(cast(torch.Tensor, output.quantizer_inputs), output.codes)
+            for moving_average in self.moving_averages:
+                moving_average.observe(cast(torch.Tensor, output.quantizer_inputs), output.codes)
 
     def finish_step(self, step: int) -> None:
         """After an optimizer step, before its average: move the codes by what was observed."""
-        if self.moving_average is not None and self.is_quantized(step):
-            self.moving_average.finish_step()
+        if self.is_quantized(step):
+            for moving_average in self.moving_averages:
+                moving_average.finish_step()
 
     def finish_window(self, output: VQVAEOutput, steps: int) -> dict[str, float]:
         """How the codes were used, if a window ends after `steps` steps, after which unused ones restart."""
@@ -90,54 +102,59 @@ class CodebookTraining:
             return {}
         features = cast(torch.Tensor, output.features)
         metrics = self.statistics.compute() | energy_metrics(residual_energy(self.vqvae, features, output.codes))
-        # Saved with the weights.
-        self.vqvae.codebook.running_hits.copy_(self.statistics.hits / config.codebook_window)
-        if steps < config.restart_until * self.max_train_steps:
-            hits = self.statistics.hits.sum(dim=0)
-            inputs = cast(torch.Tensor, output.quantizer_inputs)
-            moved = restart_dead_codes(self.vqvae, hits, inputs, self.seed + steps, config.restart_threshold)
-            self._restart_averages(moved)
+        hits = self.statistics.hits.chunk(len(self.parts))
+        for index, part in enumerate(self.parts):
+            # Saved with the weights.
+            part.codebook.running_hits.copy_(hits[index] / config.codebook_window)
+            if steps < config.restart_until * self.max_train_steps:
+                inputs = cast(torch.Tensor, output.quantizer_inputs)
+                total = hits[index].sum(dim=0)
+                moved = restart_dead_codes(part, total, inputs, self.seed + steps, config.restart_threshold)
+                self._restart_averages(index, moved)
         self.statistics.reset()
         return metrics
 
     def state_dict(self) -> dict[str, Any]:
         """Counts and averages. All processes have to call this together."""
-        moving_average = None if self.moving_average is None else self.moving_average.state_dict()
-        return {"statistics": self.statistics.state_dict(), "moving_average": moving_average}
+        averages = [moving_average.state_dict() for moving_average in self.moving_averages]
+        return {"statistics": self.statistics.state_dict(), "moving_averages": averages}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Continue where [`CodebookTraining.state_dict`] was taken."""
         self.statistics.load_state_dict(state_dict["statistics"])
-        if self.moving_average is not None:
-            self.moving_average.load_state_dict(state_dict["moving_average"])
+        for moving_average, state in zip(self.moving_averages, state_dict["moving_averages"], strict=True):
+            moving_average.load_state_dict(state)
 
-    def _restart_averages(self, codes: torch.Tensor | None = None) -> None:
-        """Codes that jumped (all, if `None`) are not averaged with what they were before."""
-        if self.moving_average is not None:
-            self.moving_average.restart(codes)
+    def _restart_averages(self, index: int, codes: torch.Tensor | None = None) -> None:
+        """Codes of a codebook that jumped (all, if `None`) are not averaged with what they were before."""
+        if self.moving_averages:
+            self.moving_averages[index].restart(codes)
         if self.average is not None:
-            self.average.restart(CODEBOOK, self.vqvae.codebook.vectors, codes)
+            vectors = self.parts[index].codebook.vectors
+            (name,) = (name for name, parameter in self.vqvae.named_parameters() if parameter is vectors)
+            self.average.restart(name, vectors, codes)
 
 
 class VQVAEWarmup(nn.Module):
     """A tokenizer whose `forward`, all that distributed training wraps, can skip the quantizer."""
 
-    def __init__(self, vqvae: VQVAEModel):
+    def __init__(self, vqvae: Tokenizer):
         super().__init__()
         self.vqvae = vqvae
 
     def forward(self, pixel_values: torch.Tensor, quantize: bool = True) -> VQVAEOutput:
-        """Output of [`VQVAEModel`], without codes unless `quantize`."""
+        """Output of the tokenizer, without codes unless `quantize`."""
         # Distributed training waits for a gradient of every parameter: the quantizer may not be used at all, and a
         # schedule of few scales does not use all refinement convolutions.
-        parameters = [item for name, item in self.vqvae.named_parameters() if name.startswith("quantizer.")]
+        names = ("quantizer.", "codebooks.")
+        parameters = [item for name, item in self.vqvae.named_parameters() if name.startswith(names)]
         nothing = 0.0 * torch.stack([parameter.sum() for parameter in parameters]).sum() if parameters else 0.0
         output = self.vqvae(pixel_values, quantize=quantize)
         output.loss = output.loss + nothing
         return output
 
 
-def check_codebook(config: CodebookConfig, tokenizer: VQVAEConfig) -> None:
+def check_codebook(config: CodebookConfig, tokenizer: TokenizerConfig) -> None:
     """Raise a `ValueError` if code vectors that are not weights are moved, or `kmeans_images` give too few vectors."""
     for name, value in {"kmeans_images": 0, "restart_until": 0.0, "codebook_update": "gradient"}.items():
         if not tokenizer.has_trainable_codes and getattr(config, name) != value:

@@ -1,7 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """The identity of a run, saved in its checkpoints and compared when the run is resumed."""
 
-import inspect
 import json
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
@@ -11,6 +10,7 @@ from typing import Any
 from transformers import PreTrainedConfig
 
 from ..data.resumable_settings import first_difference
+from ..ranges import own_annotations
 
 
 IDENTITY_FILE = "run.json"
@@ -51,7 +51,7 @@ def make_identity(
 ) -> RunIdentity:
     """The identity of a run, with arguments of it and fields of its model's configuration that may change or not."""
     if isinstance(config, PreTrainedConfig):
-        config = {name: getattr(config, name) for name in inspect.get_annotations(type(config))}
+        config = {name: getattr(config, name) for name in own_annotations(type(config))}
     named = {name: arguments.get(name) for name in fixed_arguments}
     sizes = {name: value for name, value in config.items() if name not in free_fields}
     free = {name: value for name, value in arguments.items() if name not in {*fixed_arguments, *CALL_ARGUMENTS}}
