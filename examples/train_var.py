@@ -20,7 +20,7 @@ import copy
 import inspect
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import dataclass, fields, replace
 from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, NamedTuple
@@ -30,30 +30,28 @@ from accelerate import Accelerator
 from accelerate.utils import set_seed
 from diffusers.utils import make_image_grid
 from PIL import Image
-from transformers.utils import logging
 
 from hf_var import VARConfig, VARPipeline, VARTransformer, VQVAEConfig, VQVAEModel, data
 from hf_var.cli.arguments import config_fields_class, given_fields, parse_arguments, public_arguments
 from hf_var.compatibility import enable_activation_checkpointing
-from hf_var.data import AnyDataset, AugmentConfig, DataConfig
+from hf_var.data import AugmentConfig, DataConfig
 from hf_var.hub.cards import write_pipeline_card
 from hf_var.hub.config import PipelineHubConfig
 from hf_var.hub.push import BackgroundPush, create_repository, push_result
 from hf_var.metrics.likelihood import CodePredictions, measure_likelihood
-from hf_var.ranges import CheckedFields, NonNegativeFloat, NonNegativeInt, OneOf, PositiveFloat, Share
+from hf_var.ranges import CheckedFields, NonNegativeFloat, NonNegativeInt, OneOf, PositiveFloat, Share, argument
 from hf_var.training.accelerator import make_accelerator
 from hf_var.training.flops import training_flops
 from hf_var.training.identity import RunIdentity, make_identity
 from hf_var.training.lora import LoraFields, add_lora, save_lora
 from hf_var.training.optimization import SCHEDULERS, Optimization, OptimizerConfig
+from hf_var.training.prior_data import ConditionConfig, PriorData, load_prior_data, tokenize_copies
 from hf_var.training.run import RunConfig, TrainingRun
-from hf_var.training.setup import Rows, card_contents, load_splits, make_batches
+from hf_var.training.setup import Rows, card_contents, make_batches
 from hf_var.training.sharding import whole_model
 from hf_var.training.teacher_forcing import check_blocks, teacher_forcing
 from hf_var.weight_files import use_umask
 
-
-logger = logging.get_logger("hf_var.train_var")
 
 # Fields of the configuration that may change when a trained transformer is trained further.
 FREE_CONFIG_FIELDS = ("dropout", "attention_dropout", "drop_path_rate", "class_dropout_prob", "label_smoothing")
@@ -77,51 +75,32 @@ CAPTIONS = {"samples.png": "Samples, not chosen.", "curves.png": "The training."
 class ScriptConfig(CheckedFields):
     """Arguments of this script alone."""
 
-    vqvae: str | None = field(
-        default=None, metadata={"help": "folder or repository of the tokenizer; default: that of pretrained_var"}
+    vqvae: str | None = argument(None, help="folder or repository of the tokenizer; default: that of pretrained_var")
+    pretrained_var: str | None = argument(
+        None, help="folder or repository of a pipeline whose transformer is trained further"
     )
-    pretrained_var: str | None = field(
-        default=None, metadata={"help": "folder or repository of a pipeline whose transformer is trained further"}
+    augmented_copies: NonNegativeInt = argument(
+        0, help="tokenize this many augmented copies of each image first; 0: tokenize every batch anew"
     )
-    num_labels: NonNegativeInt | None = field(
-        default=None, metadata={"help": "0: without classes; default: as many as in the data"}
-    )
-    condition_column: str | None = field(
-        default=None, metadata={"help": "column of embeddings that the images are conditioned on in place of classes"}
-    )
-    augmented_copies: NonNegativeInt = field(
-        default=0,
-        metadata={"help": "tokenize this many augmented copies of each image first; 0: tokenize every batch anew"},
-    )
-    attn_implementation: str = field(
-        default="blockwise_sdpa", metadata={"help": "blockwise_sdpa, sdpa, flex_attention or eager"}
-    )
+    attn_implementation: str = argument("blockwise_sdpa", help="blockwise_sdpa, sdpa, flex_attention or eager")
 
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.vqvae is None and self.pretrained_var is None:
             raise ValueError("`vqvae` must name the folder or the repository of a trained tokenizer.")
-        if self.condition_column is not None and self.num_labels not in (None, 0):
-            raise ValueError(
-                f"`num_labels` must be 0 with `condition_column` = {self.condition_column!r}, got {self.num_labels}."
-            )
 
 
 @dataclass(kw_only=True)
 class VAROptimizerConfig(OptimizerConfig):
     """The paper's optimizer (Tian et al. 2024, section 5), whose learning rate grows with the batch."""
 
-    learning_rate: PositiveFloat | None = field(
-        default=None, metadata={"help": "largest learning rate; default: base_learning_rate * images of a step / 256"}
+    learning_rate: PositiveFloat | None = argument(
+        None, help="largest learning rate; default: base_learning_rate * images of a step / 256"
     )
-    base_learning_rate: PositiveFloat = field(
-        default=1e-4, metadata={"help": "largest learning rate for 256 images a step"}
-    )
-    lr_scheduler: Annotated[str, OneOf(*SCHEDULERS)] = field(
-        default="linear", metadata={"help": ", ".join(SCHEDULERS)}
-    )
-    lr_final_ratio: Share = field(
-        default=0.1, metadata={"help": "a linear or cosine decay ends at this share of the largest learning rate"}
+    base_learning_rate: PositiveFloat = argument(1e-4, help="largest learning rate for 256 images a step")
+    lr_scheduler: Annotated[str, OneOf(*SCHEDULERS)] = argument("linear", help=", ".join(SCHEDULERS))
+    lr_final_ratio: Share = argument(
+        0.1, help="a linear or cosine decay ends at this share of the largest learning rate"
     )
 
 
@@ -129,20 +108,16 @@ class VAROptimizerConfig(OptimizerConfig):
 class SampleConfig(CheckedFields):
     """Samples during the training, and the sampling defaults of the pipeline that is saved."""
 
-    sample_steps: NonNegativeInt = field(default=0, metadata={"help": "sample this often; 0: at the end only"})
-    num_samples: NonNegativeInt = field(
-        default=16, metadata={"help": "images in the picture of samples; 0: no picture"}
+    sample_steps: NonNegativeInt = argument(0, help="sample this often; 0: at the end only")
+    num_samples: NonNegativeInt = argument(16, help="images in the picture of samples; 0: no picture")
+    guidance_scale: NonNegativeFloat | None = argument(
+        None, help="default of the pipeline that is saved: that of pretrained_var, or 2.5; 1: off"
     )
-    guidance_scale: NonNegativeFloat | None = field(
-        default=None,
-        metadata={"help": "default of the pipeline that is saved: that of pretrained_var, or 2.5; 1: off"},
+    top_p: Share | None = argument(
+        None, help="default of the pipeline that is saved: that of pretrained_var, or 0.96; 1: off"
     )
-    top_p: Share | None = field(
-        default=None,
-        metadata={"help": "default of the pipeline that is saved: that of pretrained_var, or 0.96; 1: off"},
-    )
-    temperature: NonNegativeFloat | None = field(
-        default=None, metadata={"help": "default of the pipeline that is saved: that of pretrained_var, or 1"}
+    temperature: NonNegativeFloat | None = argument(
+        None, help="default of the pipeline that is saved: that of pretrained_var, or 1"
     )
 
 
@@ -150,6 +125,7 @@ class Arguments(NamedTuple):
     """The configuration of each component. Their fields are the arguments of the command line."""
 
     script: ScriptConfig
+    conditions: ConditionConfig
     data: DataConfig
     augment: AugmentConfig
     run: RunConfig
@@ -164,99 +140,7 @@ def read_arguments(argv: Sequence[str]) -> Arguments:
     args = Arguments(*parse_arguments(list(Arguments.__annotations__.values()), argv))
     if args.lora.lora_rank > 0 and args.script.pretrained_var is None:
         raise ValueError(f"`lora_rank` = {args.lora.lora_rank} adapts a trained transformer: set `pretrained_var`.")
-    if args.script.condition_column is not None and args.data.label_column is not None:
-        raise ValueError(
-            f"`label_column` = {args.data.label_column!r} and `condition_column` = {args.script.condition_column!r} "
-            "exclude each other."
-        )
     return args
-
-
-# --------------------------------------------------------------------------------------------------------------------
-# Data
-
-
-class Conditioning(NamedTuple):
-    """What a transformer is conditioned on: classes with these names, embeddings of this width, or nothing."""
-
-    id2label: dict[int, str] | None
-    condition_channels: int | None
-
-
-def check_codes(args: Arguments, argument: str, dataset: AnyDataset, vqvae: VQVAEModel) -> None:
-    """Raise a `ValueError` if the data set that `argument` names holds codes of another tokenizer."""
-    if not data.is_codes_dataset(dataset):
-        return
-    source = getattr(args.data, argument)
-    data.check_codes(dataset, sum(vqvae.config.scale_lengths), vqvae.config.codebook_size)
-    made_by = data.codes_fingerprint(source)
-    if made_by is None:
-        logger.warning(f"`{argument}` does not say which tokenizer made its codes: it should be `vqvae`.")
-    elif made_by != data.tokenizer_fingerprint(vqvae):
-        raise ValueError(f"The codes in `{argument}` = {source!r} were made by another tokenizer than `vqvae`.")
-
-
-def read_data(
-    args: Arguments, vqvae: VQVAEModel, pretrained: VARTransformer | None
-) -> tuple[Rows, Rows | None, Conditioning]:
-    """Rows of the training and of its validation, if it has one, and what the images are conditioned on."""
-    train, validation = load_splits(args.data, args.run)
-    check_codes(args, "train_data", train, vqvae)
-    if validation is not None:
-        check_codes(args, "validation_data", validation, vqvae)
-    conditioning, for_training, for_validation = read_conditions(args, train, validation, pretrained)
-    rows = Rows(train, make_row_reader(args, vqvae.config, train, for_training, args.augment))
-    if validation is None:
-        return rows, None, conditioning
-    return rows, Rows(validation, make_row_reader(args, vqvae.config, validation, for_validation, None)), conditioning
-
-
-def read_conditions(
-    args: Arguments, train: AnyDataset, validation: AnyDataset | None, pretrained: VARTransformer | None
-) -> tuple[Conditioning, data.Condition | None, data.Condition | None]:
-    """What the images are conditioned on, and how it is read from the rows of the training and of the validation."""
-    column, for_validation = args.script.condition_column, None
-    if column is not None:
-        for_training = data.embedding_condition(train, column)
-        if validation is not None:
-            for_validation = data.embedding_condition(validation, column)
-            if for_validation.size != for_training.size:
-                raise ValueError(
-                    f"`condition_column` = {column!r} must hold {for_training.size} numbers in `validation_data` as in "
-                    f"`train_data`, got {for_validation.size}."
-                )
-        return Conditioning(None, for_training.size), for_training, for_validation
-    known = None if pretrained is None else pretrained.config.id2label
-    labels, id2label = data.training_labels(train, args.data.label_column, args.script.num_labels, known)
-    if validation is not None and labels is not None:
-        has_names = data.has_label_names(train, labels)
-        for_validation = data.validation_labels(validation, args.data.label_column, id2label, has_names)
-    return Conditioning(id2label, None), labels, for_validation
-
-
-def make_row_reader(
-    args: Arguments,
-    tokenizer: VQVAEConfig,
-    dataset: AnyDataset,
-    condition: data.Condition | str | None,
-    augment: AugmentConfig | None,
-):
-    """How a row becomes an item: from codes as they are, or from an image."""
-    if data.is_codes_dataset(dataset):
-        return data.codes_rows(condition)
-    return data.image_rows(args.data, augment, dataset, tokenizer.image_size, tokenizer.in_channels, condition)
-
-
-def tokenize_copies(args: Arguments, rows: Rows, vqvae: VQVAEModel, show_progress: bool) -> Rows:
-    """The codes of `augmented_copies` of every image, in place of the images."""
-    copies = args.script.augmented_copies
-    if copies == 0 or data.is_codes_dataset(rows.dataset):
-        return rows
-    codes = data.tokenized_copies(rows.dataset, rows.reader, args.data, args.run.seed, vqvae, copies, show_progress)
-    condition = "class_labels" if "class_labels" in codes.features else None
-    if "class_embeds" in codes.features:
-        condition = data.embedding_condition(codes, "class_embeds")
-    return Rows(codes, data.codes_rows(condition))
 
 
 # --------------------------------------------------------------------------------------------------------------------
@@ -280,7 +164,7 @@ def load_models(args: Arguments) -> tuple[VQVAEModel, VARTransformer | None, dic
 def make_config(
     args: Arguments,
     tokenizer: VQVAEConfig,
-    conditioning: Conditioning,
+    images: PriorData,
     pretrained: VARTransformer | None = None,
 ) -> VARConfig:
     """Configuration of the transformer: that of the arguments and the tokenizer, or `pretrained`'s with other labels."""
@@ -289,7 +173,7 @@ def make_config(
     for name, value in shared.items():
         if given.setdefault(name, value) != value:
             raise ValueError(f"`{name}` is {value} in the tokenizer, got {given[name]}.")
-    width = conditioning.condition_channels
+    width = images.condition_channels
     if given.setdefault("condition_channels", width) != width:
         raise ValueError(f"`condition_channels` is {width} in `condition_column`, got {given['condition_channels']}.")
     values = given
@@ -299,7 +183,7 @@ def make_config(
             if name not in FREE_CONFIG_FIELDS and values[name] != value:
                 raise ValueError(f"`{name}` is {values[name]} in `pretrained_var`, got {value}.")
         values |= given
-    id2label = conditioning.id2label
+    id2label = images.id2label
     config = VARConfig(num_labels=0, **values) if id2label is None else VARConfig(id2label=id2label, **values)
     check_blocks(config)
     return config
@@ -374,7 +258,7 @@ def sample_images(
     """
     number, num_labels = args.samples.num_samples, pipeline.transformer.config.num_labels
     generators = [torch.Generator().manual_seed(args.run.seed + index) for index in range(number)]
-    if args.script.condition_column is not None:
+    if args.conditions.condition_column is not None:
         condition = {"class_embeds": batches.first_items(number)["class_embeds"]}
     else:
         labels = [index * num_labels // number if num_labels > 0 else None for index in range(number)]
@@ -438,12 +322,13 @@ def main(argv: Sequence[str] | None = None) -> None:
 
     # Everything that can be wrong with the input is found before any work.
     vqvae, pretrained, sampling = load_models(args)
-    train_rows, validation_rows, conditioning = read_data(args, vqvae, pretrained)
-    config = make_config(args, vqvae.config, conditioning, pretrained)
+    known_labels = None if pretrained is None else pretrained.config.id2label
+    images = load_prior_data(args.data, args.augment, args.conditions, args.run, vqvae, known_labels)
+    config = make_config(args, vqvae.config, images, pretrained)
 
     seed, batch_size = args.run.seed, args.data.train_batch_size
     accelerator = make_accelerator(args.run, batch_size, args.optimizer.max_grad_norm)
-    identity = identify(args, config, vqvae, train_rows)
+    identity = identify(args, config, vqvae, images.train)
     run = TrainingRun(args.run, accelerator, "train_var", batch_size, identity, tokens_per_image=config.length)
     args = resolve_learning_rate(args, run.images_per_step)
     # A sharded model takes a part of its first weights from every process.
@@ -457,8 +342,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         pusher = BackgroundPush(repo_id, args.run.output_dir)
 
     show_progress = accelerator.is_local_main_process
-    train_rows = tokenize_copies(args, train_rows, vqvae, show_progress)
-    batches, validation = make_batches(args.data, seed, accelerator, train_rows, validation_rows)
+    train_rows = tokenize_copies(images.train, args.script.augmented_copies, args.data, seed, vqvae, show_progress)
+    batches, validation = make_batches(args.data, seed, accelerator, train_rows, images.validation)
     make_inputs = partial(teacher_forcing, vqvae, is_raster=config.is_raster)
     optimization = Optimization(accelerator, transformer, args.optimizer, args.run.max_train_steps)
     predictions = CodePredictions(config.scale_lengths, accelerator.device)

@@ -18,7 +18,7 @@ On a laptop's CPU, in a minute:
 
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 import torch
@@ -37,12 +37,12 @@ from hf_var.metrics.feature_extractors import load_feature_extractor
 from hf_var.metrics.perceptual import PerceptualLoss
 from hf_var.metrics.reconstruction import measure_reconstruction
 from hf_var.metrics.reconstruction_plots import RECONSTRUCTION_CAPTION, USAGE_CAPTION
-from hf_var.ranges import CheckedFields
+from hf_var.ranges import CheckedFields, argument
 from hf_var.training.accelerator import make_accelerator
 from hf_var.training.adversary import AdversaryConfig, make_adversary
 from hf_var.training.codebook_training import CodebookConfig, CodebookTraining, check_codebook
 from hf_var.training.identity import RunIdentity, make_identity
-from hf_var.training.losses import ReconstructionConfig, ReconstructionObjective
+from hf_var.training.losses import ReconstructionConfig, reconstruction_objective
 from hf_var.training.optimization import Optimization, OptimizerConfig
 from hf_var.training.run import RunConfig, TrainingRun
 from hf_var.training.setup import Rows, card_contents, load_splits, make_batches
@@ -69,12 +69,12 @@ FIXED_ARGUMENTS += ("discriminator_channels", "discriminator_layers", "discrimin
 class ScriptConfig(CheckedFields):
     """Arguments of this script alone."""
 
-    pretrained_vqvae: str | None = field(default=None, metadata={"help": "folder or repository to start from"})
-    channels_last: bool = field(default=False, metadata={"help": "memory format of the convolutions"})
-    rfid_extractor: str | None = field(
-        default=None, metadata={"help": "inception, or package.module:function that makes another extractor"}
+    pretrained_vqvae: str | None = argument(None, help="folder or repository to start from")
+    channels_last: bool = argument(False, help="memory format of the convolutions")
+    rfid_extractor: str | None = argument(
+        None, help="inception, or package.module:function that makes another extractor"
     )
-    rfid_weights: str | None = field(default=None, metadata={"help": "file of the weights of inception"})
+    rfid_weights: str | None = argument(None, help="file of the weights of inception")
 
 
 class Arguments(NamedTuple):
@@ -228,8 +228,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     vqvae = make_model(args, config)
     batches, validation = make_batches(args.data, seed, accelerator, train_rows, validation_rows)
     perceptual_loss, feature_extractor = make_measures(args, config, accelerator)
-    objective, adversary = ReconstructionObjective(args.reconstruction, perceptual_loss), None
-    max_steps = args.run.max_train_steps
+    adversary, max_steps = None, args.run.max_train_steps
     if args.adversary.adversarial_weight > 0:
         adversary = make_adversary(args.adversary, config, args.optimizer, accelerator, batch_size, max_steps, seed)
     if args.hub.push_to_hub and accelerator.is_main_process:
@@ -252,7 +251,9 @@ def main(argv: Sequence[str] | None = None) -> None:
             with accelerator.accumulate(optimization.model, *([adversary.discriminator] if is_judged else [])):
                 output = optimization.model(pixel_values, quantize=codebook.is_quantized(run.step))
                 codebook.observe(output)
-                reconstruction, quantizer_loss, metrics = objective(output, pixel_values)
+                reconstruction, quantizer_loss, metrics = reconstruction_objective(
+                    args.reconstruction, output, pixel_values, perceptual_loss
+                )
                 loss = reconstruction + quantizer_loss
                 if is_judged:
                     last_layer = vqvae.decoder.conv_out.weight

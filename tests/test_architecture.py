@@ -27,7 +27,7 @@ LIBRARY = STAGES | {"pipelines", "registration", "conversion", "scoring"}
 CORE = {"torch", "transformers", "huggingface_hub", "safetensors", "numpy", "PIL"}
 FLOOR = {"data", "metrics", "hub"}
 READ = {"accelerate", "datasets", "torchvision"}
-READ |= {"fsspec", "pyarrow", "tqdm"}  # datasets always brings these, and yaml
+READ |= {"fsspec", "pyarrow"}  # datasets always brings these, and yaml
 
 # What each part of the package may import beside itself and the standard library: other parts, then other packages.
 # A part is a folder or module directly in src/hf_var. Accelerate, though always installed, is not for the models and their
@@ -39,7 +39,9 @@ MAY_IMPORT: dict[str, tuple[set[str], set[str]]] = {
     "precision": (set(), {"torch"}),
     "compatibility": (set(), {"transformers", "peft"}),
     "downloads": (set(), {"torch"}),
+    "files": (set(), set()),
     "fingerprints": (set(), {"torch"}),
+    "progress": (set(), {"tqdm"}),
     "image_decoding": (set(), {"torch", "numpy", "PIL"}),
     "autoencoders": ({"scales", "ranges"}, {"torch", "transformers", OFFLOAD_DECORATOR}),
     "priors": ({"scales", "ranges"}, {"torch", "transformers"}),
@@ -54,16 +56,19 @@ MAY_IMPORT: dict[str, tuple[set[str], set[str]]] = {
         STAGES | {"modes", "precision", "downloads", "weight_files"},
         CORE | {"accelerate", "lpips", "matplotlib", "torch_fidelity", "torchmetrics", "torchvision"},
     ),
-    "hub": (STAGES | {"metrics"}, CORE | {"yaml"}),
-    "data": ({"scales", "ranges", "fingerprints", "image_decoding", "autoencoders", "hub"}, CORE | READ),
+    "hub": (STAGES | {"files"}, CORE | {"yaml"}),
+    "data": (
+        {"scales", "ranges", "files", "fingerprints", "progress", "image_decoding", "autoencoders", "hub"},
+        CORE | READ,
+    ),
     # Neither imports the other.
     "training": (
-        STAGES | FLOOR | {"modes", "precision", "compatibility", "weight_files"},
-        CORE | {"accelerate", "datasets", "matplotlib", "peft", "sklearn", "tqdm", AVERAGE},
+        STAGES | FLOOR | {"files", "modes", "precision", "progress", "compatibility", "weight_files"},
+        CORE | {"accelerate", "datasets", "matplotlib", "peft", "sklearn", AVERAGE},
     ),
     "evaluation": (
-        STAGES | FLOOR | {"__init__", "downloads", "fingerprints", "pipelines"},
-        CORE | {"accelerate", "datasets", "matplotlib", "tqdm"},
+        STAGES | FLOOR | {"__init__", "downloads", "files", "fingerprints", "pipelines", "progress"},
+        CORE | {"accelerate", "datasets", "matplotlib"},
     ),
     "__init__": (LIBRARY, {"transformers", "diffusers"}),
     # Its long jobs import what comes with an extra when they are called.

@@ -10,7 +10,7 @@ annotations out.
 import math
 import types
 from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from dataclasses import MISSING, dataclass, field, fields
 from numbers import Integral, Real
 from typing import Annotated, Any, Union, cast, get_args, get_origin
 
@@ -79,6 +79,11 @@ _KINDS: dict[type, tuple[Any, str]] = {
     float: (Real, "a number"),
     str: (str, "a text"),
 }
+
+
+def argument(default: Any = MISSING, *, help: str) -> Any:
+    """A field of a configuration that is an argument of a command line, with its text in `--help`."""
+    return field(default=default, metadata={"help": help})
 
 
 class CheckedFields:

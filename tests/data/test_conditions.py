@@ -11,8 +11,8 @@ import pytest
 from datasets import ClassLabel, Dataset, Features, List, Value
 
 from hf_var.data import (
+    CodesRows,
     TrainingBatches,
-    codes_rows,
     embedding_condition,
     has_label_names,
     image_rows,
@@ -166,7 +166,7 @@ def test_embeddings_are_conditions_of_images_and_codes(feature, streaming: bool)
     batch = batch_of(dataset, condition)
     assert batch["class_embeds"].tolist() == [[number, 0.5, -1.0] for number in numbers_in(batch)]
     args = make_arguments()
-    batch = next(iter(TrainingBatches(dataset, codes_rows(condition), args)))
+    batch = next(iter(TrainingBatches(dataset, CodesRows(condition), args)))
     assert str(batch["class_embeds"].dtype) == "torch.float32"
     assert batch["class_embeds"][:, 0].tolist() == batch["codes"][:, 0].tolist()
 
@@ -196,4 +196,4 @@ def test_embeddings_of_a_stream_are_checked_as_they_are_read() -> None:
     stream = Dataset.from_dict(rows, features=features).to_iterable_dataset()
     condition = embedding_condition(stream, "clip")
     with pytest.raises(ValueError, match="must hold 2 finite numbers in every row, got .*inf"):
-        next(iter(TrainingBatches(stream, codes_rows(condition), make_arguments(train_batch_size=2))))
+        next(iter(TrainingBatches(stream, CodesRows(condition), make_arguments(train_batch_size=2))))

@@ -6,7 +6,15 @@ from pathlib import Path
 
 import pytest
 
-from hf_var.data import ValidationBatches, find_label_column, image_rows, label_names, load_source, training_labels
+from hf_var.data import (
+    LabelCondition,
+    ValidationBatches,
+    find_label_column,
+    image_rows,
+    label_names,
+    load_source,
+    training_labels,
+)
 
 from .samples import encoded, make_arguments, numbered_image, numbers_in, write_parquet, write_webdataset
 
@@ -56,7 +64,7 @@ def test_the_class_is_the_first_folder_at_any_depth(streaming: bool, tmp_path: P
     source = write(tmp_path, "a/0.png", "a/young/red/1.png", "b/old/2.png", "b/3.png")
     dataset = load_source("train_data", source, None, ["train"], streaming)
     assert label_names(dataset, find_label_column(dataset, None)) == {0: "a", 1: "b"}
-    rows = image_rows(make_arguments(), None, dataset, (8, 8), 1, "label", 2)
+    rows = image_rows(make_arguments(), None, dataset, (8, 8), 1, LabelCondition("label", 2))
     (batch,) = ValidationBatches(dataset, rows, make_arguments())
     assert sorted(zip(numbers_in(batch), batch["class_labels"].tolist(), strict=True)) == [
         (0, 0),

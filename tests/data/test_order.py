@@ -13,7 +13,7 @@ import torch
 from accelerate import PartialState
 from accelerate.checkpointing import load_custom_state, save_custom_state
 
-from hf_var.data import AnyDataset, TrainingBatches, image_rows, load_source
+from hf_var.data import AnyDataset, LabelCondition, TrainingBatches, image_rows, load_source
 
 from .samples import (
     Arguments,
@@ -55,7 +55,7 @@ def load(source: str, streaming: bool) -> AnyDataset:
 
 def make_batches(source: str, args: Arguments, process_index: int = 0, num_processes: int = 1) -> TrainingBatches:
     dataset = load(source, args.streaming)
-    read_row = image_rows(args, args, dataset, (8, 8), 1, label_column="cls" if "tar" in source else "label")
+    read_row = image_rows(args, args, dataset, (8, 8), 1, LabelCondition("cls" if "tar" in source else "label"))
     return TrainingBatches(dataset, read_row, args, args.seed, process_index, num_processes)
 
 

@@ -7,11 +7,12 @@ import pytest
 from datasets import Array3D, ClassLabel, Dataset, Features, Image, IterableDataset, List, Value
 
 from hf_var.data import (
+    CodesRows,
+    LabelCondition,
     TrainingBatches,
     ValidationBatches,
     check_codes,
     check_labels,
-    codes_rows,
     find_image_column,
     find_label_column,
     image_rows,
@@ -50,7 +51,7 @@ def test_every_source_has_its_columns_and_images(kind: str, streaming: bool, tmp
     assert label_column == ("cls" if kind == "tar" else "label")
     if kind == "folder":
         assert label_names(dataset, label_column) == {0: "a", 1: "b", 2: "c"}
-    read_row = image_rows(make_arguments(), None, dataset, (8, 8), 1, label_column=label_column)
+    read_row = image_rows(make_arguments(), None, dataset, (8, 8), 1, LabelCondition(label_column))
     batches = list(ValidationBatches(dataset, read_row, make_arguments()))
     numbers = [number for batch in batches for number in numbers_in(batch)]
     labels = [label for batch in batches for label in batch["class_labels"].tolist()]
@@ -133,12 +134,12 @@ def test_labels_are_checked_at_once_or_row_by_row() -> None:
         check_labels(dataset, "label", 2)
     stream = dataset.to_iterable_dataset()
     check_labels(stream, "label", 2)
-    read_row = image_rows(make_arguments(), make_arguments(), stream, (8, 8), 1, label_column="label", num_labels=2)
+    read_row = image_rows(make_arguments(), make_arguments(), stream, (8, 8), 1, LabelCondition("label", 2))
     with pytest.raises(ValueError, match="labels from 0 to 1, got 2"):
         next(iter(TrainingBatches(stream, read_row, make_arguments())))
     unlabelled = Dataset.from_dict({"codes": [[0]], "label": [None]}).to_iterable_dataset()
     with pytest.raises(ValueError, match="must hold integers, got None"):
-        next(iter(TrainingBatches(unlabelled, codes_rows("label"), make_arguments())))
+        next(iter(TrainingBatches(unlabelled, CodesRows(LabelCondition("label")), make_arguments())))
 
 
 # --------------------------------------------------------------------------------------------------------------------
@@ -171,7 +172,9 @@ def test_codes_are_read_with_their_labels(streaming: bool) -> None:
     if streaming:
         dataset = dataset.to_iterable_dataset()
     assert is_codes_dataset(dataset)
-    batch = next(iter(TrainingBatches(dataset, codes_rows("label", 8), make_arguments(train_batch_size=8))))
+    batch = next(
+        iter(TrainingBatches(dataset, CodesRows(LabelCondition("label", 8)), make_arguments(train_batch_size=8)))
+    )
     assert sorted(batch["class_labels"].tolist()) == list(range(8))
     assert batch["codes"].tolist() == [[label, 2 * label, 40_000] for label in batch["class_labels"].tolist()]
 
@@ -181,5 +184,5 @@ def test_codes_of_any_integers_are_read(kind: str) -> None:
     dataset = Dataset.from_dict({"codes": [[0, 100, 7]] * 4}, features=Features({"codes": List(Value(kind))}))
     for rows in (dataset, dataset.to_iterable_dataset()):
         check_codes(rows, length=3, codebook_size=101)
-        batch = next(iter(TrainingBatches(rows, codes_rows(), make_arguments())))
+        batch = next(iter(TrainingBatches(rows, CodesRows(), make_arguments())))
         assert batch["codes"].tolist() == [[0, 100, 7]] * 4

@@ -279,7 +279,7 @@ def test_a_stream_is_cut_smaller_for_many_processes(tmp_path: Path) -> None:
     source = write_parquet(tmp_path, numbered_contents(20), shards=1, row_group_size=3)
     dataset = data.load_source("data", source, None, ["train"], streaming=True)
     args = TokenizationConfig(data="", vqvae="", output_dir="", resize_ratio=1.0)
-    read_row = data.image_rows(args, None, dataset, (8, 8), 1, label_column="label")
+    read_row = data.image_rows(args, None, dataset, (8, 8), 1, condition=data.LabelCondition("label"))
 
     def numbers(units: StreamedUnits) -> list[list[int]]:
         """The rows of each unit."""

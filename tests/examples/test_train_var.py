@@ -128,7 +128,7 @@ def test_validation_is_the_likelihood_of_the_saved_model(
     pipeline = VARPipeline.from_pretrained(tmp_path)
     images = data.load_source("train_data", images_parquet, None, ["train"])
     config = data.DataConfig(train_data="", train_batch_size=4, resize_ratio=1.0)
-    rows = data.image_rows(config, None, images, (8, 8), 1, label_column="label", num_labels=3)
+    rows = data.image_rows(config, None, images, (8, 8), 1, condition=data.LabelCondition("label", 3))
     with torch.no_grad():
         # In the script's batches: rounding, which decides between codes as good as equal, depends on their size.
         batches = [
@@ -234,7 +234,7 @@ def test_killed_run_equals_the_uninterrupted_one(tmp_path: Path, vqvae_folder: s
     # While a checkpoint is being written: its folder has its first files, but not yet its name.
     process = start(SCRIPT, arguments, killed)
     wait_for(lambda: last_step(killed) >= 40, process)
-    wait_for(lambda: any(path.iterdir() for path in (killed / "checkpoints").glob("unfinished-step-*")), process)
+    wait_for(lambda: any(path.iterdir() for path in (killed / "checkpoints").glob(".unfinished-step-*")), process)
     process.kill()
     process.wait()
     # A machine that is taken away asks first: the run stops with a checkpoint of the very step.

@@ -188,9 +188,9 @@ def test_run_killed_three_times_equals_the_uninterrupted_one(tmp_path: Path, ima
     # While a checkpoint is being written: its folder has its first files, but not yet its name.
     process = start(SCRIPT, arguments, killed)
     wait_for(lambda: last_step(killed) >= 60, process)
-    wait_for(lambda: any(path.iterdir() for path in (killed / "checkpoints").glob("unfinished-step-*")), process)
+    wait_for(lambda: any(path.iterdir() for path in (killed / "checkpoints").glob(".unfinished-step-*")), process)
     process.send_signal(signal.SIGSTOP)
-    unfinished = [path.name for path in (killed / "checkpoints").iterdir() if path.name.startswith("unfinished")]
+    unfinished = [path.name for path in (killed / "checkpoints").iterdir() if path.name.startswith(".unfinished")]
     process.kill()
     process.wait()
     assert len(unfinished) == 1

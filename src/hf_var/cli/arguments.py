@@ -13,20 +13,7 @@ from transformers import HfArgumentParser, PreTrainedConfig
 
 
 def parse_arguments(configurations: Sequence[type], argv: Sequence[str], **texts: str) -> tuple[Any, ...]:
-    """
-    Read `[RECIPE.yaml] --key value ...` into one object of each dataclass. The command line overrides the recipe.
-
-    Args:
-        configurations (`Sequence[type]`): Dataclasses whose fields are the arguments; no two share a name.
-        argv (`Sequence[str]`): The command line, without the script's name.
-        texts (`str`): What `--help` says besides: `prog`, `description` and `epilog` of an argument parser.
-
-    Returns:
-        `tuple`: The objects, in the order of their classes.
-
-    Raises:
-        `ValueError`: If a key of the recipe or of the command line is unknown, or a value cannot be read.
-    """
+    """Read `[RECIPE.yaml] --key value ...`, which overrides the recipe, into one object of each dataclass."""
     usage = "%(prog)s [RECIPE.yaml] [--key value ...]"
     parser = _Parser(cast(Any, list(configurations)), allow_abbrev=False, usage=usage, **texts)
     known = {entry.name for configuration in configurations for entry in fields(configuration) if entry.init}
@@ -47,11 +34,7 @@ def parse_arguments(configurations: Sequence[type], argv: Sequence[str], **texts
 
 def read_recipe(path: str | Path) -> dict[str, Any]:
     """
-    The arguments that a recipe sets. Its key `base` names another recipe, by a path from its own folder, whose arguments
-    it changes and adds to.
-
-    Raises:
-        `ValueError`: If a file is missing, names itself as its base, or is not a list of arguments.
+    The arguments that a recipe sets, with those of the recipe that its key `base` names, by a path from its folder.
     """
     recipe: dict[str, Any] = {}
     read: list[Path] = []
@@ -73,10 +56,7 @@ def read_recipe(path: str | Path) -> dict[str, Any]:
 
 
 def config_fields_class(config_class: type[PreTrainedConfig]) -> type:
-    """
-    A dataclass with the fields that `config_class` itself declares as arguments, all `None` unless they are given;
-    [`given_fields`] returns those that are.
-    """
+    """A dataclass of the fields that `config_class` declares, all `None` unless given; see [`given_fields`]."""
     defaults = {entry.name: entry.default for entry in fields(cast(Any, config_class))}
     arguments = []
     for name, annotation in inspect.get_annotations(config_class).items():

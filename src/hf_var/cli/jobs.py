@@ -26,12 +26,7 @@ class Job:
 
 
 def tokenize(argv: Sequence[str]) -> None:
-    """
-    Turn the images of a data set into codes.
-
-    Args:
-        argv (`Sequence[str]`): `[RECIPE.yaml] --key value ...`, fields of [`TokenizationConfig`].
-    """
+    """Turn the images of a data set into codes."""
     # What it needs comes with an extra.
     from accelerate import Accelerator
 
@@ -54,12 +49,7 @@ def tokenize(argv: Sequence[str]) -> None:
 
 
 def evaluate(argv: Sequence[str]) -> None:
-    """
-    Evaluate a pipeline, a tokenizer or existing images.
-
-    Args:
-        argv (`Sequence[str]`): `[RECIPE.yaml] --key value ...`, fields of [`~hf_var.evaluation.protocol.EvaluationConfig`].
-    """
+    """Evaluate a pipeline, a tokenizer or existing images."""
     # What it needs comes with an extra.
     from accelerate import Accelerator
     from accelerate.utils import InitProcessGroupKwargs

@@ -39,23 +39,9 @@ class _CountedBatches:
 
 class TrainingBatches(_CountedBatches):
     """
-    The endless batches of this process, on the CPU, which a checkpoint continues exactly: to be registered for
-    checkpointing with Accelerate, but not prepared. An iterator begins after the last batch that was yielded, or after the
-    one at which the loaded state was taken; what workers prefetched beyond it is ignored.
-
-    Images that cannot be read are skipped and counted.
-
-    Args:
-        dataset (`Dataset` or `IterableDataset`): The rows.
-        read_row ([`RowReader`]): How a row becomes an item: [`image_rows`] or [`codes_rows`].
-        config ([`DataConfig`]):
-            `train_batch_size`, `dataloader_num_workers`, `max_broken_share` and, for a stream, `shuffle_buffer_size`.
-        seed (`int`, *optional*, defaults to 0): Seed of the order and of the augmentation, at least 0.
-        process_index (`int`, *optional*, defaults to 0): This process.
-        num_processes (`int`, *optional*, defaults to 1): Number of processes that train together.
-
-    Raises:
-        `ValueError`: While iterating, if too many images cannot be read, or if a stream has no rows for this process.
+    The endless batches of this process, on the CPU, whose state a checkpoint continues exactly. An iterator begins
+    after the last batch that was yielded, or at the loaded state; what workers prefetched beyond it is ignored. Images
+    that cannot be read are skipped and counted.
     """
 
     def __init__(
@@ -89,7 +75,7 @@ class TrainingBatches(_CountedBatches):
                 yield batch
 
     def first_items(self, number: int) -> dict[str, torch.Tensor]:
-        """The first `number` items as training sees them, as one batch. The same in all processes; does not advance the position."""
+        """The first `number` items of the training as one batch, the same in all processes; the position stays."""
         batch, tally = self._batches.first_items(number)
         tally.check(self.max_broken_share)
         return batch or {}
@@ -107,12 +93,8 @@ class TrainingBatches(_CountedBatches):
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """
-        Continue where `state` was taken.
-
-        Raises:
-            `ValueError`:
-                If the data set is now read in another way. That of a stream depends on the numbers of processes and of
-                workers and on `shuffle_buffer_size`; otherwise any numbers may change.
+        Continue where `state` was taken. A stream must be read by as many processes and workers, with the same
+        `shuffle_buffer_size`; otherwise any numbers may change.
         """
         processes = state["processes"]
         streaming = isinstance(self._batches, StreamedBatches)
@@ -127,22 +109,9 @@ class TrainingBatches(_CountedBatches):
 
 class ValidationBatches(_CountedBatches):
     """
-    All rows once, in their order, in batches that the processes take in turn: each row in one process, none twice, so that
-    some processes may have a batch more than others, and the last batch may be smaller. Every iterator begins anew.
-
-    A stream without `validation_images` that several processes or workers read is split by shards instead.
-
-    Args:
-        dataset (`Dataset` or `IterableDataset`): The rows.
-        read_row ([`RowReader`]): How a row becomes an item: [`image_rows`] or [`codes_rows`].
-        config ([`DataConfig`]):
-            `train_batch_size`, `dataloader_num_workers`, `max_broken_share` and `validation_images`, the number of first
-            rows that all processes together read.
-        process_index (`int`, *optional*, defaults to 0): This process.
-        num_processes (`int`, *optional*, defaults to 1): Number of processes.
-
-    Raises:
-        `ValueError`: While iterating, if too many images cannot be read.
+    All rows once, or the first `validation_images`, in order. The processes take the batches in turn, so that some may
+    have one more than others. A stream without `validation_images` is split by shards instead. Every iterator begins
+    anew.
     """
 
     def __init__(

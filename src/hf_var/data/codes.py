@@ -1,13 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
 """Data sets of codes, in place of the images they come from."""
 
-import glob
 import inspect
 import json
 import os
 import random
-import sys
-from pathlib import Path
+from dataclasses import dataclass
 from typing import Any, cast
 
 import datasets
@@ -16,15 +14,15 @@ import numpy as np
 import pyarrow
 import pyarrow.parquet
 import torch
-from tqdm.auto import tqdm
 
 from ..autoencoders import VQVAEConfig, VQVAEModel
 from ..fingerprints import fingerprint
-from .conditions import Condition, as_condition
+from ..progress import progress_bar
+from .conditions import Condition
 from .config import DataConfig
 from .indexed import ShuffledRows
 from .rows import RowReader, Tally
-from .sources import AnyDataset, features_of
+from .sources import AnyDataset, expand_home, features_of, glob_files
 
 
 CODES_COLUMN = "codes"
@@ -74,21 +72,10 @@ def tokenizer_fingerprint(vqvae: VQVAEModel) -> str:
 
 
 def codes_fingerprint(source: str) -> str | None:
-    """
-    The tokenizer that made a data set of codes, if its parquet files name it: all local files are read, or the first one on the
-    Hub. `None` for any other data set.
-
-    Args:
-        source (`str`): A data set that [`load_source`] reads, streamed or not.
-
-    Raises:
-        `ValueError`: If the files are of several tokenizers.
-    """
-    if source.startswith("~"):
-        source = str(Path(source).expanduser())
-    if source.endswith((".parquet", ".tar")):
-        files = sorted(glob.glob(source, recursive=True))
-    else:
+    """The tokenizer that local parquet files of codes, or the first one on the Hub, name; `None` of other data."""
+    source = expand_home(source)
+    files = glob_files(source)
+    if files is None:
         splits = datasets.load_dataset_builder(source).config.data_files or {}
         files = [str(file) for split in cast(dict[Any, list[str]], splits).values() for file in split]
     files = [file for file in files if file.endswith(".parquet")]
@@ -106,10 +93,7 @@ def _fingerprint_in(file: str) -> str | None:
 
 
 def codes_schema(vqvae: VQVAEModel, label_feature: datasets.ClassLabel | datasets.Value | None) -> pyarrow.Schema:
-    """
-    The columns of a parquet file of codes, with the features that `datasets` restores and the tokenizer's fingerprint.
-    `label_feature` is the type of the labels; `None`: there are none.
-    """
+    """Columns of a parquet file of codes, as `datasets` restores them, with the tokenizer's fingerprint."""
     codes_type = "uint16" if vqvae.config.codebook_size <= 2**16 else "uint32"
     length = sum(vqvae.config.scale_lengths)
     features = datasets.Features({CODES_COLUMN: datasets.List(datasets.Value(codes_type), length=length)})
@@ -125,15 +109,15 @@ def encode_codes(vqvae: VQVAEModel, pixel_values: torch.Tensor) -> torch.Tensor:
     return codes.cpu()
 
 
+@dataclass
 class CodesRows:
-    """
-    Turns a row into `codes` and, with a condition, `class_labels` or `class_embeds`: see [`codes_rows`].
-    """
+    """Turns a row into `codes` and, with a condition, `class_labels` or `class_embeds`."""
 
-    is_random = False
+    condition: Condition | None = None
 
-    def __init__(self, condition: Condition | None):
-        self.condition = condition
+    @property
+    def is_random(self) -> bool:
+        return False
 
     def prepare(self, dataset: AnyDataset) -> AnyDataset:
         """The columns that are needed, as arrays: lists of Python's integers take three times as long."""
@@ -144,19 +128,6 @@ class CodesRows:
         """The item of a row."""
         codes = np.asarray(row[CODES_COLUMN], dtype=np.int64)
         return {"codes": codes} | (self.condition.read(row) if self.condition else {})
-
-
-def codes_rows(label_column: Condition | str | None = None, num_labels: int | None = None) -> CodesRows:
-    """
-    How the rows of a data set of codes become items.
-
-    Args:
-        label_column (`Condition` or `str`, *optional*):
-            The condition of the images: what [`training_labels`], [`validation_labels`] or [`embedding_condition`]
-            returned, or the name of a column of numbers.
-        num_labels (`int`, *optional*): Number of classes, to check the labels of a named column as they are read.
-    """
-    return CodesRows(as_condition(label_column, num_labels))
 
 
 @torch.no_grad()
@@ -170,13 +141,8 @@ def tokenized_copies(
     show_progress: bool,
 ) -> datasets.Dataset:
     """
-    The codes of `copies` augmented copies of every image, as a data set with the columns `codes` and, where the images
-    have conditions, `class_labels` or `class_embeds`.
-
-    Training on them costs less than encoding every batch anew. A resumed run makes the same ones again.
-
-    Raises:
-        `ValueError`: If the images are a stream, whose number is unknown.
+    The codes of `copies` augmented copies of every image, as a data set with the columns `codes` and, with a
+    condition, `class_labels` or `class_embeds`. A resumed run makes the same ones again.
     """
     if isinstance(dataset, datasets.IterableDataset):
         raise ValueError("`augmented_copies` must be 0 for a data set that is streamed.")
@@ -185,8 +151,7 @@ def tokenized_copies(
     columns: dict[str, list[torch.Tensor]] = {}
     number = copies * len(dataset)
     starts = range(0, number, config.train_batch_size)
-    mininterval = 0.1 if sys.stderr.isatty() else 30
-    for first in tqdm(starts, desc="tokenize", disable=not show_progress, mininterval=mininterval):
+    for first in progress_bar(starts, is_shown=show_progress, desc="tokenize"):
         batch, found = rows[range(first, min(first + config.train_batch_size, number))]
         tally.add(found)
         tally.check(config.max_broken_share)

@@ -12,8 +12,9 @@ import pyarrow
 import pyarrow.parquet
 import torch
 
+from ..files import unfinished
 from .codes import CODES_COLUMN
-from .resumable_settings import UNFINISHED, read_settings
+from .resumable_settings import read_settings
 from .rows import Tally
 
 
@@ -37,8 +38,7 @@ class CodesFile:
         self.path = path
         self.tally = Tally()
         self._schema = schema
-        self._unfinished = path.with_name(f"{UNFINISHED}{path.name}")
-        self._writer = pyarrow.parquet.ParquetWriter(self._unfinished, schema)
+        self._writer = pyarrow.parquet.ParquetWriter(unfinished(path), schema)
         self._rows = schema.empty_table()
 
     def add(self, codes: torch.Tensor, labels: torch.Tensor | None) -> None:
@@ -61,7 +61,7 @@ class CodesFile:
             self._writer.write_table(self._rows)
         self._writer.add_key_value_metadata({IMAGES_KEY: json.dumps([self.tally.seen, self.tally.broken])})
         self._writer.close()
-        os.replace(self._unfinished, self.path)
+        os.replace(unfinished(self.path), self.path)
 
 
 @dataclass

@@ -43,14 +43,8 @@ class Condition(Protocol):
 @dataclass(frozen=True)
 class LabelCondition:
     """
-    The class of an image, `class_labels`.
-
-    Args:
-        column (`str`): The column of labels.
-        num_labels (`int`, *optional*): Number of classes, to check labels as they are read.
-        names (`tuple[str]`, *optional*): Names of the classes, where the column holds names.
-        is_nested (`bool`, *optional*, defaults to `False`):
-            Whether `json.label` as `column` is the field `label` of a column of structures `json`.
+    The class of an image, `class_labels`: a number below `num_labels`, or one of `names`. If the condition
+    `is_nested`, the column `json.label` is the field `label` of a column of structures `json`.
     """
 
     column: str
@@ -90,7 +84,7 @@ class LabelCondition:
 
 @dataclass(frozen=True)
 class EmbeddingCondition:
-    """A precomputed embedding of `size` numbers, `class_embeds`: see [`embedding_condition`]."""
+    """A precomputed embedding of `size` numbers, `class_embeds`."""
 
     column: str
     size: int
@@ -109,26 +103,12 @@ class EmbeddingCondition:
         return {"class_embeds": embedding}
 
 
-def as_condition(condition: Condition | str | None, num_labels: int | None) -> Condition | None:
-    """A column of labels as the condition that it is."""
-    return LabelCondition(condition, num_labels) if isinstance(condition, str) else condition
-
-
 # --------------------------------------------------------------------------------------------------------------------
 # Finding and checking
 
 
 def embedding_condition(dataset: AnyDataset, column: str) -> EmbeddingCondition:
-    """
-    The condition that a column of embeddings is.
-
-    Args:
-        dataset (`Dataset` or `IterableDataset`): The rows.
-        column (`str`): A column of lists or arrays of numbers, as many in every row.
-
-    Raises:
-        `ValueError`: If there is no such column, or it holds something else.
-    """
+    """The condition that a column of lists or arrays of numbers is, as many in every row."""
     features = features_of(dataset)
     check_column("condition_column", column, features)
     feature: Any = features[column]
@@ -185,13 +165,7 @@ def label_condition(dataset: AnyDataset, column: str, id2label: Mapping[int, str
 
 
 def label_names(dataset: AnyDataset, column: str) -> dict[int, str]:
-    """
-    `id2label` of a column of labels: its names where it has some, in alphabetical order if they are texts, its numbers
-    otherwise.
-
-    Raises:
-        `ValueError`: If a stream does not tell how many labels there are, or the column holds no labels.
-    """
+    """`id2label` of a column of labels: its names in order, texts by alphabet, otherwise its numbers."""
     feature = _feature(features_of(dataset), column)
     if isinstance(feature, datasets.ClassLabel):
         return dict(enumerate(feature.names))
@@ -214,10 +188,7 @@ def label_names(dataset: AnyDataset, column: str) -> dict[int, str]:
 
 
 def check_labels(dataset: AnyDataset, column: str, num_labels: int, names: Sequence[str] | None = None) -> None:
-    """
-    Raise a `ValueError` if a label of `column` is not one of `num_labels` classes, or of `names` if it holds texts. Those
-    of a stream are looked at when their rows are read.
-    """
+    """Check that labels are below `num_labels`, or among `names`; those of a stream are when they are read."""
     if isinstance(dataset, datasets.IterableDataset):
         return
     labels = _labels(dataset, column)
@@ -284,19 +255,7 @@ def _holds_texts(feature: Any) -> bool:
 def training_labels(
     dataset: AnyDataset, label_column: str | None, num_labels: int | None, known: Mapping[int, str] | None = None
 ) -> tuple[LabelCondition | None, dict[int, str] | None]:
-    """
-    The classes that a transformer is trained on, and their names; neither where `num_labels` is 0.
-
-    Args:
-        dataset (`Dataset` or `IterableDataset`): The rows.
-        label_column (`str`, *optional*): Name of the column of labels.
-        num_labels (`int`, *optional*): Number of classes; by default as many as in the data.
-        known (`dict[int, str]`, *optional*):
-            Names of a trained model's labels. Labels of the data that are numbers without names are these.
-
-    Raises:
-        `ValueError`: If there is no column of labels, or their number is another than `num_labels`.
-    """
+    """The classes of a training and their names, or neither; numbers without names are those of the `known` labels."""
     if num_labels == 0:
         return None, None
     column = find_label_column(dataset, label_column)
@@ -322,18 +281,7 @@ def training_labels(
 def validation_labels(
     dataset: AnyDataset, label_column: str | None, id2label: Mapping[int, str], has_names: bool
 ) -> LabelCondition:
-    """
-    The classes of validation data, which must mean the same as those of the training.
-
-    Args:
-        dataset (`Dataset` or `IterableDataset`): The rows.
-        label_column (`str`, *optional*): Name of the column of labels.
-        id2label (`dict[int, str]`): Labels of the training.
-        has_names (`bool`): Whether the training data name them.
-
-    Raises:
-        `ValueError`: If labels have other names or are out of range.
-    """
+    """The classes of validation data, which must mean those of the training, named there if it `has_names`."""
     column = find_label_column(dataset, label_column)
     feature: Any = _feature(features_of(dataset), column)
     names = tuple(id2label.values())

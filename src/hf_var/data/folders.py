@@ -19,6 +19,8 @@ import pyarrow
 from datasets.packaged_modules.imagefolder.imagefolder import ImageFolder as DatasetsFolder
 from PIL import Image
 
+from ..files import DATA_ENDINGS
+
 
 SPLIT_FOLDERS = {
     **dict.fromkeys(("train", "training"), "train"),
@@ -28,19 +30,13 @@ SPLIT_FOLDERS = {
 IMAGE_ENDINGS = {*DatasetsFolder.EXTENSIONS, ".avif", ".heic", ".heif", ".jxl", ".dng", ".svg"}
 # Suffixes of files that often accompany images; all other files are opened to see whether they are images.
 TEXT_ENDINGS = {".txt", ".json", ".jsonl", ".csv", ".tsv", ".xml", ".md", ".yaml", ".yml", ".html", ".py", ".log"}
-DATA_ENDINGS = {".parquet", ".arrow", ".tar", ".zip"}
+ARCHIVE_ENDINGS = {*DATA_ENDINGS, ".arrow", ".zip"}
 
 
 class ImageFolder:
     """
-    The image files of a folder by split, each with its class.
-
-    Attributes:
-        files (`list[str]`): All visible files.
-        images (`list[str]`): Paths of the images below the folder.
-        splits (`dict[str, list[tuple[str, str | None]]]`): Path below the folder and class of the images of each split.
-        names (`list[str]`): The classes.
-        has_metadata (`bool`): Whether files of metadata tell more of the images than their folders.
+    The image files of a folder: `splits` hold their paths below it and their classes, `names` all classes.
+    `has_metadata` says whether files of metadata tell more of the images than their folders.
     """
 
     def __init__(self, argument: str, source: str):
@@ -53,7 +49,7 @@ class ImageFolder:
         self.splits: dict[str, list[tuple[str, str | None]]] = {}
         if not self.images:
             return
-        others = [file for file in files if _ending(file) in DATA_ENDINGS and file not in self.images]
+        others = [file for file in files if _ending(file) in ARCHIVE_ENDINGS and file not in self.images]
         others = [file for file in others if os.path.basename(file) not in DatasetsFolder.METADATA_FILENAMES]
         if others:
             raise ValueError(
@@ -176,7 +172,7 @@ def _rows(folder: str, images: tuple[tuple[str, str | None], ...], has_labels: b
 
 def _is_image(path: str) -> bool:
     ending = _ending(path)
-    if ending in IMAGE_ENDINGS or ending in TEXT_ENDINGS | DATA_ENDINGS:
+    if ending in IMAGE_ENDINGS or ending in TEXT_ENDINGS | ARCHIVE_ENDINGS:
         return ending in IMAGE_ENDINGS
     try:
         with Image.open(path):

@@ -3,21 +3,20 @@
 
 import os
 import random
-from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
 from typing import Any
 
 import datasets
 import numpy as np
 import torch
 from PIL import Image
-from torch.utils.data import Dataset
 from torchvision.transforms import InterpolationMode
 from torchvision.transforms.v2 import functional as transforms
 
 from ..image_decoding import PIL_MODES, BrokenImageError, decode_image, decode_picture, normalize_pixels
-from .conditions import Condition, as_condition
+from .conditions import Condition
 from .config import INTERPOLATION_NAMES, AugmentConfig, ReadingConfig
-from .rows import make_loader, rows_of
+from .rows import rows_of
 from .sources import AnyDataset, features_of, find_image_column, holds_files
 
 
@@ -28,14 +27,8 @@ MOST_ENLARGED = 64
 
 class ImageTransform:
     """
-    How images become model inputs: enlarged or reduced until they cover `resize_ratio` times the size, and cut to it: at
-    random places and with random distortions if they are augmented, in the middle otherwise.
-
-    Args:
-        reading ([`ReadingConfig`]): `interpolation` and `resize_ratio`.
-        augment ([`AugmentConfig`], *optional*): The distortions; `None` outside of training.
-        image_size (`tuple[int, int]`): Height and width.
-        num_channels (`int`): Channels of images; arrays bring their own.
+    How images become model inputs: enlarged or reduced until they cover `resize_ratio` times the size, and cut to it:
+    at random places and with random distortions if they are augmented, in the middle otherwise.
     """
 
     def __init__(
@@ -131,26 +124,16 @@ def _generator(generator: random.Random | None) -> random.Random:
 # Rows
 
 
+@dataclass
 class ImageRows:
-    """
-    Turns a row into `pixel_values` and, with a condition, `class_labels` or `class_embeds`: see [`image_rows`].
-    """
+    """Turns a row into `pixel_values` and, with a condition, `class_labels` or `class_embeds`."""
 
-    def __init__(
-        self,
-        reading: ReadingConfig,
-        transform: ImageTransform | None,
-        column: str,
-        num_channels: int,
-        holds_arrays: bool,
-        condition: Condition | None,
-    ):
-        self.reading = reading
-        self.transform = transform
-        self.column = column
-        self.num_channels = num_channels
-        self.condition = condition
-        self._holds_arrays = holds_arrays
+    reading: ReadingConfig
+    transform: ImageTransform | None
+    column: str
+    num_channels: int
+    holds_arrays: bool
+    condition: Condition | None
 
     @property
     def is_random(self) -> bool:
@@ -159,7 +142,7 @@ class ImageRows:
     def prepare(self, dataset: AnyDataset) -> AnyDataset:
         """The columns that are needed, with images as they are stored."""
         dataset = dataset.select_columns([self.column] + ([self.condition.source_column] if self.condition else []))
-        if self._holds_arrays:
+        if self.holds_arrays:
             return dataset.with_format("numpy")
         if isinstance(features_of(dataset)[self.column], datasets.Value):
             return dataset
@@ -177,7 +160,7 @@ class ImageRows:
         return {"pixel_values": pixels} | (self.condition.read(row) if self.condition else {})
 
     def _decode(self, value: Any) -> Image.Image | torch.Tensor:
-        if self._holds_arrays:
+        if self.holds_arrays:
             array = torch.from_numpy(np.asarray(value).astype(np.uint8))
             return decode_image(array, self.num_channels, name="an array in an image's place")
         # As `datasets` stores images, or bare contents or paths.
@@ -207,27 +190,13 @@ def image_rows(
     dataset: AnyDataset,
     image_size: tuple[int, int] | None,
     in_channels: int,
-    label_column: Condition | str | None = None,
-    num_labels: int | None = None,
+    condition: Condition | None = None,
 ) -> ImageRows:
     """
-    How the rows of a data set of images become items.
-
-    Args:
-        data ([`ReadingConfig`]): `image_column` and how images are decoded and resized.
-        augment ([`AugmentConfig`], *optional*): Random changes for training; `None`: the middle of the image as it is.
-        dataset (`Dataset` or `IterableDataset`):
-            The data set. Its images are files in any format that Pillow reads, as an `Image` feature or as bytes, or
-            bytes of shape `(channels, height, width)` as an `Array3D` feature.
-        image_size (`tuple[int, int]`, *optional*): Height and width of the model's inputs; `None`: images keep theirs.
-        in_channels (`int`): Channels of the model's inputs.
-        label_column (`Condition` or `str`, *optional*):
-            The condition of the images: what [`training_labels`], [`validation_labels`] or [`embedding_condition`]
-            returned, or the name of a column of numbers.
-        num_labels (`int`, *optional*): Number of classes, to check the labels of a named column as they are read.
-
-    Raises:
-        `ValueError`: If there is no such column, or if it cannot be brought to `in_channels` channels.
+    How the rows of a data set of images become items. The images are files in any format that Pillow reads, as an
+    `Image` feature or as bytes, or an `Array3D` feature of bytes `(channels, height, width)`. They keep their size if
+    `image_size` is `None`, and are not changed at random if `augment` is. The condition is a [`Condition`] or the name
+    of a column of labels below `num_labels`.
     """
     column = find_image_column(dataset, data.image_column)
     feature = features_of(dataset)[column]
@@ -250,23 +219,11 @@ def image_rows(
             "numbers need an `image_column` of arrays, `Array3D` of bytes."
         )
     transform = None if image_size is None else ImageTransform(data, augment, image_size, in_channels)
-    return ImageRows(data, transform, column, in_channels, holds_arrays, as_condition(label_column, num_labels))
+    return ImageRows(data, transform, column, in_channels, holds_arrays, condition)
 
 
-class OrderedImages(Dataset):
-    """
-    All images of a data set in their order, of one size, where broken images are errors.
-
-    Args:
-        name (`str`): What messages call the data set.
-        dataset (`datasets.Dataset`): The rows.
-        image_size (`tuple[int, int]`, *optional*): Height and width; `None`: that of the images, which must have one.
-        in_channels (`int`): Channels.
-        data ([`ReadingConfig`]): How images are read, and the number of workers.
-
-    Raises:
-        `ValueError`: If the first image cannot be read.
-    """
+class OrderedImages:
+    """All images of a data set in their order, of one size, by default that of the first; broken images are errors."""
 
     def __init__(
         self,
@@ -277,22 +234,13 @@ class OrderedImages(Dataset):
         data: ReadingConfig,
     ):
         self.name = name
-        self.num_workers = data.dataloader_num_workers
         self._read_row = image_rows(data, None, dataset, image_size, in_channels)
         self._rows: Any = self._read_row.prepare(dataset)
         self.num_images = len(dataset)
         self.image_size = image_size or tuple(self._pixels(0, self._rows[0]).shape[1:])
 
-    def read(self, ranges: Iterable[range]) -> Iterator[torch.Tensor]:
-        """
-        The images of ranges of rows, as tensors of bytes `(rows, in_channels, height, width)`.
-
-        Raises:
-            `ValueError`: If an image cannot be read or has another size, with its row.
-        """
-        return iter(make_loader(self, self.num_workers, ranges))
-
-    def __getitem__(self, rows: range) -> torch.Tensor:
+    def read(self, rows: range) -> torch.Tensor:
+        """The images of a range of rows, bytes `(rows, in_channels, height, width)`."""
         columns = rows_of(self._rows[rows.start : rows.stop])
         images = [self._pixels(number, row) for number, row in zip(rows, columns, strict=True)]
         for number, image in zip(rows, images, strict=True):

@@ -18,10 +18,7 @@ MOST_REPLACEMENTS = 100
 
 
 class IndexedRows(Dataset):
-    """
-    Batches by the range of their rows, in order and without the broken ones. The random numbers of an item depend only
-    on `seed` and the row's number.
-    """
+    """Batches by the range of their rows, in order, without broken ones; random numbers follow from seed and row."""
 
     def __init__(self, dataset: datasets.Dataset, read_row: RowReader, seed: int = 0):
         self.dataset: Any = read_row.prepare(dataset)
@@ -34,10 +31,8 @@ class IndexedRows(Dataset):
 
 class ShuffledRows(IndexedRows):
     """
-    Batches by the range of their positions in an endless shuffled walk: position `p` is an item of epoch `p // length`,
-    and its place in the shuffled order, its augmentation and what replaces it if it is broken follow from `seed` and `p`
-    alone. A run can therefore be resumed at any position without a state, whatever was prefetched and however many
-    processes load.
+    Batches by the range of their positions in an endless shuffled walk. Order, augmentation and replacements of broken
+    items follow from `seed` and the position alone, so a run resumes at any position without a state.
     """
 
     _epoch = -1
@@ -71,10 +66,7 @@ class ShuffledRows(IndexedRows):
 
 
 class IndexedBatches:
-    """
-    The endless batches of one process out of several, which take turns: batch `number` of process `index` is batch
-    `number * num_processes + index` of all. Two processes thus see in one step what one process sees in two.
-    """
+    """The endless batches of one process; two processes see in one step what one process sees in two."""
 
     def __init__(
         self,

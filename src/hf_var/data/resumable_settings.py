@@ -2,14 +2,11 @@
 """Settings saved next to a run's files, checked when the run is resumed."""
 
 import json
-import os
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-
-# Hidden: neither a glob nor datasets takes such files for data.
-UNFINISHED = ".unfinished-"
+from ..files import remove_unfinished, whole_file
 
 
 def read_settings(path: str | Path) -> dict[str, Any]:
@@ -18,30 +15,14 @@ def read_settings(path: str | Path) -> dict[str, Any]:
     return json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
 
 
-def first_difference(
-    begun: Mapping[str, Any], settings: Mapping[str, Any], free: Collection[str] = ()
-) -> tuple[str, Any, Any] | None:
-    """
-    The first setting that is another one now, with its two values.
-
-    Args:
-        begun (`dict[str, Any]`): Settings of the beginning, nested or not, as JSON gives them back.
-        settings (`dict[str, Any]`): Settings of now.
-        free (`set[str]`, *optional*): Settings that may differ: `"config.dropout"` is `dropout` within `config`.
-
-    Returns:
-        `tuple[str, Any, Any]`, *optional*: The name, dotted where it is nested, and what it was and is; a missing one is
-        `None`.
-    """
+def first_difference(begun: Mapping[str, Any], settings: Mapping[str, Any]) -> tuple[str, Any, Any] | None:
+    """The first setting that is another one now, dotted where it is nested, with its values then and now."""
     # JSON has lists in place of tuples, and texts in place of the integers that name entries.
     begun, settings = json.loads(json.dumps([begun, settings]))
     for name in {**begun, **settings}:
         before, now = begun.get(name), settings.get(name)
-        if name in free:
-            continue
         if isinstance(before, Mapping) and isinstance(now, Mapping):
-            inner_free = {entry.removeprefix(f"{name}.") for entry in free if entry.startswith(f"{name}.")}
-            difference = first_difference(before, now, inner_free)
+            difference = first_difference(before, now)
             if difference is not None:
                 return f"{name}.{difference[0]}", *difference[1:]
         elif before != now:
@@ -49,14 +30,9 @@ def first_difference(
     return None
 
 
-def check_settings(
-    folder: str | Path, begun: Mapping[str, Any], settings: Mapping[str, Any], free: Collection[str] = ()
-) -> None:
-    """
-    Raise a `ValueError` that names a setting which is another one than when the files in `folder` were `begun`, and is not
-    `free` to change: see [`first_difference`]. Nothing was begun if `begun` is empty.
-    """
-    difference = first_difference(begun, settings, free) if begun else None
+def check_settings(folder: str | Path, begun: Mapping[str, Any], settings: Mapping[str, Any]) -> None:
+    """Raise a `ValueError` if a setting differs from those that the files in `folder` were `begun` with."""
+    difference = first_difference(begun, settings) if begun else None
     if difference is not None:
         name, before, now = difference
         raise ValueError(
@@ -69,8 +45,6 @@ def write_settings(path: str | Path, settings: Mapping[str, Any]) -> None:
     """Make the folder, note the settings, and remove what an earlier run did not finish."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    for leftover in path.parent.glob(f"{UNFINISHED}*"):
-        leftover.unlink()
-    unfinished = path.with_name(f"{UNFINISHED}settings")
-    unfinished.write_text(json.dumps(settings, indent=2), encoding="utf-8")
-    os.replace(unfinished, path)
+    remove_unfinished(path.parent)
+    with whole_file(path) as place:
+        place.write_text(json.dumps(settings, indent=2), encoding="utf-8")

@@ -64,10 +64,7 @@ class Loaded(NamedTuple):
 
 
 class ItemReader:
-    """
-    Reads rows one by one and counts the broken ones. What is random in an item follows from `seed`, integers of at least
-    0, and the number below 2**64 that comes with its row.
-    """
+    """Reads rows and counts the broken ones. Random numbers follow from `seed` and the row's number below 2**64."""
 
     def __init__(self, read_row: RowReader, *seed: int):
         self.read_row = read_row

@@ -10,6 +10,7 @@ from typing import Any, cast
 
 import datasets
 
+from ..files import DATA_ENDINGS
 from .folders import ImageFolder
 
 
@@ -28,24 +29,15 @@ def load_source(
     argument: str, source: str, split: str | None, preferred_splits: Sequence[str], streaming: bool = False
 ) -> AnyDataset:
     """
-    Load the data set that `--train_data` or `--validation_data` names. Its images stay encoded.
-
-    Args:
-        argument (`str`): Name of the argument, for messages.
-        source (`str`): A Hub data set, a folder of images in class folders, or a glob of parquet or tar files.
-        split (`str`, *optional*): Name of the split.
-        preferred_splits (`Sequence[str]`): Where `split` is `None`, the first of these that exists, or the only one.
-        streaming (`bool`, *optional*, defaults to `False`): Whether to read rows as they come, without an index.
-
-    Raises:
-        `ValueError`: If the source does not exist, has no such split or is empty.
+    The data set that an argument names, with images as they are stored: a Hub data set, a folder of images in class
+    folders, or a glob of parquet or tar files. Without a `split` it is the first of `preferred_splits` that exists, or
+    the only one.
     """
     # Its overloads want to know at once whether the result is a stream.
     load_dataset = cast(Any, datasets.load_dataset)
-    if source.startswith("~"):
-        source = str(Path(source).expanduser())
-    if source.endswith((".parquet", ".tar")):
-        files = sorted(glob.glob(source, recursive=True))
+    source = expand_home(source)
+    files = glob_files(source)
+    if files is not None:
         if not files:
             raise ValueError(f"`{argument}` = {source!r} matches no file.")
         _check_archives(argument, files)
@@ -78,6 +70,16 @@ def load_source(
         if not any(words in str(error) for words in EMPTY_MESSAGES):
             raise
     raise ValueError(f"`{argument}` = {source!r} is empty.")
+
+
+def expand_home(source: str) -> str:
+    """A path in the home folder in full; names on the Hub as they are."""
+    return str(Path(source).expanduser()) if source.startswith("~") else source
+
+
+def glob_files(source: str) -> list[str] | None:
+    """The files that a glob of parquet or tar files finds; `None` of any other source."""
+    return sorted(glob.glob(source, recursive=True)) if source.endswith(DATA_ENDINGS) else None
 
 
 def with_features(dataset: AnyDataset) -> AnyDataset:

@@ -34,10 +34,7 @@ MOST_ROWS_OF_PART = 2**40
 def fit_readers(
     dataset: datasets.IterableDataset, num_workers: int, num_processes: int
 ) -> tuple[datasets.IterableDataset, int]:
-    """
-    The stream, with files split where their format allows it and there are fewer shards than readers, and the workers of
-    each process that can load it: at least 1, which may be the process itself.
-    """
+    """The stream, cut finer if there are few shards, and the workers per process that can load it, at least 1."""
     num_workers = max(num_workers, 1)
     if dataset.num_shards < num_workers * num_processes:
         dataset = dataset.reshard()
@@ -58,9 +55,8 @@ def part_of_stream(dataset: datasets.IterableDataset, reader: int, num_readers: 
 
 class StreamedRows(IterableDataset):
     """
-    The rows of parts of a stream, each read once and in order, with the number of their part. What is random in an item
-    follows from `seed`, the part and the row's place in it. `parts` hold what opens the batches of `datasets` of each part;
-    workers share them.
+    The rows of parts of a stream, each read once and in order, with the number of their part. Random numbers follow
+    from `seed`, the part and the row's place in it. `parts` open the batches of each part; workers share them.
     """
 
     def __init__(

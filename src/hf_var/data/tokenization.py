@@ -8,8 +8,7 @@ number alone, and it is written atomically. Processes share the units, and a res
 
 import random
 import re
-import sys
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
@@ -21,13 +20,13 @@ import torch
 from accelerate import Accelerator
 from huggingface_hub import DatasetCard, DatasetCardData, HfApi
 from PIL import Image
-from tqdm.auto import tqdm
 from transformers.utils import logging
 
 from ..autoencoders import VQVAEConfig, VQVAEModel
-from ..hub.names import is_hub_name, public_recipe
+from ..hub.names import is_hub_name, public_recipe, without_folders
 from ..hub.push import push_card
-from ..ranges import NonNegativeInt, OneOf, PositiveInt
+from ..progress import progress_bar
+from ..ranges import NonNegativeInt, OneOf, PositiveInt, argument
 from .batches import warn_of_broken
 from .codes import codes_schema, encode_codes, is_codes_dataset, tokenizer_fingerprint
 from .codes_files import (
@@ -67,34 +66,30 @@ FREE_SETTINGS |= {"push_to_hub", "hub_dataset_id", "license"}
 class TokenizationConfig(AugmentConfig, ReadingConfig):
     """What [`tokenize_dataset`] reads and writes."""
 
-    data: str = field(
-        metadata={"help": "Hub data set, folder of images in class folders, or glob of parquet or tar files"}
-    )
-    vqvae: str = field(metadata={"help": "folder or repository of the tokenizer"})
-    output_dir: str = field(metadata={"help": "folder for the files of codes"})
+    data: str = argument(help="Hub data set, folder of images in class folders, or glob of parquet or tar files")
+    vqvae: str = argument(help="folder or repository of the tokenizer")
+    output_dir: str = argument(help="folder for the files of codes")
 
     # Data
-    split: str | None = field(default=None, metadata={"help": "default: train, or the only split"})
-    num_labels: NonNegativeInt | None = field(
-        default=None, metadata={"help": "0: leave labels out; default: as many as the data names"}
-    )
+    split: str | None = argument(None, help="default: train, or the only split")
+    num_labels: NonNegativeInt | None = argument(None, help="0: leave labels out; default: as many as the data names")
 
     # Crops
-    num_crops: PositiveInt = field(default=1, metadata={"help": "crops of each image at random places; 1: the centre"})
-    horizontal_flip: bool = field(default=False, metadata={"help": "add the mirror image of every crop"})
-    seed: NonNegativeInt = field(default=0, metadata={"help": "seed of the random crops"})
+    num_crops: PositiveInt = argument(1, help="crops of each image at random places; 1: the centre")
+    horizontal_flip: bool = argument(False, help="add the mirror image of every crop")
+    seed: NonNegativeInt = argument(0, help="seed of the random crops")
 
     # Run
-    rows_per_shard: PositiveInt = field(
-        default=10_000, metadata={"help": "images that become one file; of a stream, those of one of its shards do"}
+    rows_per_shard: PositiveInt = argument(
+        10_000, help="images that become one file; of a stream, those of one of its shards do"
     )
-    batch_size: PositiveInt = field(default=64, metadata={"help": "crops per process and forward pass"})
-    mixed_precision: Annotated[str, OneOf("no", "fp16", "bf16")] = field(
-        default="no", metadata={"help": "no, fp16 or bf16; half precision is faster and changes some of the codes"}
+    batch_size: PositiveInt = argument(64, help="crops per process and forward pass")
+    mixed_precision: Annotated[str, OneOf("no", "fp16", "bf16")] = argument(
+        "no", help="no, fp16 or bf16; half precision is faster and changes some of the codes"
     )
-    push_to_hub: bool = field(default=False, metadata={"help": "upload the result as a data set"})
-    hub_dataset_id: str | None = field(default=None, metadata={"help": "default: the name of output_dir"})
-    license: str | None = field(default=None, metadata={"help": "licence of the images, for the data set card"})
+    push_to_hub: bool = argument(False, help="upload the result as a data set")
+    hub_dataset_id: str | None = argument(None, help="default: the name of output_dir")
+    license: str | None = argument(None, help="licence of the images, for the data set card")
 
     def __post_init__(self):
         super().__post_init__()
@@ -178,22 +173,9 @@ def make_units(
 def tokenize_dataset(config: TokenizationConfig, accelerator: Accelerator) -> CodesCount:
     """
     Write the codes of all images of a data set as parquet files with the columns `codes` and, where the images have
-    labels, `label`, and a data set card. All processes call it together. If interrupted, call it again
-    with the same arguments to resume.
-
-    The random numbers of an image depend on `seed` and its place in the data set (in its shard, if it is streamed).
-
-    Args:
-        config ([`TokenizationConfig`]): What to read, with which tokenizer, and where to write.
-        accelerator (`Accelerator`): Device and precision of the tokenizer, and the processes.
-
-    Returns:
-        [`~hf_var.data.codes_files.CodesCount`]: What all files hold, those of earlier runs among them.
-
-    Raises:
-        `ValueError`:
-            If the data set is empty or lacks a requested column, if too many of its images cannot be read, or if the
-            folder was begun with other arguments.
+    labels, `label`, and a data set card. All processes call it together; called again with the same arguments, it
+    resumes. The random numbers of an image depend on `seed` and its place in the data set (in its shard, if it is
+    streamed).
     """
     # All input is checked before any work.
     vqvae = VQVAEModel.from_pretrained(config.vqvae, dtype=torch.float32).eval().requires_grad_(False)
@@ -254,14 +236,8 @@ def write_units(
     missing = [unit for unit in own if not paths[unit].exists()]
     before = count_codes([paths[unit] for unit in own if paths[unit].exists()])
     total = Tally(before.images, before.broken_images)
-    progress = tqdm(
-        total=units.num_rows(own),
-        initial=total.seen,
-        desc="tokenize",
-        unit="image",
-        disable=not accelerator.is_local_main_process,
-        mininterval=0.1 if sys.stderr.isatty() else 30,
-    )
+    is_shown, known = accelerator.is_local_main_process, {"total": units.num_rows(own), "initial": total.seen}
+    progress = progress_bar(is_shown=is_shown, desc="tokenize", unit="image", **known)
     files: dict[int, CodesFile] = {}
     for part in units.parts(missing, config.dataloader_num_workers):
         if part.unit not in files:
@@ -317,14 +293,14 @@ def make_codes_card(
         template_path=str(Path(__file__).with_name("codes_card.md")),
         name=name,
         repo_id=repo_id,
-        source=config.data if is_hub_name(config.data) else Path(config.data).name,
+        source=without_folders(config.data),
         count=count,
         rows_per_image=config.rows_per_image,
         length=sum(tokenizer.scale_lengths),
         codebook_size=tokenizer.codebook_size,
         maps=[f"{height}x{width}" for height, width in tokenizer.scale_sizes],
         has_labels=has_labels,
-        vqvae=config.vqvae if is_hub_name(config.vqvae) else Path(config.vqvae).name,
+        vqvae=without_folders(config.vqvae),
         fingerprint=tokenizer_fingerprint(vqvae),
         split=split or "train",
         recipe=public_recipe(recipe),

@@ -15,11 +15,11 @@ from accelerate.utils import broadcast_object_list
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import nn
-from tqdm.auto import tqdm
 
-from ..data.resumable_settings import UNFINISHED
+from ..files import whole_file
 from ..fingerprints import fingerprint
 from ..metrics.feature_extractors import extract_features, full_precision, load_feature_extractor
+from ..progress import progress_bar
 from .image_files import missing_images, png_path, write_png
 
 
@@ -29,14 +29,7 @@ PNG_THREADS = min(8, os.cpu_count() or 1)
 
 class FeatureFiles:
     """
-    The features of a set of images, one file for each batch. The batches are the same for any number of processes.
-
-    Args:
-        folder (`Path`): Parent of the folder of these features.
-        kind (`str`): Beginning of its name.
-        num_images (`int`): Images of the set.
-        batch_size (`int`): Images of a batch; the last one may have fewer.
-        origin (`dict[str, Any]`): Everything that the features depend on; other values mean other files.
+    Features of a set of images, a file per batch for any number of processes; another `origin` means other files.
     """
 
     def __init__(self, folder: Path, kind: str, num_images: int, batch_size: int, origin: Mapping[str, Any]):
@@ -62,17 +55,11 @@ class FeatureFiles:
         """Write a file: `(images, features)` by name."""
         path = self.path(index)
         path.parent.mkdir(parents=True, exist_ok=True)
-        unfinished = path.with_name(f"{UNFINISHED}{path.name}")
-        save_file({name: values.cpu().contiguous() for name, values in features.items()}, unfinished)
-        os.replace(unfinished, path)
+        with whole_file(path) as place:
+            save_file({name: values.cpu().contiguous() for name, values in features.items()}, place)
 
     def load(self) -> dict[str, torch.Tensor]:
-        """
-        The features of all images, by name.
-
-        Raises:
-            `ValueError`: If a file is missing or broken.
-        """
+        """The features of all images, by name."""
         parts = []
         for index in range(len(self)):
             try:
@@ -93,14 +80,7 @@ def write_features(
     image_folder: Path | None = None,
 ) -> None:
     """
-    Write the missing features. All processes call this and share the batches.
-
-    Args:
-        files ([`FeatureFiles`]): The features.
-        read (`Callable`): Returns the images of a batch, `torch.ByteTensor` of shape `(batch, 3, height, width)`.
-        extractor (`nn.Module`): See [`extract_features`].
-        accelerator (`Accelerator`): The device and the processes.
-        image_folder (`Path`, *optional*): Folder in which each image gets a PNG file, unless it has one.
+    Write missing features of the images that `read` returns, and missing PNG files; the processes share the batches.
     """
     missing = [
         index
@@ -112,7 +92,7 @@ def write_features(
     # All processes list what is missing before any of them writes.
     accelerator.wait_for_everyone()
     own = missing[accelerator.process_index :: accelerator.num_processes]
-    bar = tqdm(own, desc=files.kind, unit="batch", disable=not accelerator.is_main_process)
+    bar = progress_bar(own, is_shown=accelerator.is_main_process, desc=files.kind, unit="batch")
     with full_precision(accelerator.device.type), ThreadPoolExecutor(PNG_THREADS) as pool:
         for index in bar:
             numbers = files.range(index)
@@ -136,7 +116,7 @@ def write_features(
 def load_extractor(
     name: str, weights: str | None, image_size: tuple[int, int], device: torch.device
 ) -> tuple[nn.Module, dict[str, Any]]:
-    """The feature extractor, tried on noise, and a description of what its features depend on, equal in all processes."""
+    """The feature extractor, and what its features depend on, noise included, equal in all processes."""
     extractor = load_feature_extractor(name, weights).to(device)
     # The code of an extractor may change while its weights stay.
     noise = torch.randint(256, (2, 3, *image_size), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)

@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Sampling of numbered images: each one depends only on the seed and its number."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -32,56 +33,28 @@ def image_seed(seed: int, number: int) -> int:
 
 
 def image_label(number: int, num_labels: int) -> int | None:
-    """
-    Class of an image; `None` if the model has none. The classes take turns: the Inception Score is a mean over parts of
-    5,000 images, which must hold all classes, and the first images of a set are a balanced set as well.
-    """
+    """Class of an image. They take turns, so that the parts of the Inception Score have all of them."""
     return number % num_labels if num_labels > 0 else None
 
 
-class ImageSampler:
-    """
-    Samples images by number.
-
-    Args:
-        pipeline ([`VARPipeline`]): On its device.
-        seed (`int`): Seed of the set.
-        sampling (`dict[str, Any]`): Arguments of the pipeline's call, such as `guidance_scale`.
-        score_fn (`Callable`, *optional*): With `num_candidates` in `sampling`, see [`VARPipeline.__call__`].
-    """
-
-    def __init__(
-        self,
-        pipeline: VARPipeline,
-        seed: int,
-        sampling: Mapping[str, Any],
-        score_fn: Callable[[torch.Tensor, torch.Tensor], torch.Tensor] | None = None,
-    ):
-        self.pipeline = pipeline
-        self.seed = seed
-        self.sampling = {**sampling, "score_fn": score_fn}
-
-    @torch.no_grad()
-    def __call__(self, numbers: Sequence[int]) -> torch.Tensor:
-        """The images, a `torch.ByteTensor` of shape `(len(numbers), 3, height, width)`."""
-        config, device = self.pipeline.transformer.config, self.pipeline.device
-        # Generators of the device, so that probabilities need not be copied to the CPU for every scale.
-        generators = [torch.Generator(device).manual_seed(image_seed(self.seed, number)) for number in numbers]
-        labels = [image_label(number, config.num_labels or 0) for number in numbers]
-        latents = self.pipeline(labels, generator=generators, output_type="latent", **self.sampling).images
-        # Decoded here, since the pipeline's output in half precision would be rounded twice.
-        return rgb_bytes(self.pipeline.vqvae.decode(latents=latents).sample)  # pyright: ignore[reportArgumentType]
+@torch.no_grad()
+def sample_images(
+    pipeline: VARPipeline, seed: int, sampling: Mapping[str, Any], numbers: Sequence[int]
+) -> torch.Tensor:
+    """The images of these numbers, bytes `(len(numbers), 3, height, width)`; `sampling` are arguments of the pipeline's call."""
+    config, device = pipeline.transformer.config, pipeline.device
+    # Generators of the device, so that probabilities need not be copied to the CPU for every scale.
+    generators = [torch.Generator(device).manual_seed(image_seed(seed, number)) for number in numbers]
+    labels = [image_label(number, config.num_labels or 0) for number in numbers]
+    latents = pipeline(labels, generator=generators, output_type="latent", **sampling).images
+    # Decoded here, since the pipeline's output in half precision would be rounded twice.
+    return rgb_bytes(pipeline.vqvae.decode(latents=latents).sample)  # pyright: ignore[reportArgumentType]
 
 
 class ClassifierScore:
     """
-    How sure a classifier is that images show their classes: the score of rejection sampling (Razavi et al. 2019, section
-    3.3; the "-re" rows of Tian et al. 2024, table 1).
-
-    Args:
-        classifier (`str`): Folder or repository of an image classifier of transformers.
-        num_labels (`int`): Classes of the pipeline. The classifier's must be the same, in the same order.
-        device (`torch.device`): Where it runs.
+    How sure a classifier of the pipeline's classes is that images show theirs: the score of rejection sampling (Razavi
+    et al. 2019, section 3.3; the "-re" rows of Tian et al. 2024, table 1).
     """
 
     def __init__(self, classifier: str, num_labels: int, device: torch.device):
@@ -138,7 +111,7 @@ class SampledImages(ImageSet):
         if config.classifier is not None:
             score_fn = ClassifierScore(config.classifier, num_labels, device)
             models["classifier"] = score_fn.model
-        self._sampler = ImageSampler(pipeline, config.seed, sampling, score_fn)
+        self._sample = partial(sample_images, pipeline, config.seed, {**sampling, "score_fn": score_fn})
         self.settings = {"seed": config.seed, "dtype": config.dtype, "classifier": config.classifier, **sampling}
         # Everything that the images depend on, except their number.
         self.description = {
@@ -158,7 +131,7 @@ class SampledImages(ImageSet):
             self.folder.mkdir()
 
     def read(self, numbers: range) -> torch.Tensor:
-        return read_or_sample(self.folder, self.image_size, self._sampler, numbers)
+        return read_or_sample(self.folder, self.image_size, self._sample, numbers)
 
 
 def _sampling_arguments(config: EvaluationConfig, pipeline: VARPipeline) -> dict[str, Any]:

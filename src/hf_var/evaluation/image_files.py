@@ -1,7 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """Sampled images as PNG files, and as the one file of arrays that other evaluators read."""
 
-import os
 import zipfile
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -11,7 +10,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-from ..data.resumable_settings import UNFINISHED
+from ..files import whole_file
 
 
 DECODING_THREADS = 4
@@ -26,20 +25,14 @@ def png_path(folder: str | Path, index: int) -> Path:
 
 def write_png(path: str | Path, image: np.ndarray) -> None:
     """Write bytes `(3, height, width)`, atomically, so that an interrupted run leaves only whole files."""
-    unfinished = _unfinished(Path(path))
     pixels = np.ascontiguousarray(image.transpose(1, 2, 0))  # (height, width, 3)
-    # More compression takes much longer and saves little.
-    Image.fromarray(pixels).save(unfinished, "PNG", compress_level=1)
-    os.replace(unfinished, path)
+    with whole_file(path) as place:
+        # More compression takes much longer and saves little.
+        Image.fromarray(pixels).save(place, "PNG", compress_level=1)
 
 
 def read_png(path: str | Path, image_size: tuple[int, int]) -> np.ndarray:
-    """
-    Read an image that [`write_png`] wrote.
-
-    Raises:
-        `ValueError`: If the file is missing, damaged or of another size.
-    """
+    """Read an image that [`write_png`] wrote, `(3, height, width)`."""
     try:
         with Image.open(path, formats=["PNG"]) as image:
             pixels = np.array(image)
@@ -81,27 +74,20 @@ def read_or_sample(
 
 def write_npz(path: str | Path, folder: str | Path, num_images: int, image_size: tuple[int, int]) -> None:
     """
-    Gather images in the file that the evaluator of OpenAI's guided-diffusion reads: an `.npz` with one array `arr_0`, bytes
-    of shape `(num_images, height, width, 3)`, in the order of the images' numbers. Only a few of them are in memory at a
-    time, and the file has its name only when it is whole. The same images make the same bytes.
-
-    Raises:
-        `ValueError`: If an image is missing, damaged or of another size. An older file stays as it is.
+    Gather images in the file that the evaluator of OpenAI's guided-diffusion reads: an `.npz` with one array `arr_0`,
+    bytes of shape `(num_images, height, width, 3)`. Only a few images are in memory at a time, and the same images
+    make the same bytes.
     """
     header = {"descr": "|u1", "fortran_order": False, "shape": (num_images, *image_size, 3)}
-    unfinished = _unfinished(Path(path))
-    try:
+    with (
+        whole_file(path) as place,
+        zipfile.ZipFile(place, "w") as archive,
         # A ZipInfo holds no time of writing.
-        with (
-            zipfile.ZipFile(unfinished, "w") as archive,
-            archive.open(zipfile.ZipInfo("arr_0.npy"), "w", force_zip64=True) as member,
-        ):
-            np.lib.format.write_array_header_1_0(member, header)
-            for pixels in _read_in_order(folder, num_images, image_size):
-                member.write(pixels.transpose(1, 2, 0).tobytes())
-        os.replace(unfinished, path)
-    finally:
-        unfinished.unlink(missing_ok=True)
+        archive.open(zipfile.ZipInfo("arr_0.npy"), "w", force_zip64=True) as member,
+    ):
+        np.lib.format.write_array_header_1_0(member, header)
+        for pixels in _read_in_order(folder, num_images, image_size):
+            member.write(pixels.transpose(1, 2, 0).tobytes())
 
 
 def _read_in_order(folder: str | Path, num_images: int, image_size: tuple[int, int]) -> Iterator[np.ndarray]:
@@ -109,8 +95,3 @@ def _read_in_order(folder: str | Path, num_images: int, image_size: tuple[int, i
         for first in range(0, num_images, IMAGES_PER_BLOCK):
             indices = range(first, min(first + IMAGES_PER_BLOCK, num_images))
             yield from pool.map(lambda index: read_png(png_path(folder, index), image_size), indices)
-
-
-def _unfinished(path: Path) -> Path:
-    # Without a suffix, so that globs for images do not match it.
-    return path.with_name(f"{UNFINISHED}{path.stem}")

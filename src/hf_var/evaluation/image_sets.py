@@ -20,8 +20,8 @@ import torch
 from datasets.packaged_modules.imagefolder.imagefolder import ImageFolder
 
 from .. import data
-from ..data.resumable_settings import UNFINISHED
 from ..data.sources import features_of
+from ..files import unfinished
 from ..hub.names import is_hub_name, without_folders
 
 
@@ -44,15 +44,9 @@ DAMAGES = (
 
 class ImageSet(ABC):
     """
-    Images in a fixed order, all of one size: see [`open_image_set`].
-
-    Attributes:
-        num_images (`int`): Number of images; 0 for a file of statistics alone.
-        image_size (`tuple[int, int]`, *optional*): Height and width, `None` for a file of statistics alone.
-        statistics (`dict[str, np.ndarray]`):
-            What the file stores besides, in double precision: `mu` `(features,)` and `sigma` `(features, features)` of the
-            pool features, `mu_s` and `sigma_s` of the spatial ones.
-        description (`dict[str, Any]`): What it is, for a report. It names no folder.
+    Images in a fixed order, all of one size; a file of statistics alone has no image and no size. `statistics` are
+    `mu` `(features,)` and `sigma` `(features, features)` of the pool features, `mu_s` and `sigma_s` of the spatial
+    ones, in double precision. The `description` for the report names no folder.
     """
 
     num_images: int
@@ -79,25 +73,10 @@ def open_image_set(
     interpolation: str = "lanczos",
 ) -> ImageSet:
     """
-    Open the images that an argument of an evaluation names.
-
-    Args:
-        argument (`str`): Name of the argument, for messages.
-        source (`str`):
-            An `.npz` file as the evaluator of OpenAI's guided-diffusion reads it, with images as `arr_0`, bytes of shape
-            `(images, height, width, 3)`, or statistics as `mu` and `sigma`, or both; or else a Hub data set, a folder of
-            images, or a glob of parquet or tar files. The files of a folder are sorted by path.
-        split (`str`, *optional*): Split of a data set. `None`: `train`, or the only one.
-        image_column (`str`, *optional*): Column of a data set. `None`: the only one with images.
-        image_size (`tuple[int, int]`, *optional*):
-            Height and width to which images of a data set are resized, so that they cover it, and cut, in the middle.
-            `None`: they stay as they are. An `.npz` file must have this size already.
-        interpolation (`str`, *optional*, defaults to `"lanczos"`): How they are resized.
-
-    Raises:
-        `ValueError`:
-            If the source does not exist, is damaged, has fewer than two images or images of several sizes, or if not all
-            images of a folder are part of it.
+    Open the images that an argument of an evaluation names: an `.npz` file as the evaluator of OpenAI's
+    guided-diffusion reads it, with images as `arr_0`, bytes `(images, height, width, 3)`, or statistics as `mu` and
+    `sigma`, or both; or else a data set of [`load_source`]. Images of a data set are resized to cover `image_size` and
+    cut in the middle; those of an `.npz` file must have this size.
     """
     if source.endswith(".npz"):
         if split is not None or image_column is not None:
@@ -148,12 +127,12 @@ class ArchiveImages(ImageSet):
         path = folder / f"{self.description['fingerprint']}.npy"
         if not path.exists():
             # Overwrites the file of an interrupted run.
-            unfinished = folder / f"{UNFINISHED}{path.stem}"
+            place = unfinished(path)
             try:
                 with self._sound(), zipfile.ZipFile(self.path) as archive:
-                    os.replace(archive.extract(f"{IMAGES_KEY}.npy", unfinished), path)
+                    os.replace(archive.extract(f"{IMAGES_KEY}.npy", place), path)
             finally:
-                shutil.rmtree(unfinished, ignore_errors=True)
+                shutil.rmtree(place, ignore_errors=True)
         with self._sound():
             self._array = np.load(path, mmap_mode="r")  # (images, height, width, channels)
 
@@ -259,7 +238,7 @@ class DatasetImages(ImageSet):
         size = -(-len(numbers) // DECODING_THREADS)
         parts = [numbers[start : start + size] for start in range(0, len(numbers), size)]
         with ThreadPoolExecutor(DECODING_THREADS) as pool:
-            images = torch.cat(list(pool.map(self._images.__getitem__, parts)))
+            images = torch.cat(list(pool.map(self._images.read, parts)))
         return images.expand(-1, 3, -1, -1).contiguous()
 
     def _num_channels(self, dataset: datasets.Dataset, image_column: str | None) -> int:

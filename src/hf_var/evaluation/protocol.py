@@ -8,7 +8,7 @@ from typing import Annotated, Any
 from ..data.config import INTERPOLATION_NAMES
 from ..hub.names import is_hub_name
 from ..metrics.generation import NUM_NEIGHBORS
-from ..ranges import CheckedFields, Interval, NonNegativeInt, OneOf, PositiveInt
+from ..ranges import CheckedFields, Interval, NonNegativeInt, OneOf, PositiveInt, argument
 
 
 REFERENCES = "https://openaipublic.blob.core.windows.net/diffusion/jul-2021/ref_batches/imagenet"
@@ -16,10 +16,7 @@ REFERENCES = "https://openaipublic.blob.core.windows.net/diffusion/jul-2021/ref_
 
 @dataclass(frozen=True)
 class Preset:
-    """
-    A published protocol: values of arguments, and the model that they are for. The values are those of VAR's evaluation:
-    50 images of each class, `cfg` 1.5, which is a guidance scale of 2.5.
-    """
+    """A published protocol: VAR's evaluation, with 50 images of each class and `cfg` 1.5, a guidance scale of 2.5."""
 
     image_size: tuple[int, int]
     reference: str
@@ -44,23 +41,22 @@ PRESETS = {
 class SamplingConfig(CheckedFields):
     """Arguments of sampling. They do not apply to existing images or to a tokenizer."""
 
-    seed: NonNegativeInt = field(default=0, metadata={"help": "fixes all images, each by a seed of its own"})
-    guidance_scale: float | None = field(
-        default=None, metadata={"help": "the official cfg plus 1; default: the preset's or the pipeline's"}
+    seed: NonNegativeInt = argument(0, help="fixes all images, each by a seed of its own")
+    guidance_scale: float | None = argument(
+        None, help="the official cfg plus 1; default: the preset's or the pipeline's"
     )
-    top_k: int | None = field(default=None, metadata={"help": "default: the preset's or the pipeline's"})
-    top_p: float | None = field(default=None, metadata={"help": "default: the preset's or the pipeline's"})
-    temperature: float | None = field(default=None, metadata={"help": "default: the preset's or the pipeline's"})
-    smooth: bool = field(default=False, metadata={"help": "the official more_smooth, which worsens metrics"})
-    classifier: str | None = field(
-        default=None,
-        metadata={"help": "image classifier of transformers for rejection sampling, with the same class ids"},
+    top_k: int | None = argument(None, help="default: the preset's or the pipeline's")
+    top_p: float | None = argument(None, help="default: the preset's or the pipeline's")
+    temperature: float | None = argument(None, help="default: the preset's or the pipeline's")
+    smooth: bool = argument(False, help="the official more_smooth, which worsens metrics")
+    classifier: str | None = argument(
+        None, help="image classifier of transformers for rejection sampling, with the same class ids"
     )
-    num_candidates: PositiveInt = field(
-        default=1, metadata={"help": "candidates for each image, of which the classifier's favourite is kept"}
+    num_candidates: PositiveInt = argument(
+        1, help="candidates for each image, of which the classifier's favourite is kept"
     )
-    dtype: Annotated[str, OneOf("float32", "bfloat16", "float16")] = field(
-        default="float32", metadata={"help": "float32, bfloat16 or float16; of the model"}
+    dtype: Annotated[str, OneOf("float32", "bfloat16", "float16")] = argument(
+        "float32", help="float32, bfloat16 or float16; of the model"
     )
 
 
@@ -71,42 +67,34 @@ class EvaluationConfig(SamplingConfig):
     output_dir: str = field(
         metadata={"help": "folder for the images, their features and the report", "aliases": ["--output"]}
     )
-    model: str | None = field(default=None, metadata={"help": "folder or repository of a pipeline or a tokenizer"})
-    samples: str | None = field(
-        default=None, metadata={"help": "existing images in place of a model: an .npz or a data set"}
-    )
-    preset: Annotated[str, OneOf(*PRESETS)] | None = field(
-        default=None, metadata={"help": f"a published protocol: {', '.join(PRESETS)}"}
-    )
-    num_images: Annotated[int, Interval(above=NUM_NEIGHBORS)] | None = field(
-        default=None,
-        metadata={"help": "images to sample, class by class in turn; default: 50000; of a tokenizer: all"},
+    model: str | None = argument(None, help="folder or repository of a pipeline or a tokenizer")
+    samples: str | None = argument(None, help="existing images in place of a model: an .npz or a data set")
+    preset: Annotated[str, OneOf(*PRESETS)] | None = argument(None, help=f"a published protocol: {', '.join(PRESETS)}")
+    num_images: Annotated[int, Interval(above=NUM_NEIGHBORS)] | None = argument(
+        None, help="images to sample, class by class in turn; default: 50000; of a tokenizer: all"
     )
 
     # Reference
-    reference: str | None = field(
-        default=None,
-        metadata={"help": "real images: an .npz of images, statistics or both, or a data set; default: the preset's"},
+    reference: str | None = argument(
+        None, help="real images: an .npz of images, statistics or both, or a data set; default: the preset's"
     )
-    reference_split: str | None = field(default=None, metadata={"help": "default: train, or the only split"})
-    image_column: str | None = field(default=None, metadata={"help": "default: the only column with images"})
-    interpolation: Annotated[str, OneOf(*INTERPOLATION_NAMES)] = field(
-        default="lanczos", metadata={"help": "lanczos, bicubic, bilinear, hamming or box; of a data set as reference"}
+    reference_split: str | None = argument(None, help="default: train, or the only split")
+    image_column: str | None = argument(None, help="default: the only column with images")
+    interpolation: Annotated[str, OneOf(*INTERPOLATION_NAMES)] = argument(
+        "lanczos", help="lanczos, bicubic, bilinear, hamming or box; of a data set as reference"
     )
 
     # Features
-    feature_extractor: str = field(default="inception", metadata={"help": "inception or package.module:callable"})
-    feature_extractor_weights: str | None = field(
-        default=None, metadata={"help": "file of weights; default: inception downloads its own"}
+    feature_extractor: str = argument("inception", help="inception or package.module:callable")
+    feature_extractor_weights: str | None = argument(
+        None, help="file of weights; default: inception downloads its own"
     )
-    lpips_weights: str | None = field(
-        default=None, metadata={"help": "file of VGG16's weights, to measure LPIPS of a tokenizer"}
-    )
+    lpips_weights: str | None = argument(None, help="file of VGG16's weights, to measure LPIPS of a tokenizer")
 
     # Run
-    batch_size: PositiveInt = field(default=64, metadata={"help": "images at once, per process"})
-    push_to_hub: bool = field(default=False, metadata={"help": "add the metrics to the metadata of the model's card"})
-    hub_model_id: str | None = field(default=None, metadata={"help": "default: the name of model"})
+    batch_size: PositiveInt = argument(64, help="images at once, per process")
+    push_to_hub: bool = argument(False, help="add the metrics to the metadata of the model's card")
+    hub_model_id: str | None = argument(None, help="default: the name of model")
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -148,13 +136,7 @@ class EvaluationConfig(SamplingConfig):
             )
 
     def departures(self, num_images: int, reference: Mapping[str, Any] | None) -> list[str]:
-        """
-        How the evaluation differs from its preset.
-
-        Args:
-            num_images (`int`): Images that were measured.
-            reference (`dict[str, Any]`, *optional*): The description of the [`ImageSet`] that they were compared with.
-        """
+        """How the evaluation differs from its preset, by number of images and description of the reference."""
         if self.preset is None:
             return []
         preset, found = PRESETS[self.preset], []

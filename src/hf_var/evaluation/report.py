@@ -14,8 +14,7 @@ import torch
 
 from .. import __version__
 from ..hub.names import without_folders
-from ..hub.results import metric_results, push_results
-from ..metrics.labels import METRIC_LABELS, metric_label
+from ..hub.results import METRIC_LABELS, metric_label, metric_results, push_results
 from .protocol import SAMPLING
 
 
@@ -27,14 +26,8 @@ DECIDING_SETTINGS = SAMPLING | {"num_images", "image_size", "feature_extractor",
 
 def write_report(output_dir: str | Path, report: Mapping[str, Any]) -> None:
     """
-    Write `evaluation.json`, the report as it is, and `evaluation.md`, its tables, in which paths are reduced to their last
-    part.
-
-    Args:
-        output_dir (`str`): A folder that exists.
-        report (`dict[str, Any]`):
-            `metrics`, numbers by name; `departures`, sentences on how the evaluation differs from the preset; all other
-            entries are settings, or dictionaries of them. Numbers that are not finite become `null` in JSON.
+    Write `evaluation.json`, the report as it is with `null` for numbers that are not finite, and `evaluation.md`, its
+    tables, in which paths are reduced to their last part. `report` has `metrics`, perhaps `departures`, and settings.
     """
     output_dir = Path(output_dir)
     text = json.dumps(_json_value(report), indent=2, allow_nan=False, ensure_ascii=False)
@@ -70,16 +63,7 @@ def environment(device: torch.device | str = "cpu") -> dict[str, str]:
 
 
 def push_metrics(repo_id: str, report: Mapping[str, Any]) -> str:
-    """
-    Add the metrics of a report to a model card on the Hub, see [`~hf_var.hub.results.push_results`].
-
-    Args:
-        repo_id (`str`): A repository that exists.
-        report (`dict[str, Any]`): See [`write_report`].
-
-    Returns:
-        `str`: Address of the commit.
-    """
+    """Add the metrics of a report to the card of a repository that exists, and return the address of the commit."""
     settings, reference = report["settings"], report.get("reference") or {}
     preset = settings.get("preset")
     if preset is not None and report.get("departures"):

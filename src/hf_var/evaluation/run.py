@@ -38,20 +38,8 @@ logger = logging.get_logger(__name__)
 def evaluate(config: EvaluationConfig, accelerator: Accelerator) -> dict[str, Any]:
     """
     Evaluate a pipeline, a tokenizer or existing images, and write the images, their features, `evaluation.json` and
-    `evaluation.md` into the output folder. All processes call it together. If interrupted, call it again with
-    the same arguments to resume.
-
-    Args:
-        config ([`EvaluationConfig`]): The arguments.
-        accelerator (`Accelerator`): The device and the processes.
-
-    Returns:
-        `dict[str, Any]`: The content of `evaluation.json`, on the main process; an empty dictionary on the others.
-
-    Raises:
-        `ValueError`:
-            If the model, the reference, the extractor and the preset do not fit together, if images are broken, or if the
-            folder was begun with other arguments.
+    `evaluation.md` into the output folder. All processes call it together; called again with the same arguments, it
+    resumes. Returns the content of `evaluation.json`, on the main process only.
     """
     repo_id = config.hub_model_id or config.model
     if config.push_to_hub and accelerator.is_main_process:

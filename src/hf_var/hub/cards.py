@@ -10,10 +10,9 @@ from urllib.parse import quote
 from huggingface_hub import ModelCard, ModelCardData
 
 from ..autoencoders import VQVAEConfig, VQVAEModel
-from ..metrics.labels import metric_label
 from ..priors import VARConfig, VARTransformer
 from .names import is_hub_name, public_recipe, without_folders
-from .results import metric_results
+from .results import metric_label, metric_results
 
 
 class Pipeline(Protocol):
@@ -38,27 +37,9 @@ def write_model_card(
     license: str | None = None,
 ) -> ModelCard:
     """
-    Write `README.md`: how to use the tokenizer, what it is, how good it is and how it was trained. No path of this
-    machine appears in it.
-
-    Args:
-        output_dir (`str`): Folder of the result.
-        vqvae ([`VQVAEModel`]): The trained tokenizer.
-        recipe (`dict[str, Any]`):
-            Arguments of the training; `train_data`, `validation_data`, `validation_split` and `pretrained_vqvae` also
-            become metadata if they are names on the Hub.
-        metrics (`dict[str, float]`, *optional*):
-            Metrics of the validation, such as those of [`~hf_var.metrics.image_quality.ReconstructionMetrics`].
-        pictures (`dict[str, str]`, *optional*): Captions by name of a file in `output_dir`, in the order to show them.
-        repo_id (`str`, *optional*, defaults to the name of `output_dir`):
-            What the example loads: the repository with its namespace, see [`~hf_var.hub.push.create_repository`].
-        license (`str`, *optional*): Identifier of a license, as the Hub has them, such as `apache-2.0`.
-
-    Returns:
-        `ModelCard`: What was written.
-
-    Raises:
-        `ValueError`: If a picture is not a file in `output_dir`.
+    Write the `README.md` of a tokenizer: how to use it, what it is, how good it is and how it was trained. `recipe`
+    are the arguments of the training; `train_data`, `validation_data`, `validation_split` and `pretrained_vqvae`
+    become metadata if they are names on the Hub. No path of this machine is published.
     """
     config: VQVAEConfig = vqvae.config
     bits = sum(config.scale_lengths) * math.log2(config.codebook_size)
@@ -98,20 +79,8 @@ def write_pipeline_card(
     data_license: str | None = None,
 ) -> ModelCard:
     """
-    Write `README.md`: how to sample with the pipeline, what it is, how good it is, how it was trained and under which
-    licences it is published. No path of this machine appears in it.
-
-    Args:
-        output_dir (`str`): Folder of the result.
-        pipeline ([`VARPipeline`]): The trained pipeline.
-        recipe (`dict[str, Any]`):
-            As of [`write_model_card`], with `pretrained_var` in place of `pretrained_vqvae`; `vqvae` names the tokenizer.
-        metrics (`dict[str, float]`, *optional*):
-            Metrics of the validation, such as those of [`~hf_var.metrics.likelihood.measure_likelihood`].
-        pictures (`dict[str, str]`, *optional*): As of [`write_model_card`].
-        repo_id (`str`, *optional*): As of [`write_model_card`].
-        license (`str`, *optional*): Identifier of the weights' license, as the Hub has them, such as `apache-2.0`.
-        data_license (`str`, *optional*): License of the training data.
+    Write the `README.md` of a pipeline, as [`write_model_card`], with the licences of weights and data. `recipe` has
+    `pretrained_var` in place of `pretrained_vqvae`, and `vqvae` names the tokenizer.
     """
     config: VARConfig = pipeline.transformer.config
     tokenizer: VQVAEConfig = pipeline.vqvae.config

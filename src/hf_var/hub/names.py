@@ -8,31 +8,25 @@ from typing import Any
 
 import yaml
 
+from ..files import DATA_ENDINGS
+
 
 HUB_NAME = re.compile(r"\w[\w.-]*(/\w[\w.-]*)?")
 
 
 def is_hub_name(value: str) -> bool:
-    """
-    Whether an argument that may be a path or a name on the Hub is the latter: paths that exist take precedence.
-    """
-    return HUB_NAME.fullmatch(value) is not None and not value.endswith((".parquet", ".tar")) and not _exists(value)
+    """Whether an argument that may be a path or a name on the Hub is the latter: paths that exist take precedence."""
+    return HUB_NAME.fullmatch(value) is not None and not value.endswith(DATA_ENDINGS) and not _exists(value)
 
 
 def public_recipe(recipe: Mapping[str, Any]) -> str:
-    """
-    The arguments of a training, by name, as YAML that its script takes as a recipe: without those that are `None`, and with
-    paths reduced to their last component.
-    """
+    """Arguments by name as YAML that a script takes as a recipe: none that is `None`, and no folders of paths."""
     public = {name: without_folders(value) for name, value in recipe.items() if value is not None}
     return yaml.safe_dump(public, sort_keys=False, allow_unicode=True).rstrip()
 
 
 def without_folders(value: Any) -> Any:
-    """
-    `value`, or the entries of a list, with paths reduced to their last component: they may reveal user or machine names.
-    Names on the Hub stay whole.
-    """
+    """`value`, or the entries of a list, with paths, which may reveal names, reduced to their last component."""
     if isinstance(value, (list, tuple)):
         return [without_folders(entry) for entry in value]
     if isinstance(value, Path) or (isinstance(value, str) and _is_path(value)):

@@ -11,6 +11,8 @@ from pathlib import Path
 from huggingface_hub import HfApi, RepoCard
 from transformers.utils import logging
 
+from ..files import UNFINISHED, remove_unfinished
+
 
 logger = logging.get_logger(__name__)
 
@@ -18,29 +20,18 @@ logger = logging.get_logger(__name__)
 # such as checkpoints and the trackers' logs.
 RESULT_FILES = ["README.md", "*.json", "*.safetensors", "train_log.jsonl", "*.png"]
 RESULT_FILES += [f"{model}/*.{kind}" for model in ("transformer", "vqvae", "lora") for kind in ("json", "safetensors")]
-PREFIX = "unfinished-push-"
+PREFIX = "push-"
 
 
 def create_repository(output_dir: str | Path, repo_id: str | None = None) -> str:
-    """
-    Make sure that a repository exists and may be written to; at the start of a training, so that a missing token is
-    found at once.
-
-    Args:
-        output_dir (`str`): Folder of the result.
-        repo_id (`str`, *optional*, defaults to the name of `output_dir`): Name, with or without a namespace.
-
-    Returns:
-        `str`: The name with the namespace.
-    """
+    """Make sure that a repository exists and may be written to, and return its name with the namespace."""
     return HfApi().create_repo(repo_id or Path(output_dir).resolve().name, exist_ok=True).repo_id
 
 
 def push_card(card: RepoCard, repo_id: str, message: str, repo_type: str = "model") -> str:
     """
-    Upload a card as the `README.md` of a repository that exists, and return the address of the commit. The upload validates
-    it at the Hub that it goes to. Before huggingface_hub 2.0, `card.push_to_hub` asks the public one, whatever `HF_ENDPOINT`
-    says.
+    Upload a card as `README.md`, and return the address of the commit. Before huggingface_hub 2.0, `card.push_to_hub`
+    has the public Hub validate it, whatever `HF_ENDPOINT` says.
     """
     content = str(card).encode()
     commit = HfApi().upload_file(
@@ -51,15 +42,8 @@ def push_card(card: RepoCard, repo_id: str, message: str, repo_type: str = "mode
 
 def push_result(output_dir: str | Path, repo_id: str | None = None) -> str:
     """
-    Upload the model or the pipeline, its card, the pictures and `train_log.jsonl`. All else stays here: checkpoints with
-    the optimizer's state, the trackers' logs and the pictures of earlier steps.
-
-    Args:
-        output_dir (`str`): Folder of the result.
-        repo_id (`str`, *optional*, defaults to the name of `output_dir`): Name, with or without a namespace.
-
-    Returns:
-        `str`: Address of the repository.
+    Upload the model or the pipeline, its card, the pictures and `train_log.jsonl`, and return the repository's
+    address. All else stays here: checkpoints, the trackers' logs and the pictures of earlier steps.
     """
     # Names rather than patterns: the client's `*` matches slashes, and would find the weights in checkpoints, too.
     files = [path for pattern in RESULT_FILES for path in Path(output_dir).glob(pattern)]
@@ -74,22 +58,15 @@ def push_result(output_dir: str | Path, repo_id: str | None = None) -> str:
 
 class BackgroundPush:
     """
-    Uploads intermediate results of a training in the background, one upload at a time. For one process of a run, after
-    [`create_repository`].
-
-    Not by `HfApi.run_as_future`: a program that is stopped would wait for the threads of its pool.
-
-    Args:
-        repo_id (`str`): Repository, with its namespace.
-        output_dir (`str`): Holds the folders that are uploaded. Those of an interrupted run are removed.
+    Uploads intermediate results of a training in the background, one at a time, to a repository that exists. Not by
+    `HfApi.run_as_future`: a program that is stopped would wait for the threads of its pool.
     """
 
     def __init__(self, repo_id: str, output_dir: str | Path):
         self.repo_id = repo_id
         self.output_dir = Path(output_dir)
         self._thread: threading.Thread | None = None
-        for leftover in self.output_dir.glob(f"{PREFIX}*"):
-            shutil.rmtree(leftover)
+        remove_unfinished(output_dir, PREFIX)
 
     @property
     def is_free(self) -> bool:
@@ -97,21 +74,11 @@ class BackgroundPush:
         return self._thread is None or not self._thread.is_alive()
 
     def push(self, save: Callable[[Path], None], message: str) -> bool:
-        """
-        Begin to upload what `save` writes into a new folder, and return at once. An upload that fails is reported by a
-        warning.
-
-        Args:
-            save (`Callable`): Writes the result into the folder that it gets, which is removed after the upload.
-            message (`str`): Message of the commit.
-
-        Returns:
-            `bool`: Whether the upload began; it does not while the one before is under way.
-        """
+        """Begin to upload what `save` writes, unless an upload is under way; returns whether it began."""
         if not self.is_free:
             return False
         self.output_dir.mkdir(parents=True, exist_ok=True)
-        folder = Path(tempfile.mkdtemp(prefix=PREFIX, dir=self.output_dir))
+        folder = Path(tempfile.mkdtemp(prefix=f"{UNFINISHED}{PREFIX}", dir=self.output_dir))
         save(folder)
         # A commit is made as a whole or not at all.
         self._thread = threading.Thread(target=self._upload, args=(folder, message), daemon=True)

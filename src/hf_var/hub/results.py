@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Metrics in the metadata (`model-index`) of model cards."""
+"""Metrics in the metadata (`model-index`) of model cards, and their names there and in reports."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -8,8 +8,37 @@ from typing import Any, cast
 from huggingface_hub import EvalResult, ModelCard
 from huggingface_hub.errors import RemoteEntryNotFoundError
 
-from ..metrics.labels import metric_name
 from .push import push_card
+
+
+# In the order of reports. Metrics without a label are details, such as those of single scales: a report shows them by
+# their names, and an evaluation does not publish them.
+METRIC_LABELS = {
+    "fid": "FID, lower is better",
+    "sfid": "sFID, lower is better",
+    "inception_score": "Inception Score, higher is better",
+    "precision": "precision, higher is better",
+    "recall": "recall, higher is better",
+    "kid": "KID, lower is better",
+    "rfid": "rFID, lower is better",
+    "psnr": "PSNR in dB, higher is better",
+    "ssim": "SSIM, higher is better",
+    "lpips": "LPIPS, lower is better",
+    "usage": "share of the codebook in use, higher is better",
+    "loss": "cross-entropy in nats per token, lower is better",
+    "bits_per_token": "cross-entropy in bits per token, lower is better",
+    "accuracy": "share of tokens that are the likeliest ones, higher is better",
+}
+
+
+def metric_label(name: str) -> str:
+    """Label of a metric, and which direction is better."""
+    return METRIC_LABELS.get(name, name)
+
+
+def metric_name(name: str) -> str:
+    """Label of a metric."""
+    return metric_label(name).split(",")[0]
 
 
 def metric_results(
@@ -22,18 +51,7 @@ def metric_results(
     config: str | None = None,
     settings: Mapping[str, Any] | None = None,
 ) -> list[EvalResult]:
-    """
-    Metrics as the Hub has them, without those that are not finite.
-
-    Args:
-        metrics (`dict[str, float]`): Values by name.
-        task (`str`): Identifier of the task.
-        dataset (`str`, *optional*): Name of the data set on the Hub.
-        dataset_name (`str`): What to call it.
-        split (`str`, *optional*): Its split.
-        config (`str`, *optional*): Name of the protocol.
-        settings (`dict[str, Any]`, *optional*): Settings by which two measurements differ.
-    """
+    """Finite metrics as the Hub has them; `config` is the protocol, and other `settings` are other measurements."""
     return [
         EvalResult(
             task_type=task,
@@ -54,15 +72,7 @@ def metric_results(
 
 def push_results(repo_id: str, results: Sequence[EvalResult]) -> str:
     """
-    Add results to a model card on the Hub. They replace those of the same metrics on the same data with the same settings;
-    all else of the card stays. A repository without a card gets one.
-
-    Args:
-        repo_id (`str`): A repository that exists.
-        results (`list[EvalResult]`): See [`metric_results`].
-
-    Returns:
-        `str`: Address of the commit.
+    Add results to a card, in place of those of the same metrics, data and settings; returns the commit's address.
     """
     name = repo_id.split("/")[-1]
     try:

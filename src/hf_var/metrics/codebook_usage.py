@@ -9,6 +9,10 @@ from accelerate.utils import reduce
 from ..autoencoders import VQVAEConfig, VQVAEModel
 
 
+# A code is dead if it was chosen less than this many times as often as the average one.
+DEAD_THRESHOLD = 0.03
+
+
 class CodeStatistics:
     """Counts codes per scale, over many batches: a map of one token sees few codes in a batch, however well it works."""
 
@@ -83,14 +87,20 @@ def expected_codes(tokens: int, codebook_size: int) -> float:
 @torch.no_grad()
 def residual_energy(vqvae: VQVAEModel, features: torch.Tensor, codes: torch.Tensor) -> torch.Tensor:
     """
-    Energy (sum of squares) of the features `(batch, latent_channels, height, width)`, and of the residual that their codes
-    `(batch, length)` leave after each scale: `(1 + scales,)`.
+    Energy (sum of squares) of the features `(batch, latent_channels, height, width)`, and of the residual that their
+    codes `(batch, length)` leave after each scale: `(1 + scales,)`.
     """
     features = features.float()
     errors = [features, *(features - latents for latents in vqvae.running_latents(codes))]
     return torch.stack([error.square().sum() for error in errors])
 
 
-def is_dead(hits: torch.Tensor, threshold: float = 0.03) -> torch.Tensor:
+def energy_metrics(energy: torch.Tensor) -> dict[str, float]:
+    """The share of the energy of [`residual_energy`] that each scale leaves, in all processes, which must all call it."""
+    energy = cast(torch.Tensor, reduce(energy, reduction="sum"))
+    return {f"residual_energy_{scale}": left for scale, left in enumerate((energy[1:] / energy[0]).tolist())}
+
+
+def is_dead(hits: torch.Tensor, threshold: float = DEAD_THRESHOLD) -> torch.Tensor:
     """Which codes were chosen less than `threshold` times as often as the average one; `hits` is `(codebook_size,)`."""
     return hits < threshold * hits.float().mean()

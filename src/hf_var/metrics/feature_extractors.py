@@ -24,16 +24,8 @@ OUTPUTS = ("features", "spatial_features", "logits")
 class InceptionFeatures(nn.Module):
     """
     The Inception network of 2015, the source of published values of FID, ported by torch-fidelity together with
-    TensorFlow 1's resizing to 299 x 299 pixels: bilinear without antialiasing, unlike that of other libraries. It stays
-    in evaluation mode.
-
-    Args:
-        weights (`str`, *optional*):
-            File of torch-fidelity's weights, `.pth` or `.safetensors`. Without it they are downloaded once into the
-            cache of `torch.hub`.
-
-    Raises:
-        `ValueError`: If torch-fidelity is not installed, or its weights can neither be read nor downloaded.
+    TensorFlow 1's resizing to 299 x 299 pixels: bilinear without antialiasing, unlike that of other libraries. It
+    stays in evaluation mode. Without a file of torch-fidelity's `weights` they are downloaded once.
     """
 
     num_features = 2048
@@ -67,16 +59,10 @@ class InceptionFeatures(nn.Module):
 
     def outputs(self, images: torch.Tensor) -> dict[str, torch.Tensor]:
         """
-        The features that the evaluator of Dhariwal & Nichol 2021 (`guided-diffusion`) compares.
-
-        Args:
-            images (`torch.ByteTensor` of shape `(batch, 3, height, width)`): Images of any size.
-
-        Returns:
-            `dict[str, torch.FloatTensor]`: `features` `(batch, 2048)`, the averages of the last layer's maps, for FID,
-            precision and recall; `spatial_features` `(batch, 2023)`, the first 7 channels of `mixed_6/conv` in the order
-            height, width, channel, for sFID (Nash et al. 2021); `logits` `(batch, 1008)`, without the last layer's bias,
-            for the Inception Score.
+        What the evaluator of Dhariwal & Nichol 2021 (`guided-diffusion`) compares, for images of any size: `features`
+        `(batch, 2048)`, the averages of the last layer's maps; `spatial_features` `(batch, 2023)`, the first 7
+        channels of `mixed_6/conv` in the order height, width, channel, for sFID (Nash et al. 2021); `logits` `(batch,
+        1008)`, without the last layer's bias, for the Inception Score.
         """
         maps: list[torch.Tensor] = []
         thread = get_ident()
@@ -101,14 +87,9 @@ class InceptionFeatures(nn.Module):
 
 def load_feature_extractor(name: str, weights: str | None = None) -> nn.Module:
     """
-    The feature extractor that a command line names.
-
-    Args:
-        name (`str`):
-            `inception`, for [`InceptionFeatures`], or `package.module:callable`, a callable that returns a module which
-            maps `torch.ByteTensor` images `(batch, 3, height, width)` to features `(batch, features)` or to several
-            kinds of them, see [`extract_features`].
-        weights (`str`, *optional*): File of weights, the argument of the callable. `inception` downloads its own.
+    The feature extractor that a command line names: `inception` for [`InceptionFeatures`], or
+    `package.module:callable`, called with the file of `weights` if there is one, which returns a module for
+    [`extract_features`].
     """
     if weights is not None and not Path(weights).is_file():
         raise ValueError(f"`weights` of the feature extractor must be a file, got {weights!r}.")

@@ -31,18 +31,9 @@ def generation_metrics(
     device: torch.device,
 ) -> dict[str, float]:
     """
-    All metrics that can be computed from the features of two sets of images.
-
-    Args:
-        samples (`dict[str, torch.FloatTensor]`): Features of the images to judge, by name, see [`extract_features`].
-        reference (`dict[str, torch.FloatTensor]`): Features of real images; may be empty.
-        stored (`dict[str, np.ndarray]`):
-            Moments `mu`, `sigma`, `mu_s` and `sigma_s` of a reference file, those that it has. They take precedence
-            over the images in the same file, which may be only a small part of the images behind the moments.
-        device (`torch.device`): Where distances between images are computed.
-
-    Returns:
-        `dict[str, float]`: Those of `fid`, `sfid`, `inception_score`, `precision`, `recall`, `kid` and `kid_std`.
+    All metrics that can be computed from the features of two sets of images, by name (see [`extract_features`]). The
+    `stored` moments of a reference file, `mu`, `sigma`, `mu_s` and `sigma_s`, take precedence over its images, which
+    may be only a small part of the images behind the moments.
     """
     metrics: dict[str, float] = {}
     for name, feature, mean, covariance in DISTANCES:
@@ -67,12 +58,7 @@ def generation_metrics(
 
 
 def moments(features: torch.Tensor) -> Moments:
-    """
-    Mean and unbiased covariance of features.
-
-    Args:
-        features (`torch.FloatTensor` of shape `(images, features)`): Features of at least two images.
-    """
+    """Mean and unbiased covariance of features `(images, features)`, of two images at least."""
     check_features("features", features)
     if len(features) < 2:
         raise ValueError(f"A covariance needs at least 2 images, got {len(features)}.")
@@ -81,23 +67,8 @@ def moments(features: torch.Tensor) -> Moments:
 
 def frechet_distance(first: Moments, second: Moments) -> float:
     r"""
-    Distance of two Gaussians (Heusel et al. 2017, section 2): \( \|\mu_1 - \mu_2\|^2 + \mathrm{tr}(\Sigma_1 + \Sigma_2 -
-    2 (\Sigma_1 \Sigma_2)^{1/2}) \). It is FID on Inception's pool features and sFID on its spatial ones.
-
-    Args:
-        first (`dict[str, np.ndarray]`): [`moments`] of one set of images.
-        second (`dict[str, np.ndarray]`): Those of another set, by the same extractor.
-
-    Example:
-
-    ```python
-    >>> import torch
-    >>> from hf_var.metrics.generation import frechet_distance, moments
-
-    >>> features = torch.randn(200, 8)
-    >>> round(frechet_distance(moments(features), moments(features + 1)), 4)
-    8.0
-    ```
+    Distance of two Gaussians (Heusel et al. 2017, section 2): \( \|\mu_1 - \mu_2\|^2 + \mathrm{tr}(\Sigma_1 + \Sigma_2
+    - 2 (\Sigma_1 \Sigma_2)^{1/2}) \). It is FID on Inception's pool features and sFID on its spatial ones.
     """
     (mean, covariance), (other_mean, other_covariance) = (
         (each["mu"], np.atleast_2d(each["sigma"])) for each in (first, second)
@@ -118,13 +89,10 @@ def frechet_distance(first: Moments, second: Moments) -> float:
 
 def inception_score(logits: torch.Tensor, split_size: int = 5000) -> float:
     """
-    Inception Score (Salimans et al. 2016, section 4): the mean over equal parts of the images, in the order given, of at
-    least `split_size` images each. It depends on the order and on the number of images. For a multiple of 5,000 images
-    it is that of the evaluator of Dhariwal & Nichol 2021, which otherwise counts the smaller last part like the others.
-
-    Args:
-        logits (`torch.FloatTensor` of shape `(images, classes)`): Inception's, without the last layer's bias.
-        split_size (`int`, *optional*, defaults to 5000): Images of a part, at least.
+    Inception Score (Salimans et al. 2016, section 4) of Inception's logits `(images, classes)` without the last bias:
+    the mean over equal parts of the images, in the order given, of at least `split_size` images each. For a multiple
+    of 5,000 images it is that of the evaluator of Dhariwal & Nichol 2021, which otherwise counts the smaller last part
+    like the others.
     """
     check_features("logits", logits)
     splits = max(1, len(logits) // split_size)
@@ -135,17 +103,9 @@ def kernel_distance(
     features: torch.Tensor, reference: torch.Tensor, num_subsets: int = 100, subset_size: int = KID_SUBSET_SIZE
 ) -> tuple[float, float]:
     """
-    KID (Binkowski et al. 2018, section 4): the squared maximum mean discrepancy for the kernel (x y / features + 1)^3,
-    estimated without bias on random subsets, with torch-fidelity's seed. An estimate may be negative.
-
-    Args:
-        features (`torch.FloatTensor` of shape `(images, features)`): Features of the images.
-        reference (`torch.FloatTensor` of shape `(reference_images, features)`): Features of the reference.
-        num_subsets (`int`, *optional*, defaults to 100): Number of pairs of subsets.
-        subset_size (`int`, *optional*, defaults to 1000): Images of a subset.
-
-    Returns:
-        `tuple[float, float]`: Mean and standard deviation of the subsets' estimates.
+    Mean and standard deviation of KID (Binkowski et al. 2018, section 4): the squared maximum mean discrepancy for the
+    kernel (x y / features + 1)^3, estimated without bias on random subsets, with torch-fidelity's seed. An estimate
+    may be negative.
     """
     _check_pair("features", features, reference)
     most = min(len(features), len(reference))
@@ -174,17 +134,10 @@ def precision_recall(
 ) -> tuple[float, float]:
     """
     Improved precision and recall (Kynkäänniemi et al. 2019, section 3). An image's ball reaches to its
-    `num_neighbors`-th neighbour among the other images of its set. Precision is the share of the samples in the ball of
-    some image of the reference, recall the share of the reference in the ball of some sample. Both depend on the numbers
-    of images. The evaluator of Dhariwal & Nichol 2021 rounds distances to half precision, which is not done here.
-
-    Args:
-        samples (`torch.FloatTensor` of shape `(images, features)`): Features of the samples.
-        reference (`torch.FloatTensor` of shape `(reference_images, features)`): Features of the reference.
-        num_neighbors (`int`, *optional*, defaults to 3): Which neighbour the balls reach to.
-
-    Returns:
-        `tuple[float, float]`: Precision and recall.
+    `num_neighbors`-th neighbour among the other images of its set. Precision is the share of the samples in the ball
+    of some image of the reference, recall the share of the reference in the ball of some sample. Both depend on the
+    numbers of images. The evaluator of Dhariwal & Nichol 2021 rounds distances to half precision, which is not done
+    here.
     """
     _check_pair("samples", samples, reference)
     for name, values in (("samples", samples), ("reference", reference)):

@@ -18,35 +18,13 @@ MAX_PSNR = 100.0
 
 class ReconstructionMetrics(nn.Module):
     """
-    Compares images with their reconstructions, in fp32 whatever the training's precision.
-
-    `psnr` and `ssim` (Wang et al. 2004, section 3) are means of each image's own value; the PSNR of the mean error would
-    be lower. SSIM's Gaussian window of 11 x 11 pixels shrinks to the largest odd square that fits into smaller images.
-    `lpips` is a mean over images as well. `rfid` (Heusel et al. 2017, section 2) compares the features of all images with
-    those of all reconstructions. Its bias grows as the number of images falls: compare values of equal numbers only.
-
-    In several processes each image belongs to one process; the shares may differ in size, and one may be empty. All
-    processes call [`~ReconstructionMetrics.compute`], which combines them.
-
-    Args:
-        lpips (`nn.Module`, *optional*):
-            Maps reconstructions and images in `[-1, 1]` to their distance, a scalar or one value per image, for `lpips`.
-        feature_extractor (`nn.Module`, *optional*):
-            Maps `torch.ByteTensor` images `(batch, 3, height, width)` to features `(batch, features)`, in evaluation
-            mode, for `rfid`. It must take images of any size or have the attribute `num_features`. See
-            [`~hf_var.metrics.feature_extractors.load_feature_extractor`].
-
-    Example:
-
-    ```python
-    >>> import torch
-    >>> from hf_var.metrics.image_quality import ReconstructionMetrics
-
-    >>> metrics = ReconstructionMetrics()
-    >>> metrics.update(torch.zeros(4, 3, 16, 16), torch.full((4, 3, 16, 16), 0.2))
-    >>> round(metrics.compute()["psnr"], 2)
-    20.0
-    ```
+    Compares images with their reconstructions, in fp32 whatever the training's precision. `psnr` and `ssim` (Wang et
+    al. 2004, section 3) are means of each image's own value; the PSNR of the mean error would be lower. SSIM's
+    Gaussian window of 11 x 11 pixels shrinks to the largest odd square that fits into smaller images. `lpips` is a
+    mean over images as well. `rfid` (Heusel et al. 2017, section 2) compares the features of all images with those of
+    all reconstructions, by an extractor that takes images of any size or has `num_features`. Its bias grows as the
+    number of images falls: compare values of equal numbers only. In several processes each image belongs to one
+    process, and some may have none.
     """
 
     def __init__(self, lpips: nn.Module | None = None, feature_extractor: nn.Module | None = None):
@@ -70,13 +48,7 @@ class ReconstructionMetrics(nn.Module):
 
     @torch.no_grad()
     def update(self, pixel_values: torch.Tensor, sample: torch.Tensor) -> None:
-        """
-        Add images.
-
-        Args:
-            pixel_values (`torch.FloatTensor` of shape `(batch, channels, height, width)`): Images in `[-1, 1]`.
-            sample (`torch.FloatTensor`, as `pixel_values`): Reconstructions; values outside of `[-1, 1]` are cut off.
-        """
+        """Add images `(batch, channels, height, width)` in `[-1, 1]` and reconstructions, clipped to that."""
         if pixel_values.ndim != 4 or pixel_values.shape != sample.shape:
             raise ValueError(
                 "`pixel_values` and `sample` must have the same shape (batch, channels, height, width), got "
@@ -97,10 +69,7 @@ class ReconstructionMetrics(nn.Module):
                 self.rfid.update(rgb_bytes(sample), real=False)
 
     def compute(self) -> dict[str, float]:
-        """
-        The metrics over all images of all processes: `psnr` in decibels, `ssim` and, if they were asked for, `lpips` and
-        `rfid`, which needs two images.
-        """
+        """The metrics over all images of all processes, which must all call it."""
         needed = 1 if self.rfid is None else 2
         # The sum over all processes, so that they raise together instead of waiting for each other.
         number = int(self.num_images.compute())

@@ -38,12 +38,9 @@ class CodePredictions:
 
     def compute(self, accelerator: Accelerator) -> dict[str, float]:
         """
-        Means over the images of all processes, which have to call this together.
-
-        Returns:
-            `dict[str, float]`: `loss` (cross-entropy in nats per token, without label smoothing), `bits_per_token` (the
-            same in bits) and `accuracy` (share of the tokens that are the likeliest ones) of all tokens; `loss_k` and
-            `accuracy_k` of those of scale k.
+        Means over the images of all processes, which have to call this together: cross-entropy in nats (`loss`,
+        without label smoothing) and in bits, and the share of tokens that are the likeliest ones, of all tokens and of
+        each scale.
         """
         sums = cast(torch.Tensor, accelerator.reduce(self.sums, reduction="sum")).cpu()
         losses, hits = (sums[1:] / sums[0]).chunk(2)
@@ -67,19 +64,9 @@ def measure_likelihood(
     accelerator: Accelerator,
 ) -> dict[str, float]:
     """
-    Measure how well `transformer` predicts the codes of `validation`, in evaluation mode and without class dropout.
-
-    Args:
-        transformer ([`VARTransformer`]): The model, not wrapped.
-        make_inputs (`Callable`):
-            Maps a batch to the arguments of the transformer, including the codes to predict as `labels`, see
-            [`~hf_var.training.teacher_forcing.teacher_forcing`].
-        validation (`Iterable`):
-            Batches of images or codes, the part of this process; all of them have to call this together.
-        accelerator (`Accelerator`): Its precision is used.
-
-    Returns:
-        `dict[str, float]`: The metrics of [`CodePredictions`].
+    How well a transformer, which is not wrapped, predicts the codes of this process's share of `validation`, in
+    evaluation mode and without class dropout. `make_inputs` maps a batch to its arguments, with the codes as `labels`.
+    All processes have to call this together.
     """
     config = transformer.config
     predictions = CodePredictions(config.scale_lengths, accelerator.device)
@@ -99,9 +86,7 @@ def measure_likelihood(
 
 
 def _in_step(batches: Iterable[Batch], accelerator: Accelerator) -> Iterator[Batch | None]:
-    """
-    The batches, and `None` while other processes still have some: a sharded model runs in all processes or in none.
-    """
+    """The batches, and `None` while other processes still have some: a sharded model runs in all or in none."""
     iterator = iter(batches)
     while True:
         batch = next(iterator, None)

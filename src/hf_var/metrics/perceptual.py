@@ -20,15 +20,9 @@ RANDOM_WEIGHTS = "random"
 class PerceptualLoss(nn.Module):
     """
     LPIPS (Zhang et al. 2018): the distance of two images in the features of VGG16, by the `lpips` package and its
-    calibrated heads. Frozen, always in evaluation mode and in fp32.
-
-    Args:
-        in_channels (`int`): Channels of the images, 3 or 1; a single one is shown to the three inputs of VGG16.
-        image_size (`tuple[int, int]`): Height and width of the images, at least 16 each.
-        weights (`str`, *optional*):
-            File with the weights of torchvision's `vgg16`, `.pth` or `.safetensors`. Without it torchvision's own file
-            is used, downloaded once to torch's cache (`$TORCH_HOME/hub/checkpoints`). `random` is for tests: random
-            weights with a fixed seed.
+    calibrated heads. Frozen, always in evaluation mode and in fp32. A single channel is shown to all three inputs of
+    VGG16. `weights` are a file of torchvision's `vgg16`, downloaded once by default; `random`, for tests, are random
+    ones with a fixed seed.
     """
 
     def __init__(self, in_channels: int, image_size: tuple[int, int], weights: str | None = None):
@@ -66,8 +60,8 @@ class PerceptualLoss(nn.Module):
 
     def forward(self, sample: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
         """
-        Distances `(batch,)` of images `(batch, in_channels, height, width)` in `[-1, 1]`, 0 for equal ones. `target` gets
-        no gradient, which halves the memory of the backward pass.
+        Distances `(batch,)` of images `(batch, in_channels, height, width)` in `[-1, 1]`. `target` gets no gradient,
+        which halves the memory of the backward pass.
         """
         # Half precision would leave only noise of the differences between features that nearly agree.
         with torch.autocast(sample.device.type, enabled=False):

@@ -12,7 +12,7 @@ from torch import nn
 
 from ..autoencoders import VQVAEModel
 from ..modes import evaluation_mode
-from .codebook_usage import CodeStatistics, residual_energy
+from .codebook_usage import CodeStatistics, energy_metrics, residual_energy
 from .image_quality import ReconstructionMetrics
 from .reconstruction_plots import reconstruction_grid, usage_plot
 
@@ -27,19 +27,10 @@ def measure_reconstruction(
     num_shown: int = 8,
 ) -> tuple[dict[str, float], dict[str, Image.Image | Figure]]:
     """
-    Measure a tokenizer, in evaluation mode. All processes must call it, each with its own share of the images.
-
-    Args:
-        vqvae ([`VQVAEModel`]): The tokenizer.
-        batches (`Iterable`): Batches with `pixel_values` `(batch, in_channels, height, width)` in `[-1, 1]`.
-        accelerator (`Accelerator`): Knows the device and the other processes.
-        perceptual_loss (`nn.Module`, *optional*): For `lpips`, see [`ReconstructionMetrics`].
-        feature_extractor (`nn.Module`, *optional*): For `rfid`, see [`ReconstructionMetrics`].
-        num_shown (`int`, *optional*, defaults to 8): How many images of the first batch are plotted, at most.
-
-    Returns:
-        `tuple[dict, dict]`: The metrics of [`ReconstructionMetrics`] and [`CodeStatistics`] with the `residual_energy_k` of
-        every scale; and, on the main process, the plots `reconstructions` and `codes`.
+    Measure a tokenizer in evaluation mode on batches of `pixel_values` `(batch, in_channels, height, width)` in `[-1,
+    1]`: the metrics of [`ReconstructionMetrics`] and [`CodeStatistics`] and the `residual_energy_k` of every scale;
+    and, on the main process, the plots `reconstructions` and `codes`. All processes must call it, each with its own
+    share of the images.
     """
     config = vqvae.config
     metrics = ReconstructionMetrics(perceptual_loss, feature_extractor).to(accelerator.device)
@@ -55,10 +46,7 @@ def measure_reconstruction(
             statistics.count(codes)
             energy += residual_energy(vqvae, features, codes)
             first = pixel_values[:num_shown] if first is None else first
-    energy = cast(torch.Tensor, accelerator.reduce(energy, reduction="sum"))
-    values = {**metrics.compute(), **statistics.compute()}
-    for scale, left in enumerate((energy[1:] / energy[0]).tolist()):
-        values[f"residual_energy_{scale}"] = left
+    values = {**metrics.compute(), **statistics.compute(), **energy_metrics(energy)}
     plots: dict[str, Image.Image | Figure] = {}
     if accelerator.is_main_process and first is not None:
         scales = range(len(config.scale_lengths))

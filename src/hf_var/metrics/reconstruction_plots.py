@@ -32,12 +32,8 @@ VISIBLE_SIDE = 64
 @torch.no_grad()
 def reconstruction_grid(vqvae: VQVAEModel, pixel_values: torch.Tensor) -> Image.Image:
     """
-    What each scale adds. Each row is one image: its reconstruction after one scale, after two and so on, then the
-    original. Images under 64 pixels are enlarged by an integer factor.
-
-    Args:
-        vqvae ([`VQVAEModel`]): The tokenizer, used in evaluation mode.
-        pixel_values (`torch.FloatTensor` of shape `(batch, in_channels, height, width)`): Images in `[-1, 1]`.
+    What each scale adds. Each row is one image of `pixel_values` `(batch, in_channels, height, width)` in `[-1, 1]`:
+    its reconstruction after one scale, after two and so on, then the original.
     """
     with evaluation_mode(vqvae):
         _, _, codes = vqvae.encode(pixel_values.to(vqvae.device), return_dict=False)
@@ -56,15 +52,7 @@ def reconstruction_grid(vqvae: VQVAEModel, pixel_values: torch.Tensor) -> Image.
 def usage_plot(
     patch_nums: PatchNums, usage: Sequence[float], perplexity: Sequence[float], reachable: Sequence[float]
 ) -> Figure:
-    """
-    The share of the codebook that each scale uses, next to the share that its number of tokens can reach.
-
-    Args:
-        patch_nums (`list`): Size of the token map of every scale.
-        usage (`list[float]`): For every scale the share of the codes that occurred.
-        perplexity (`list[float]`): For every scale the perplexity of its codes, divided by `codebook_size`.
-        reachable (`list[float]`): For every scale the expected share for equally many uniformly random tokens.
-    """
+    """The share of the codebook that each scale uses, its perplexity, and the share within reach of random tokens."""
     labels = [f"{height}x{width}" for height, width in scale_sizes(patch_nums)]
     for name, shares in (("usage", usage), ("perplexity", perplexity), ("reachable", reachable)):
         if len(shares) != len(labels):

@@ -33,7 +33,7 @@ def check_components(transformer: VARTransformer, vqvae: VQVAEModel) -> None:
                 f"`transformer` and `vqvae` do not belong together: {field} is {ours} in the transformer and {theirs} in "
                 "the vqvae."
             )
-    if transformer.config.block_lengths != transformer.config.scale_lengths and not transformer.config.is_raster:
+    if not transformer.config.has_known_inputs:
         raise ValueError(
             "`transformer` must predict a whole scale or a single token at a time, got block_sizes="
             f"{transformer.config.block_sizes} for patch_nums={transformer.config.patch_nums}."

@@ -179,6 +179,11 @@ class VARConfig(LabelSetMixin, ScheduleMixin, PreTrainedConfig):
         return self.block_lengths != self.scale_lengths and set(self.block_lengths) == {1}
 
     @property
+    def has_known_inputs(self) -> bool:
+        """Whether the blocks are whole scales or single tokens: a tokenizer makes no inputs of other blocks."""
+        return self.is_raster or self.block_lengths == self.scale_lengths
+
+    @property
     def head_dim(self) -> int:
         """Width of one attention head."""
         return self.hidden_size // self.num_attention_heads

@@ -13,12 +13,7 @@ from .run import RunConfig
 
 
 def make_accelerator(config: RunConfig, batch_size: int, max_grad_norm: float) -> Accelerator:
-    """
-    The `Accelerator` of a run. DeepSpeed needs its batch size and the norm at which it clips gradients.
-
-    Raises:
-        `ValueError`: If it is configured for DeepSpeed's ZeRO stage 3, or for another accumulation of gradients.
-    """
+    """The `Accelerator` of a run. DeepSpeed needs its batch size and the norm at which it clips gradients."""
     is_sharded = os.environ.get("ACCELERATE_USE_FSDP", "false") == "true"
     # If it were compiled as a whole, a sharded model could not be called directly for validation and sampling.
     compilation = TorchDynamoPlugin(backend=cast(Any, "inductor"), use_regional_compilation=is_sharded)

@@ -50,11 +50,9 @@ LOSSES: dict[str, tuple[Loss, Loss]] = {
 
 def r1_penalty(real_logits: torch.Tensor, images: torch.Tensor) -> torch.Tensor:
     """
-    Mean squared length of the discriminator's gradient at real images (R1, Mescheder et al. 2018, section 4.1), a scalar
-    that is differentiable with respect to the discriminator's parameters.
-
-    `images` require a gradient, and `real_logits` was computed from them. Several logits of an image count as their mean,
-    so that the penalty does not grow with the number of patches.
+    Mean squared length of the discriminator's gradient at real images (R1, Mescheder et al. 2018, section 4.1), a
+    scalar that is differentiable with respect to the discriminator's parameters. Several logits of an image count as
+    their mean, so that the penalty does not grow with the number of patches.
     """
     (gradient,) = torch.autograd.grad(real_logits.sum(), images, create_graph=True)
     # Divided after the backward pass, whose small numbers fp16 would lose.
@@ -65,11 +63,8 @@ def r1_penalty(real_logits: torch.Tensor, images: torch.Tensor) -> torch.Tensor:
 class LeCamPenalty:
     r"""
     Holds the logits of each side to the running average of the other side's (LeCam, Tseng et al. 2021, section 3.2):
-    \( E[(D(x) - \alpha_{fake})^2] + E[(D(\hat x) - \alpha_{real})^2] \). It regularises a discriminator that has
-    few images to learn from.
-
-    The averages begin with the means of the first step, which is therefore not penalised, and change once per optimizer
-    step by the means of all its batches on all processes: so accumulation and several processes give the same.
+    \( E[(D(x) - \alpha_{fake})^2] + E[(D(\hat x) - \alpha_{real})^2] \). The averages begin with the means of the
+    first step, which is not penalised, and change once per step by the means of all batches on all processes.
     """
 
     def __init__(self, decay: float = 0.99):
@@ -105,11 +100,8 @@ def adaptive_weight(
     epsilon: float = 1e-6,
 ) -> torch.Tensor:
     """
-    The weight that makes the adversarial gradient as long as that of the reconstruction (Esser et al. 2021, equation 7),
-    between `minimum` and `maximum`. The gradients are compared at `last_layer`, the weight of the decoder's last layer.
-
-    It is that of one batch on one process: no gradient is stored, none is exchanged between processes, and a batch gets
-    the same weight whether it shares its step by accumulation or with other processes.
+    The weight that makes the adversarial gradient at the decoder's `last_layer` as long as that of the reconstruction
+    (Esser et al. 2021, equation 7). It is that of one batch on one process, so no gradient is stored or exchanged.
     """
     lengths = []
     for loss in (reconstruction_loss, adversarial_loss):
@@ -119,12 +111,7 @@ def adaptive_weight(
 
 
 def adversarial_ramp(step: int, start: int, ramp_steps: int) -> float:
-    """
-    Factor on the weight of the adversarial loss: 0 up to `start`, then a linear ramp to 1 within `ramp_steps`.
-
-    The discriminator trains from `start` on. Its weight ramps up, because gradients of an untrained discriminator damage
-    good reconstructions.
-    """
+    """Factor on the adversarial weight: gradients of an untrained discriminator damage good reconstructions."""
     if step < start:
         return 0.0
     return min(1.0, (step - start) / ramp_steps) if ramp_steps > 0 else 1.0

@@ -13,7 +13,7 @@ from accelerate.utils import extract_model_from_parallel
 from torch import nn
 
 from ..autoencoders import VQVAEConfig
-from ..ranges import CheckedFields, NonNegativeFloat, NonNegativeInt, OneOf, PositiveInt
+from ..ranges import CheckedFields, NonNegativeFloat, NonNegativeInt, OneOf, PositiveInt, argument
 from .adversarial_losses import LOSSES, LeCamPenalty, adaptive_weight, adversarial_ramp, r1_penalty
 from .augmentation import POLICIES, diff_augment
 from .discriminators import DISCRIMINATORS, make_discriminator
@@ -32,32 +32,22 @@ GENERATOR_PASS, REAL_PASS, FAKE_PASS = range(3)
 class AdversaryConfig(CheckedFields):
     """The discriminator and its part in a tokenizer's objective."""
 
-    adversarial_weight: NonNegativeFloat = field(
-        default=0.0, metadata={"help": "weight of the discriminator's judgement; 0: no discriminator"}
+    adversarial_weight: NonNegativeFloat = argument(
+        0.0, help="weight of the discriminator's judgement; 0: no discriminator"
     )
-    discriminator: Annotated[str, OneOf(*DISCRIMINATORS)] = field(
-        default="patchgan", metadata={"help": "patchgan or stylegan"}
+    discriminator: Annotated[str, OneOf(*DISCRIMINATORS)] = argument("patchgan", help="patchgan or stylegan")
+    discriminator_channels: PositiveInt = argument(64, help="width of its first layer")
+    discriminator_layers: PositiveInt = argument(3, help="downsampling layers of a patchgan")
+    discriminator_start: NonNegativeInt = argument(0, help="step from which on the discriminator is trained")
+    discriminator_ramp_steps: NonNegativeInt = argument(
+        0, help="steps after that over which its weight in the tokenizer's loss rises from zero"
     )
-    discriminator_channels: PositiveInt = field(default=64, metadata={"help": "width of its first layer"})
-    discriminator_layers: PositiveInt = field(default=3, metadata={"help": "downsampling layers of a patchgan"})
-    discriminator_start: NonNegativeInt = field(
-        default=0, metadata={"help": "step from which on the discriminator is trained"}
-    )
-    discriminator_ramp_steps: NonNegativeInt = field(
-        default=0, metadata={"help": "steps after that over which its weight in the tokenizer's loss rises from zero"}
-    )
-    adversarial_loss: Annotated[str, OneOf(*LOSSES)] = field(
-        default="hinge", metadata={"help": "hinge or non_saturating"}
-    )
-    adaptive_weight: bool = field(
-        default=True, metadata={"help": "balance the gradients of reconstruction and judgement, as VQGAN does"}
-    )
+    adversarial_loss: Annotated[str, OneOf(*LOSSES)] = argument("hinge", help="hinge or non_saturating")
+    adaptive_weight: bool = argument(True, help="balance the gradients of reconstruction and judgement, as VQGAN does")
     adaptive_weight_min: NonNegativeFloat = 0.0
     adaptive_weight_max: NonNegativeFloat = 1e4
-    r1_weight: NonNegativeFloat = field(
-        default=0.0, metadata={"help": "gamma of the penalty on gradients at real images"}
-    )
-    lecam_weight: NonNegativeFloat = field(default=0.0, metadata={"help": "weight of the LeCam regularisation"})
+    r1_weight: NonNegativeFloat = argument(0.0, help="gamma of the penalty on gradients at real images")
+    lecam_weight: NonNegativeFloat = argument(0.0, help="weight of the LeCam regularisation")
     diffaugment: list[Annotated[str, OneOf(*POLICIES)]] = field(
         default_factory=list, metadata={"help": "what the discriminator's images go through: color translation cutout"}
     )
@@ -73,24 +63,12 @@ class AdversaryConfig(CheckedFields):
 
 class Adversary:
     """
-    Adversarial training of tokenizer and discriminator; both learn from every batch.
-
-    A step of training calls [`Adversary.generator_loss`] and adds the result to the tokenizer's loss, then
-    [`Adversary.learn`], each once per batch, and [`Adversary.finish_step`] once per optimizer step.
-
-    Distributed training: the discriminator's loss takes one forward pass over images and reconstructions
-    together, and R1's penalty is a part of the same loss, computed from the same pass. So one backward pass visits each
-    parameter once, as `DistributedDataParallel` requires; the inner derivative is taken with respect to the images alone
-    and touches no parameter's gradient. The generator's pass bypasses the wrapper, with frozen parameters, and leaves
-    no gradients in the discriminator.
-
-    Args:
-        config ([`AdversaryConfig`]): Losses, weights and augmentation.
-        discriminator (`nn.Module`):
-            Images to logits, as prepared by Accelerate. With R1 it cannot be compiled, since `torch.compile` has no second
-            derivatives.
-        seed (`int`, *optional*, defaults to 0): Seed of the augmentation.
-        optimization ([`Optimization`], *optional*): The discriminator's, which [`Adversary.learn`] needs.
+    Adversarial training of tokenizer and discriminator; both learn from every batch. A training adds
+    [`Adversary.generator_loss`] to the tokenizer's loss and calls [`Adversary.learn`], each once per batch, and
+    [`Adversary.finish_step`] once per optimizer step. R1's penalty shares the forward and the backward pass of the
+    discriminator's loss, so that each parameter is visited once, as `DistributedDataParallel` requires;
+    `torch.compile` has no second derivatives for it. The generator's pass bypasses the wrapper, with frozen
+    parameters, and leaves no gradients in the discriminator.
     """
 
     def __init__(
@@ -122,21 +100,10 @@ class Adversary:
         position: int,
     ) -> tuple[torch.Tensor, Metrics]:
         """
-        What to add to the tokenizer's loss.
-
-        Args:
-            sample (`torch.FloatTensor` of shape `(batch, in_channels, height, width)`): Reconstructions, with gradient.
-            reconstruction_loss (`torch.FloatTensor` of shape `()`):
-                Loss of pixels and features with their weights, which the adaptive weight compares with.
-            last_layer (`torch.Tensor`): Weight of the decoder's last layer.
-            step (`int`): Optimizer step, counted from 0.
-            position (`int`):
-                Number of the batch among all batches of all processes. Augmentation follows from it and the seed alone,
-                so a resumed run and one with other processes augment alike.
-
-        Returns:
-            `tuple[torch.FloatTensor, dict[str, torch.Tensor]]`: The loss with all its weights, and the metrics
-            `generator_loss` (without weights) and `adversarial_weight` (all weights together), without gradients.
+        What to add to the tokenizer's loss for reconstructions `(batch, in_channels, height, width)`, and the metrics
+        `generator_loss` (without weights) and `adversarial_weight` (all weights together). `reconstruction_loss` is
+        that of pixels and features with their weights. `step` and `position`, the number of the batch among those of
+        all processes, are counted from 0; augmentation follows from the latter and the seed alone.
         """
         config = self.config
         with _frozen(self.bare_discriminator):
@@ -153,18 +120,9 @@ class Adversary:
         self, target: torch.Tensor, sample: torch.Tensor, position: int
     ) -> tuple[torch.Tensor, Metrics]:
         """
-        The discriminator's whole loss.
-
-        Args:
-            target (`torch.FloatTensor` of shape `(batch, in_channels, height, width)`): Images.
-            sample (`torch.FloatTensor` of shape `(batch, in_channels, height, width)`):
-                Their reconstructions, whose gradient is cut off here.
-            position (`int`): As for [`Adversary.generator_loss`].
-
-        Returns:
-            `tuple[torch.FloatTensor, dict[str, torch.Tensor]]`: The loss, and the metrics `discriminator_loss` (without
-            penalties), `real_logits` and `fake_logits` (means) and, if they are in use, `r1_penalty` and `lecam_penalty`
-            (without weights), without gradients.
+        The discriminator's whole loss for images and their reconstructions, whose gradient is cut off here, and the
+        metrics `discriminator_loss` (without penalties), `real_logits` and `fake_logits` (means) and, if in use,
+        `r1_penalty` and `lecam_penalty` (without weights).
         """
         config = self.config
         real, fake = target.detach().float(), sample.detach().float()
@@ -225,13 +183,7 @@ def make_adversary(
     max_train_steps: int,
     seed: int,
 ) -> Adversary:
-    """
-    The adversary of a tokenizer that is trained for `max_train_steps`. Its discriminator has the tokenizer's optimizer,
-    with less momentum and without an average.
-
-    Raises:
-        `ValueError`: If the images are too small for the discriminator.
-    """
+    """The adversary; its discriminator has the tokenizer's optimizer, with less momentum and no average."""
     discriminator = make_discriminator(
         config.discriminator,
         tokenizer.num_output_channels,

@@ -14,19 +14,10 @@ Transform = Callable[[torch.Tensor, torch.Generator], torch.Tensor]
 
 def diff_augment(images: torch.Tensor, policies: Sequence[str], generator: torch.Generator) -> torch.Tensor:
     """
-    Augment each image with its own random numbers.
-
-    Args:
-        images (`torch.FloatTensor` of shape `(batch, channels, height, width)`): Images in [-1, 1].
-        policies (`Sequence[str]`):
-            What to do, in this order: `color` changes brightness, saturation (nothing for a single channel) and contrast,
-            `translation` moves by up to an eighth of the size and fills with grey, `cutout` greys out a rectangle of half
-            the height and width. The results may leave the range [-1, 1].
-        generator (`torch.Generator`):
-            Source of all randomness, on the CPU, so that the numbers are the same on every device.
-
-    Returns:
-        `torch.FloatTensor` of the same shape, differentiable twice with respect to `images`.
+    Augment each image of a batch in [-1, 1], which the results may leave, with random numbers of its own, drawn on the
+    CPU so that every device has the same. The `policies` apply in order: `color` changes brightness, saturation
+    (nothing for a single channel) and contrast, `translation` moves by up to an eighth of the size and fills with
+    grey, `cutout` greys out a rectangle of half the height and width.
     """
     for policy in policies:
         for transform in POLICIES[policy]:

@@ -14,12 +14,8 @@ from .sharding import is_sharded, saved_tensor, spread_like
 
 class AveragedWeights(EMAModel):
     """
-    diffusers' moving average of parameters, whose state has names, and whole tensors even where every process has a part
-    of each.
-
-    Args:
-        model (`nn.Module`): All of its parameters are averaged.
-        decay (`float`): Weight of the past, once enough steps were taken: before, it is `(1 + steps) / (10 + steps)`.
+    diffusers' moving average of all parameters of a model, whose state has names, and whole tensors even if they are
+    sharded. The weight of the past is `(1 + steps) / (10 + steps)` until that reaches `decay`.
     """
 
     def __init__(self, model: nn.Module, decay: float):

@@ -12,6 +12,7 @@ from accelerate.utils import DistributedType
 from torch import nn
 from transformers.utils import logging
 
+from ..files import remove_unfinished, unfinished
 from .identity import RunIdentity, read_identity, write_identity
 from .random_state import random_state, set_random_state
 from .sharding import load_model_state, model_state
@@ -36,14 +37,7 @@ def checkpoint_step(folder: str | Path) -> int:
 
 
 def find_checkpoint(output_dir: str | Path, resume_from_checkpoint: str | None) -> Path | None:
-    """
-    The checkpoint that `--resume_from_checkpoint` names; `None` to start a new run, also for `latest` without any
-    checkpoint.
-
-    Raises:
-        `ValueError`:
-            If there is no such checkpoint, or if a run is to start afresh in a folder with checkpoints of another one.
-    """
+    """The checkpoint that `resume_from_checkpoint` names; `None` for a new run, or `latest` without any."""
     if resume_from_checkpoint is None:
         names = [path.name for path in checkpoint_folders(output_dir)]
         if names:
@@ -78,44 +72,35 @@ def save_checkpoint(
     identity: RunIdentity,
 ) -> None:
     """
-    Save the parts of a run, models and other objects with a `state_dict`, by name, the random numbers of every process and
-    the identity of the run; then remove all but the newest checkpoints.
-
-    A checkpoint is written under another name and renamed when it is complete, and renamed before it is removed: so an
-    interrupted run leaves only complete checkpoints.
+    Save the parts of a run, models and other objects with a `state_dict`, by name, the random numbers of every process
+    and the identity of the run; then remove all but the newest checkpoints. Interrupted runs leave only complete ones.
     """
     folder = Path(output_dir) / "checkpoints" / f"{PREFIX}{step:08d}"
-    unfinished = folder.with_name(f"unfinished-{folder.name}")
+    place = unfinished(folder)
     if accelerator.is_main_process:
-        for leftover in folder.parent.glob("unfinished-*"):
-            shutil.rmtree(leftover)
-        unfinished.mkdir(parents=True)
-        write_identity(unfinished, identity, accelerator.num_processes)
+        remove_unfinished(folder.parent)
+        place.mkdir(parents=True)
+        write_identity(place, identity, accelerator.num_processes)
     accelerator.wait_for_everyone()
     if accelerator.distributed_type == DistributedType.DEEPSPEED:
-        accelerator.save_state(str(unfinished / DEEPSPEED_FOLDER))
+        accelerator.save_state(str(place / DEEPSPEED_FOLDER))
     for name, part in parts.items():
         # In all processes, each of which may have a part of it.
         state = model_state(part) if isinstance(part, nn.Module) else part.state_dict()
         if accelerator.is_main_process:
-            write_state(unfinished / f"{name}.safetensors", state)
-    write_state(unfinished / random_state_name(accelerator.process_index), random_state(accelerator.device))
+            write_state(place / f"{name}.safetensors", state)
+    write_state(place / random_state_name(accelerator.process_index), random_state(accelerator.device))
     accelerator.wait_for_everyone()
     if accelerator.is_main_process:
         if folder.exists():
             _remove(folder)
-        os.replace(unfinished, folder)
+        os.replace(place, folder)
         for old in checkpoint_folders(output_dir)[:-total_limit]:
             _remove(old)
 
 
 def load_checkpoint(accelerator: Accelerator, folder: str | Path, parts: Mapping[str, Any]) -> None:
-    """
-    Load what [`save_checkpoint`] saved.
-
-    Raises:
-        `ValueError`: If a part is missing, damaged, or does not fit.
-    """
+    """Load what [`save_checkpoint`] saved."""
     folder = Path(folder)
     if accelerator.distributed_type == DistributedType.DEEPSPEED:
         accelerator.load_state(str(folder / DEEPSPEED_FOLDER))
@@ -152,6 +137,6 @@ def remove_later_checkpoints(output_dir: str | Path, step: int) -> None:
 
 
 def _remove(folder: Path) -> None:
-    removed = folder.with_name(f"unfinished-removed-{folder.name}")
+    removed = unfinished(folder.with_name(f"removed-{folder.name}"))
     os.replace(folder, removed)
     shutil.rmtree(removed)

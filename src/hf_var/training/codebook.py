@@ -13,39 +13,33 @@ from accelerate.utils import broadcast, reduce
 from torch.nn import functional
 
 from ..autoencoders import VQVAEConfig, VQVAEModel
-from ..metrics.codebook_usage import is_dead
+from ..metrics.codebook_usage import DEAD_THRESHOLD, is_dead
 
 
-# k-means sees at most this many vectors of each scale.
-VECTORS_PER_SCALE = 8192
+# k-means sees at most this many vectors of each scale, in each of these rounds.
+VECTORS_PER_SCALE, ROUNDS = 8192, 3
 # The weight of the past in a code's moving average, gamma in van den Oord et al. (2017), appendix A.1.
 DECAY = 0.99
 
 
 @torch.no_grad()
-def initialize_codebook(
-    vqvae: VQVAEModel, features: torch.Tensor, seed: int, rounds: int = 3, vectors_per_scale: int = VECTORS_PER_SCALE
-) -> None:
+def initialize_codebook(vqvae: VQVAEModel, features: torch.Tensor, seed: int) -> None:
     """
-    Set the codes to k-means centres of the vectors that the quantizer looks up, equally many from each scale.
-
-    What a scale looks up depends on the codes of the scales before it: the first round takes those to be exact, every
-    further round starts from the codes so far and looks at the residuals that they really leave. With several
-    processes all take the codes of the first.
-
-    Raises:
-        `ValueError`: If the images give fewer vectors than there are codes.
+    Set the codes to k-means centres of the vectors that the quantizer looks up, equally many from each scale. What a
+    scale looks up depends on the codes of the scales before it: the first round takes those to be exact, every further
+    round starts from the codes so far and looks at the residuals that they really leave. All processes take the codes
+    of the first.
     """
     from sklearn.cluster import KMeans, kmeans_plusplus
 
     weight = vqvae.codebook.vectors
     generator = torch.Generator().manual_seed(seed)
     centers = None
-    for _ in range(rounds):
+    for _ in range(ROUNDS):
         # A few at a time: the search compares every vector with every code.
         parts = [vqvae.quantizer_inputs(part, exact=centers is None) for part in features.split(64)]
         inputs = _by_scale(vqvae, torch.cat(parts).cpu())
-        sample = torch.cat([_choose(vectors, vectors_per_scale, generator) for vectors in inputs])
+        sample = torch.cat([_choose(vectors, VECTORS_PER_SCALE, generator) for vectors in inputs])
         if len(sample) < len(weight):
             raise ValueError(
                 f"`kmeans_images` gives {len(sample)} vectors ({len(features)} images), too few for a k-means start of "
@@ -66,9 +60,9 @@ def initialize_codebook(
         vqvae.codebook.set_vectors(cast(torch.Tensor, broadcast(vectors.to(weight))))
 
 
-def kmeans_vectors(config: VQVAEConfig, images: int, vectors_per_scale: int = VECTORS_PER_SCALE) -> int:
+def kmeans_vectors(config: VQVAEConfig, images: int) -> int:
     """How many vectors `images` images give [`initialize_codebook`]: it needs at least one per code."""
-    return sum(min(vectors_per_scale, images * length) for length in config.scale_lengths)
+    return sum(min(VECTORS_PER_SCALE, images * length) for length in config.scale_lengths)
 
 
 @torch.no_grad()
@@ -77,15 +71,9 @@ def restart_dead_codes(
     hits: torch.Tensor,
     inputs: torch.Tensor,
     seed: int,
-    threshold: float = 0.03,
+    threshold: float = DEAD_THRESHOLD,
 ) -> torch.Tensor:
-    """
-    Replace the codes that are rarely chosen by random vectors that the quantizer currently looks up, and return them.
-
-    A code is dead if it was chosen less than `threshold` times as often as the average code. `hits`, how often each code
-    was chosen lately, is the same in all processes; `inputs` `(batch, length, latent_channels)` are what was looked up,
-    `quantizer_inputs` of the tokenizer's output.
-    """
+    """Replace codes that `hits` show to be dead by random ones of the looked up `inputs`, and return them."""
     weight = vqvae.codebook.vectors
     dead = is_dead(hits, threshold).nonzero().flatten().to(weight.device)
     if len(dead) > 0:
@@ -102,20 +90,9 @@ def restart_dead_codes(
 class MovingAverageCodebook:
     """
     Codes as moving averages of the vectors that chose them (van den Oord et al. 2017, appendix A.1), in place of a
-    gradient. The refinement convolutions are still trained by the quantizer's codebook term.
-
-    Vectors are weighted by the area of the latents that they cover: `1 / n` for a map of n tokens. So the codes minimise
-    the error of the latents, and the many tokens of fine scales do not dominate. With one scale, or with equal scales,
-    this is the plain average.
-
-    There is one update per optimizer step, from all of its batches and processes, so their numbers do not change the result.
-
-    Args:
-        vqvae ([`VQVAEModel`]):
-            The tokenizer, on its device and with the weights that all processes begin with. Its codebook must not have a
-            gradient.
-        decay (`float`, *optional*, defaults to 0.99): Weight of the past.
-        epsilon (`float`, *optional*, defaults to 1e-5): Pseudo-count that keeps codes without vectors finite.
+    gradient. Vectors are weighted by the area of the latents that they cover, `1 / n` for a map of n tokens: so the
+    codes minimise the error of the latents, and the many tokens of fine scales do not dominate. With scales of one
+    size this is the plain average. There is one update per optimizer step, from all of its batches and processes.
     """
 
     def __init__(self, vqvae: VQVAEModel, decay: float = DECAY, epsilon: float = 1e-5):
@@ -131,10 +108,7 @@ class MovingAverageCodebook:
 
     @torch.no_grad()
     def observe(self, vectors: torch.Tensor, codes: torch.Tensor) -> None:
-        """
-        Observe which vectors chose which codes in a batch: `vectors`, the `quantizer_inputs` of the tokenizer's output, are
-        `(batch, length, channels)`, `codes` are `(batch, length)`.
-        """
+        """Observe which `vectors` `(batch, length, channels)` chose which `codes` `(batch, length)`."""
         lengths = torch.tensor(self.vqvae.config.scale_lengths, device=codes.device)
         areas = (lengths[-1] / lengths).repeat_interleave(lengths, output_size=codes.shape[1])  # (length,)
         self._new_sizes.index_add_(0, codes.flatten(), areas.expand(codes.shape).flatten())

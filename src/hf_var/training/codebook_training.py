@@ -1,15 +1,15 @@
 # SPDX-License-Identifier: Apache-2.0
 """Training of a codebook apart from gradients: k-means start, moving averages, restarts and statistics."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Annotated, Any, cast
 
 import torch
 from accelerate import Accelerator
 
 from ..autoencoders import VQVAEConfig, VQVAEModel, VQVAEOutput
-from ..metrics.codebook_usage import CodeStatistics, residual_energy
-from ..ranges import CheckedFields, NonNegativeInt, OneOf, PositiveInt, Share
+from ..metrics.codebook_usage import DEAD_THRESHOLD, CodeStatistics, energy_metrics, residual_energy
+from ..ranges import CheckedFields, NonNegativeInt, OneOf, PositiveInt, Share, argument
 from .average import AveragedWeights
 from .codebook import MovingAverageCodebook, initialize_codebook, kmeans_vectors, restart_dead_codes
 
@@ -21,56 +21,36 @@ CODEBOOK = "quantizer.codebook.weight"
 class CodebookConfig(CheckedFields):
     """How a [`CodebookTraining`] keeps the codebook in use."""
 
-    unquantized_steps: NonNegativeInt = field(
-        default=0, metadata={"help": "first steps, in which the features are not quantized"}
+    unquantized_steps: NonNegativeInt = argument(0, help="first steps, in which the features are not quantized")
+    kmeans_images: NonNegativeInt = argument(
+        0, help="images for a k-means start of the codebook after unquantized_steps; 0: none"
     )
-    kmeans_images: NonNegativeInt = field(
-        default=0, metadata={"help": "images for a k-means start of the codebook after unquantized_steps; 0: none"}
+    codebook_update: Annotated[str, OneOf("gradient", "ema")] = argument(
+        "gradient", help="gradient, or ema for moving averages"
     )
-    codebook_update: Annotated[str, OneOf("gradient", "ema")] = field(
-        default="gradient", metadata={"help": "gradient, or ema for moving averages"}
+    codebook_window: PositiveInt = argument(
+        100, help="steps over which the codes' use is counted before dead ones are moved"
     )
-    codebook_window: PositiveInt = field(
-        default=100, metadata={"help": "steps over which the codes' use is counted before dead ones are moved"}
-    )
-    restart_until: Share = field(
-        default=0.0, metadata={"help": "move dead codes during this share of the training; 0: never"}
-    )
-    restart_threshold: Share = field(
-        default=0.03, metadata={"help": "dead: chosen less than this many times as often as the average code"}
+    restart_until: Share = argument(0.0, help="move dead codes during this share of the training; 0: never")
+    restart_threshold: Share = argument(
+        DEAD_THRESHOLD, help="dead: chosen less than this many times as often as the average code"
     )
 
 
+@dataclass(eq=False)
 class CodebookTraining:
-    """
-    k-means start, moving averages, statistics and restarts of a codebook.
+    """k-means start, moving averages and restarts of a codebook, whose weights' `average` jumps with the codes."""
 
-    Args:
-        config ([`CodebookConfig`]): What to do.
-        vqvae ([`VQVAEModel`]): The tokenizer, prepared by Accelerate. For moving averages its codebook has no gradient.
-        accelerator (`Accelerator`): Knows the device and the other processes.
-        max_train_steps (`int`): Length of the training.
-        seed (`int`): Fixes all random choices.
-        average ([`AveragedWeights`], *optional*): Averages of the tokenizer's weights, which jump with the codes.
-    """
+    config: CodebookConfig
+    vqvae: VQVAEModel
+    accelerator: Accelerator
+    max_train_steps: int
+    seed: int
+    average: AveragedWeights | None
 
-    def __init__(
-        self,
-        config: CodebookConfig,
-        vqvae: VQVAEModel,
-        accelerator: Accelerator,
-        max_train_steps: int,
-        seed: int,
-        average: AveragedWeights | None,
-    ):
-        self.config = config
-        self.vqvae = vqvae
-        self.accelerator = accelerator
-        self.max_train_steps = max_train_steps
-        self.seed = seed
-        self.average = average
-        self.moving_average = MovingAverageCodebook(vqvae) if config.codebook_update == "ema" else None
-        self.statistics = CodeStatistics(vqvae.config, accelerator.device)
+    def __post_init__(self) -> None:
+        self.moving_average = MovingAverageCodebook(self.vqvae) if self.config.codebook_update == "ema" else None
+        self.statistics = CodeStatistics(self.vqvae.config, self.accelerator.device)
 
     def is_quantized(self, step: int) -> bool:
         """Whether the tokenizer quantizes in this step, counted from 0."""
@@ -103,25 +83,12 @@ class CodebookTraining:
             self.moving_average.finish_step()
 
     def finish_window(self, output: VQVAEOutput, steps: int) -> dict[str, float]:
-        """
-        After `steps` optimizer steps, if a window ends there: how the codes were used in it, and restart the unused ones.
-
-        Args:
-            output ([`VQVAEOutput`]): That of the last forward pass.
-            steps (`int`): Optimizer steps so far.
-
-        Returns:
-            `dict[str, float]`: Metrics; empty if no window ends here.
-        """
+        """How the codes were used, if a window ends after `steps` steps, after which unused ones restart."""
         config = self.config
         if output.codes is None or steps % config.codebook_window != 0:
             return {}
         features = cast(torch.Tensor, output.features)
-        metrics = self.statistics.compute()
-        energy = residual_energy(self.vqvae, features, output.codes)
-        energy = cast(torch.Tensor, self.accelerator.reduce(energy, reduction="sum"))
-        for scale, left in enumerate((energy[1:] / energy[0]).tolist()):
-            metrics[f"residual_energy_{scale}"] = left
+        metrics = self.statistics.compute() | energy_metrics(residual_energy(self.vqvae, features, output.codes))
         # Saved with the weights.
         self.vqvae.codebook.running_hits.copy_(self.statistics.hits / config.codebook_window)
         if steps < config.restart_until * self.max_train_steps:
@@ -152,10 +119,7 @@ class CodebookTraining:
 
 
 def check_codebook(config: CodebookConfig, tokenizer: VQVAEConfig) -> None:
-    """
-    Raise a `ValueError` if the settings move code vectors that are not weights, or if `kmeans_images` give too few vectors
-    for the codebook of `tokenizer`.
-    """
+    """Raise a `ValueError` if code vectors that are not weights are moved, or `kmeans_images` give too few vectors."""
     for name, value in {"kmeans_images": 0, "restart_until": 0.0, "codebook_update": "gradient"}.items():
         if not tokenizer.has_trainable_codes and getattr(config, name) != value:
             raise ValueError(

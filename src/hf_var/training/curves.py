@@ -9,13 +9,7 @@ from matplotlib.figure import Figure
 
 
 def curves_plot(log_path: str | Path, names: Sequence[str], marks: Mapping[str, int] | None = None) -> Figure:
-    """
-    Plot metrics of a `train_log.jsonl` over the steps, one panel each. `marks` are steps at which something began, by its
-    name; they become vertical lines.
-
-    Raises:
-        `ValueError`: If `names` is empty, or a metric is nowhere in the log.
-    """
+    """Plot metrics of a `train_log.jsonl` over the steps, one panel each, with `marks` where something began."""
     lines = [json.loads(line) for line in Path(log_path).read_text(encoding="utf-8").splitlines()]
     known = sorted(set().union(*lines) - {"step"})
     if len(names) == 0 or not set(names) <= set(known):

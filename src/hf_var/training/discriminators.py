@@ -25,13 +25,7 @@ def make_discriminator(
     base_channels: int = 64,
     num_layers: int = 3,
 ) -> nn.Module:
-    """
-    A discriminator for images of one size: `patchgan` for [`PatchDiscriminator`] with `num_layers` halvings, or `stylegan`
-    for [`StyleGANDiscriminator`], which compares images in the largest groups of at most 4 that divide `batch_size`.
-
-    Raises:
-        `ValueError`: If the images are too small.
-    """
+    """A discriminator; a stylegan compares images in the largest groups of at most 4 that divide the batch."""
     if kind == "patchgan":
         discriminator = PatchDiscriminator(in_channels, base_channels, num_layers)
         if min(image_size) < discriminator.min_image_size:
@@ -47,17 +41,10 @@ def make_discriminator(
 class PatchDiscriminator(nn.Module):
     """
     The discriminator of pix2pix (Isola et al. 2017, appendix 6.1.2) and VQGAN (Esser et al. 2021), which judges
-    overlapping patches: 70 pixels wide with three layers.
-
-    GroupNorm replaces the papers' BatchNorm. The statistics of a batch would make the result depend on how a
-    batch is cut into micro-batches and processes, would differ between the generator's pass, which sees reconstructions
-    alone, and the discriminator's, and would let one image's logit depend on the others, against R1's idea.
-
-    Args:
-        in_channels (`int`): Channels of the images.
-        base_channels (`int`, *optional*, defaults to 64):
-            Channels after the first layer, doubled by each further one up to eight times as many.
-        num_layers (`int`, *optional*, defaults to 3): Halvings of the resolution.
+    overlapping patches: 70 pixels wide with three layers, each of which halves the resolution. GroupNorm replaces the
+    papers' BatchNorm, whose statistics would depend on how a batch is cut into micro-batches and processes, would
+    differ between the generator's pass, which sees reconstructions alone, and the discriminator's, and would let one
+    image's logit depend on the others, against R1's idea.
     """
 
     def __init__(self, in_channels: int, base_channels: int = 64, num_layers: int = 3):
@@ -90,15 +77,7 @@ class PatchDiscriminator(nn.Module):
         return 3 * 2**self.num_layers
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
-        """
-        Judge patches of images.
-
-        Args:
-            images (`torch.FloatTensor` of shape `(batch, in_channels, height, width)`): Images in [-1, 1].
-
-        Returns:
-            `torch.FloatTensor` of shape `(batch, 1, height / 2**num_layers - 2, width / 2**num_layers - 2)`: Logits.
-        """
+        """Logits `(batch, 1, height / 2**num_layers - 2, width / 2**num_layers - 2)`."""
         hidden_states = functional.leaky_relu(self.conv_in(images), LEAK)
         for conv, norm in zip(self.convs, self.norms, strict=True):
             hidden_states = functional.leaky_relu(norm(conv(hidden_states)), LEAK)
@@ -107,22 +86,9 @@ class PatchDiscriminator(nn.Module):
 
 class StyleGANDiscriminator(nn.Module):
     """
-    The residual discriminator of StyleGAN2 (Karras et al. 2020, section 4.1), which judges whole images.
-
-    The weights start as He et al. have it and are used as they are. StyleGAN's equalized learning rate, weights of
-    standard deviation 1 scaled at run time, would need a learning rate some twenty times that of the generator and of
-    [`PatchDiscriminator`].
-
-    Args:
-        in_channels (`int`): Channels of the images.
-        image_size (`tuple[int, int]`): Height and width of the images, at least 8 each.
-        base_channels (`int`, *optional*, defaults to 64): Channels at full resolution, doubled by each halving.
-        max_channels (`int`, *optional*, defaults to 512): Limit of the channels.
-        group_size (`int`, *optional*, defaults to 4):
-            Images that [`MinibatchStandardDeviation`] compares with each other.
-
-    Raises:
-        `ValueError`: If the images are too small.
+    The residual discriminator of StyleGAN2 (Karras et al. 2020, section 4.1), which judges whole images. The weights
+    start as He et al. have it and are used as they are: StyleGAN's equalized learning rate, weights of standard
+    deviation 1 scaled at run time, would need a learning rate some twenty times that of the generator.
     """
 
     def __init__(
@@ -164,15 +130,8 @@ class StyleGANDiscriminator(nn.Module):
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
         """
-        Judge images.
-
-        Args:
-            images (`torch.FloatTensor` of shape `(batch, in_channels, height, width)`):
-                Images in [-1, 1]. Each `group_size` that follow one another are a group, so the batch must be a multiple
-                of it, and images must not be shuffled with reconstructions.
-
-        Returns:
-            `torch.FloatTensor` of shape `(batch, 1)`: Logits.
+        Logits `(batch, 1)`. Each `group_size` images that follow one another are a group: images and reconstructions
+        must not be mixed.
         """
         hidden_states = functional.leaky_relu(self.conv_in(images), LEAK)
         for block in self.blocks:
@@ -220,14 +179,9 @@ class BlurDownsample(nn.Module):
 
 class MinibatchStandardDeviation(nn.Module):
     """
-    Shows each image how much the images around it differ (Karras et al. 2018, section 3), as one more channel.
-
-    The images are compared in groups of a fixed size, each of which follow one another. So a group holds either images
-    or reconstructions where both stand in one batch, one after the other, and the logits do not depend on how many
-    groups a process sees at a time.
-
-    Args:
-        group_size (`int`): Images of a group. With 1 the channel is constant.
+    Shows each image how much the images around it differ (Karras et al. 2018, section 3), as one more channel,
+    constant in groups of one image. Groups of a fixed size that follow one another hold either images or
+    reconstructions, and logits do not depend on how many groups a process sees at a time.
     """
 
     def __init__(self, group_size: int):

@@ -13,12 +13,6 @@ def training_flops(config: VARConfig) -> float:
     """
     FLOPs of forward and backward pass for one image. A multiplication and an addition count as two; the backward pass
     costs twice the forward; only matrix products are counted, and attention over all pairs of tokens.
-
-    Args:
-        config ([`VARConfig`]): Sizes of the model; no weights are made.
-
-    Returns:
-        `float`: To be multiplied with the images of an optimizer step.
     """
     # Shapes alone: nothing is computed, and no random number is used.
     with torch.device("meta"), torch.no_grad():

@@ -21,27 +21,13 @@ CALL_ARGUMENTS |= {"logging_steps", "report_to", "push_to_hub", "hub_model_id", 
 
 @dataclass(frozen=True)
 class RunIdentity:
-    """
-    What decides the course of a run, stored in each of its checkpoints.
-
-    Args:
-        fixed (`dict[str, Any]`): What must be the same in a resumed run: sizes of the model, names of the labels, ...
-        arguments (`dict[str, Any]`): Arguments that may change; the resumed run uses the new values.
-    """
+    """What decides the course of a run, saved in its checkpoints: what is `fixed`, and `arguments` that may change."""
 
     fixed: Mapping[str, Any]
     arguments: Mapping[str, Any]
 
     def check(self, checkpoint: Path) -> dict[str, tuple[Any, Any]]:
-        """
-        Compare with a checkpoint, before anything is loaded from it.
-
-        Returns:
-            `dict[str, tuple]`: Arguments that changed, with what they were and are.
-
-        Raises:
-            `ValueError`: If a fixed value differs; the message names it.
-        """
+        """The arguments that differ from a checkpoint's, as they were and are; fixed values must not."""
         begun = read_identity(checkpoint)
         now = as_json({"fixed": self.fixed, "arguments": self.arguments})
         difference = first_difference(begun["fixed"], now["fixed"])
@@ -63,16 +49,7 @@ def make_identity(
     free_fields: Collection[str],
     **fixed: Any,
 ) -> RunIdentity:
-    """
-    The identity of a run.
-
-    Args:
-        arguments (`dict[str, Any]`): Arguments of the training, without those of the model's configuration.
-        fixed_arguments (`set[str]`): Those of them that may not change.
-        config (`PreTrainedConfig`): Configuration of the model, which may not change.
-        free_fields (`set[str]`): Fields of it that may.
-        fixed (`Any`): What else may not change.
-    """
+    """The identity of a run, with arguments of it and fields of its model's configuration that may change or not."""
     fields = {name: getattr(config, name) for name in inspect.get_annotations(type(config))}
     named = {name: arguments.get(name) for name in fixed_arguments}
     sizes = {name: value for name, value in fields.items() if name not in free_fields}
@@ -87,12 +64,7 @@ def write_identity(folder: Path, identity: RunIdentity, num_processes: int) -> N
 
 
 def read_identity(folder: Path) -> dict[str, Any]:
-    """
-    What [`write_identity`] wrote.
-
-    Raises:
-        `ValueError`: If the file is missing or damaged.
-    """
+    """What [`write_identity`] wrote."""
     path = folder / IDENTITY_FILE
     try:
         content = json.loads(path.read_text(encoding="utf-8"))

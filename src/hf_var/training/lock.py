@@ -21,12 +21,7 @@ LOCK_FILE = ".lock"
 
 @contextmanager
 def locked_folder(accelerator: Accelerator, output_dir: str | Path) -> Iterator[None]:
-    """
-    Hold the folder for the processes of one run. The system releases it when the main process ends, however it does.
-
-    Raises:
-        `ValueError`: In all processes, if another run holds it.
-    """
+    """Hold the folder for the processes of one run. The system releases it when the main process ends."""
     path = Path(output_dir) / LOCK_FILE
     descriptor, errors = None, [None]
     if accelerator.is_main_process:
@@ -53,10 +48,7 @@ def locked_folder(accelerator: Accelerator, output_dir: str | Path) -> Iterator[
 
 
 def _lock(descriptor: int) -> bool:
-    """
-    Lock a file unless another process holds the lock. Not by `filelock`: data loader workers would keep its locks alive
-    after the process ends.
-    """
+    """Lock a file unless another process has. Not by `filelock`, whose locks data loader workers keep alive."""
     try:
         import fcntl
     except ImportError:  # Windows has other locks.

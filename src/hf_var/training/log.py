@@ -2,11 +2,12 @@
 """The log of a training, one line of JSON per entry."""
 
 import json
-import os
 from pathlib import Path
 from typing import Any
 
 from accelerate.tracking import GeneralTracker, on_main_process
+
+from ..files import whole_file
 
 
 # The key of arguments that a resumed run changed.
@@ -14,12 +15,7 @@ CHANGES = "changed_arguments"
 
 
 class TrainingLog(GeneralTracker):
-    """
-    `train_log.jsonl` in the output folder, as a tracker of Accelerate.
-
-    Args:
-        output_dir (`str`): Folder of the run.
-    """
+    """`train_log.jsonl` in the output folder, as a tracker of Accelerate."""
 
     name = "train_log"
     requires_logging_directory = False
@@ -39,9 +35,8 @@ class TrainingLog(GeneralTracker):
         # Keep only complete lines: an interrupted run may leave a partial one.
         lines = self.path.read_text().splitlines(keepends=True) if step > 0 and self.path.exists() else []
         kept = [line for line in lines if line.endswith("\n") and self._is_kept(json.loads(line), step)]
-        shortened = self.path.with_suffix(".unfinished")
-        shortened.write_text("".join(kept))
-        os.replace(shortened, self.path)
+        with whole_file(self.path) as place:
+            place.write_text("".join(kept))
 
     @on_main_process
     def log(self, values: dict[str, Any], step: int | None = None, **kwargs: Any) -> None:

@@ -4,7 +4,7 @@
 import copy
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -15,7 +15,7 @@ from torch import nn
 from ..compatibility import add_adapter
 from ..priors import VARTransformer
 from ..priors.configuration_var import ADAPTER_LABELS_NAME
-from ..ranges import CheckedFields, Decay, NonNegativeInt, PositiveFloat
+from ..ranges import CheckedFields, Decay, NonNegativeInt, PositiveFloat, argument
 from ..weight_files import use_umask
 
 
@@ -27,15 +27,13 @@ LORA_TARGETS = ("q_proj", "k_proj", "v_proj", "o_proj", "fc1", "fc2")
 class LoraFields(CheckedFields):
     """Arguments of [`add_lora`] on a command line."""
 
-    lora_rank: NonNegativeInt = field(
-        default=0, metadata={"help": "train adapters of this rank and the class embedding alone; 0: all weights"}
+    lora_rank: NonNegativeInt = argument(
+        0, help="train adapters of this rank and the class embedding alone; 0: all weights"
     )
-    lora_alpha: PositiveFloat | None = field(
-        default=None, metadata={"help": "scale of the adapters; default: lora_rank"}
-    )
+    lora_alpha: PositiveFloat | None = argument(None, help="scale of the adapters; default: lora_rank")
     lora_dropout: Decay = 0.0
-    lora_target_modules: list[str] | None = field(
-        default=None, metadata={"help": "default: all projections of attention and feed-forward layers"}
+    lora_target_modules: list[str] | None = argument(
+        None, help="default: all projections of attention and feed-forward layers"
     )
 
 

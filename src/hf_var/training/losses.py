@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Reconstruction losses: distances of pixels, and LPIPS."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import cast
 
 import torch
@@ -9,27 +9,20 @@ from torch import nn
 from torch.nn import functional
 
 from ..autoencoders import VQVAEOutput
-from ..ranges import CheckedFields, NonNegativeFloat
+from ..ranges import CheckedFields, NonNegativeFloat, argument
 
 
 @dataclass(kw_only=True)
 class ReconstructionConfig(CheckedFields):
     """Weights of a tokenizer's objective, without the adversary."""
 
-    l1_weight: NonNegativeFloat = field(
-        default=0.0, metadata={"help": "weight of the mean absolute error of the pixels"}
+    l1_weight: NonNegativeFloat = argument(0.0, help="weight of the mean absolute error of the pixels")
+    l2_weight: NonNegativeFloat = argument(1.0, help="weight of the mean squared error of the pixels")
+    lpips_weight: NonNegativeFloat = argument(0.0, help="weight of the perceptual distance LPIPS")
+    lpips_weights: str | None = argument(
+        None, help="file of torchvision's VGG16 weights; default: downloaded; random: for tests"
     )
-    l2_weight: NonNegativeFloat = field(
-        default=1.0, metadata={"help": "weight of the mean squared error of the pixels"}
-    )
-    lpips_weight: NonNegativeFloat = field(default=0.0, metadata={"help": "weight of the perceptual distance LPIPS"})
-    lpips_weights: str | None = field(
-        default=None,
-        metadata={"help": "file of torchvision's VGG16 weights; default: downloaded; random: for tests"},
-    )
-    quantizer_weight: NonNegativeFloat = field(
-        default=1.0, metadata={"help": "weight of the codebook and commitment terms"}
-    )
+    quantizer_weight: NonNegativeFloat = argument(1.0, help="weight of the codebook and commitment terms")
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -37,39 +30,23 @@ class ReconstructionConfig(CheckedFields):
             raise ValueError("One of `l1_weight` and `l2_weight` must be positive, got 0.0 for both.")
 
 
-class ReconstructionObjective:
-    """
-    The reconstruction loss of a tokenizer.
-
-    Args:
-        config ([`ReconstructionConfig`]): The weights.
-        perceptual_loss (`nn.Module`, *optional*): LPIPS, needed if it has a weight.
-    """
-
-    def __init__(self, config: ReconstructionConfig, perceptual_loss: nn.Module | None):
-        self.config = config
-        self.perceptual_loss = perceptual_loss
-
-    def __call__(
-        self, output: VQVAEOutput, target: torch.Tensor
-    ) -> tuple[torch.Tensor, torch.Tensor, dict[str, torch.Tensor]]:
-        """The loss of pixels and features, the quantizer's, both with their weights, and what they are made of."""
-        config, sample = self.config, cast(torch.Tensor, output.sample)
-        reconstruction = reconstruction_loss(sample, target, config.l1_weight, config.l2_weight)
-        quantizer_loss = cast(torch.Tensor, output.loss)
-        metrics = {"reconstruction_loss": reconstruction, "quantizer_loss": quantizer_loss}
-        if config.lpips_weight > 0 and self.perceptual_loss is not None:
-            metrics["lpips_loss"] = self.perceptual_loss(sample, target).mean()
-            reconstruction = reconstruction + config.lpips_weight * metrics["lpips_loss"]
-        return reconstruction, config.quantizer_weight * quantizer_loss, metrics
+def reconstruction_objective(
+    config: ReconstructionConfig, output: VQVAEOutput, target: torch.Tensor, perceptual_loss: nn.Module | None
+) -> tuple[torch.Tensor, torch.Tensor, dict[str, torch.Tensor]]:
+    """The loss of pixels and features, the quantizer's, both with their weights, and what they are made of."""
+    sample, quantizer_loss = cast(torch.Tensor, output.sample), cast(torch.Tensor, output.loss)
+    reconstruction = reconstruction_loss(sample, target, config.l1_weight, config.l2_weight)
+    metrics = {"reconstruction_loss": reconstruction, "quantizer_loss": quantizer_loss}
+    if config.lpips_weight > 0 and perceptual_loss is not None:
+        metrics["lpips_loss"] = perceptual_loss(sample, target).mean()
+        reconstruction = reconstruction + config.lpips_weight * metrics["lpips_loss"]
+    return reconstruction, config.quantizer_weight * quantizer_loss, metrics
 
 
 def reconstruction_loss(
     sample: torch.Tensor, target: torch.Tensor, l1_weight: float, l2_weight: float
 ) -> torch.Tensor:
-    """
-    Weighted sum of mean absolute and mean squared error of `sample` and `target`, in fp32 whatever their dtype.
-    """
+    """Weighted sum of mean absolute and mean squared error, in fp32 whatever the dtype."""
     sample, target = sample.float(), target.float()
     # Terms without weight are not computed.
     terms = ((l1_weight, functional.l1_loss), (l2_weight, functional.mse_loss))

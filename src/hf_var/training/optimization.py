@@ -4,7 +4,7 @@
 import math
 from collections.abc import Callable
 from contextlib import AbstractContextManager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Annotated, Any
 
 import torch
@@ -13,7 +13,7 @@ from accelerate.utils import DistributedType
 from torch import nn
 from transformers import get_scheduler, get_wsd_schedule
 
-from ..ranges import CheckedFields, Decay, NonNegativeFloat, NonNegativeInt, OneOf, PositiveFloat, Share
+from ..ranges import CheckedFields, Decay, NonNegativeFloat, NonNegativeInt, OneOf, PositiveFloat, Share, argument
 from .average import AveragedWeights, averaged_weights
 from .sharding import saved_tensor, spread_like
 
@@ -30,31 +30,23 @@ UNDECAYED_NAMES = ("position", "level_embedding", "offset", "codebook")
 class OptimizerConfig(CheckedFields):
     """How an [`Optimization`] moves the weights."""
 
-    learning_rate: PositiveFloat = field(default=3e-4, metadata={"help": "largest learning rate"})
-    lr_scheduler: Annotated[str, OneOf(*SCHEDULERS)] = field(
-        default="cosine", metadata={"help": ", ".join(SCHEDULERS)}
+    learning_rate: PositiveFloat = argument(3e-4, help="largest learning rate")
+    lr_scheduler: Annotated[str, OneOf(*SCHEDULERS)] = argument("cosine", help=", ".join(SCHEDULERS))
+    lr_warmup_steps: NonNegativeInt = argument(100, help="steps over which the learning rate rises from zero")
+    lr_stable_steps: NonNegativeInt = argument(
+        0, help="steps at the largest learning rate before a linear or cosine decay"
     )
-    lr_warmup_steps: NonNegativeInt = field(
-        default=100, metadata={"help": "steps over which the learning rate rises from zero"}
-    )
-    lr_stable_steps: NonNegativeInt = field(
-        default=0, metadata={"help": "steps at the largest learning rate before a linear or cosine decay"}
-    )
-    lr_final_ratio: Share = field(
-        default=0.0, metadata={"help": "a linear or cosine decay ends at this share of the largest learning rate"}
+    lr_final_ratio: Share = argument(
+        0.0, help="a linear or cosine decay ends at this share of the largest learning rate"
     )
     adam_beta1: Decay = 0.9
     adam_beta2: Decay = 0.95
-    weight_decay: NonNegativeFloat = field(
-        default=0.05, metadata={"help": "acts on matrices, not on biases and other vectors"}
+    weight_decay: NonNegativeFloat = argument(0.05, help="acts on matrices, not on biases and other vectors")
+    weight_decay_end: NonNegativeFloat | None = argument(
+        None, help="weight decay of the last step, reached by a cosine; default: weight_decay"
     )
-    weight_decay_end: NonNegativeFloat | None = field(
-        default=None, metadata={"help": "weight decay of the last step, reached by a cosine; default: weight_decay"}
-    )
-    max_grad_norm: PositiveFloat = field(default=2.0, metadata={"help": "gradients are scaled down to this norm"})
-    ema_decay: Decay = field(
-        default=0.999, metadata={"help": "of the averaged weights, which are saved; 0: no average"}
-    )
+    max_grad_norm: PositiveFloat = argument(2.0, help="gradients are scaled down to this norm")
+    ema_decay: Decay = argument(0.999, help="of the averaged weights, which are saved; 0: no average")
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -76,15 +68,8 @@ class Optimization:
         optimization.finish_step()
     ```
 
-    Learning rate and weight decay depend only on the configuration and the number of steps, so that a resumed run
-    uses its own arguments.
-
-    Args:
-        accelerator (`Accelerator`): Prepares model and optimizer.
-        weights (`nn.Module`): The model whose parameters are optimized and averaged.
-        config ([`OptimizerConfig`]): The hyper-parameters.
-        num_steps (`int`): Length of the schedules.
-        model (`nn.Module`, *optional*, defaults to `weights`): The model that is called, around `weights`.
+    `weights` are optimized and averaged; `model` is called, around them. Learning rate and weight decay depend only on the
+    configuration and the number of steps, so that a resumed run uses its own arguments.
     """
 
     def __init__(

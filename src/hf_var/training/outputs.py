@@ -17,12 +17,7 @@ from .checkpoints import checkpoint_folders
 
 @contextmanager
 def writing(output_dir: str | Path) -> Iterator[None]:
-    """
-    Write inside the block.
-
-    Raises:
-        `OSError`: If something cannot be written; the message has the path, the reason and the complete checkpoints.
-    """
+    """Turn errors of writing into an `OSError` with the path, the reason and the complete checkpoints."""
     try:
         yield
     except (OSError, SafetensorError) as error:

@@ -7,7 +7,7 @@ import sys
 import time
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, ExitStack, contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Annotated, Any, cast
 
 import torch
@@ -15,11 +15,11 @@ from accelerate import Accelerator
 from matplotlib.figure import Figure
 from PIL import Image
 from torch import nn
-from tqdm.auto import tqdm
 from transformers.utils import logging
 
 from ..precision import ONEDNN_MATMUL, fp32_precision
-from ..ranges import CheckedFields, NonNegativeInt, OneOf, PositiveInt
+from ..progress import progress_bar
+from ..ranges import CheckedFields, NonNegativeInt, OneOf, PositiveInt, argument
 from .checkpoints import checkpoint_step, find_checkpoint, load_checkpoint, remove_later_checkpoints, save_checkpoint
 from .identity import RunIdentity
 from .lock import locked_folder
@@ -43,33 +43,24 @@ MATMUL_PRECISIONS = {
 class RunConfig(CheckedFields):
     """Length and precision of a training run, and its outputs."""
 
-    output_dir: str = field(metadata={"help": "folder for the trained model, its log and its checkpoints"})
-    max_train_steps: PositiveInt = field(default=10_000, metadata={"help": "optimizer steps"})
-    gradient_accumulation_steps: PositiveInt = field(default=1, metadata={"help": "forward passes per optimizer step"})
-    mixed_precision: Annotated[str, OneOf("no", "fp16", "bf16")] = field(
-        default="no", metadata={"help": "no, fp16 or bf16"}
+    output_dir: str = argument(help="folder for the trained model, its log and its checkpoints")
+    max_train_steps: PositiveInt = argument(10_000, help="optimizer steps")
+    gradient_accumulation_steps: PositiveInt = argument(1, help="forward passes per optimizer step")
+    mixed_precision: Annotated[str, OneOf("no", "fp16", "bf16")] = argument("no", help="no, fp16 or bf16")
+    matmul_precision: Annotated[str, OneOf(*MATMUL_PRECISIONS)] = argument(
+        "ieee", help="ieee, or tf32 or bf16: what factors of fp32 matrix products may be rounded to where it is faster"
     )
-    matmul_precision: Annotated[str, OneOf(*MATMUL_PRECISIONS)] = field(
-        default="ieee",
-        metadata={
-            "help": "ieee, or tf32 or bf16: what factors of fp32 matrix products may be rounded to where it is faster"
-        },
+    gradient_checkpointing: bool = argument(False, help="compute activations twice instead of keeping them")
+    torch_compile: bool = argument(False, help="compile the model with torch.compile")
+    seed: NonNegativeInt = argument(0, help="fixes the initial weights, the data's order and all random numbers")
+    checkpointing_steps: NonNegativeInt = argument(1000, help="0: no checkpoints")
+    checkpoints_total_limit: PositiveInt = argument(2, help="older checkpoints are removed")
+    resume_from_checkpoint: str | None = argument(
+        None, help="latest, or a folder; latest starts afresh where there is no checkpoint yet"
     )
-    gradient_checkpointing: bool = field(
-        default=False, metadata={"help": "compute activations twice instead of keeping them"}
-    )
-    torch_compile: bool = field(default=False, metadata={"help": "compile the model with torch.compile"})
-    seed: NonNegativeInt = field(
-        default=0, metadata={"help": "fixes the initial weights, the data's order and all random numbers"}
-    )
-    checkpointing_steps: NonNegativeInt = field(default=1000, metadata={"help": "0: no checkpoints"})
-    checkpoints_total_limit: PositiveInt = field(default=2, metadata={"help": "older checkpoints are removed"})
-    resume_from_checkpoint: str | None = field(
-        default=None, metadata={"help": "latest, or a folder; latest starts afresh where there is no checkpoint yet"}
-    )
-    validation_steps: NonNegativeInt = field(default=0, metadata={"help": "validate this often; 0: at the end only"})
-    logging_steps: PositiveInt = field(default=10, metadata={"help": "write the loss to train_log.jsonl this often"})
-    report_to: str = field(default="tensorboard", metadata={"help": "a tracker of Accelerate, or none"})
+    validation_steps: NonNegativeInt = argument(0, help="validate this often; 0: at the end only")
+    logging_steps: PositiveInt = argument(10, help="write the loss to train_log.jsonl this often")
+    report_to: str = argument("tensorboard", help="a tracker of Accelerate, or none")
 
 
 class TrainingRun:
@@ -87,24 +78,9 @@ class TrainingRun:
                 run.save_if_due()
     ```
 
-    Metrics stay on their device until they are logged, saved or checked, so that other steps need not wait
-    for the device.
-
-    After SIGTERM a run writes a checkpoint after the step it is at, with several processes after that of the one that is
-    furthest behind, and exits.
-
-    Args:
-        config ([`RunConfig`]): The arguments.
-        accelerator (`Accelerator`): That of [`make_accelerator`].
-        name (`str`): Name of the run for trackers.
-        batch_size (`int`): Images per process and forward pass.
-        identity ([`RunIdentity`]): Compared with that of a checkpoint before anything is loaded from it.
-        tokens_per_image (`int`, *optional*): To log tokens per second beside images.
-
-    Raises:
-        `ValueError`:
-            If there is no checkpoint to resume from, if a fixed value differs from the checkpoint's, or if the folder has
-            checkpoints but the run is not resumed.
+    Metrics stay on their device until they are logged, saved or checked, so that other steps need not wait for it. After
+    SIGTERM a run writes a checkpoint after the step it is at, with several processes after that of the one that is furthest
+    behind, and exits.
     """
 
     def __init__(
@@ -136,16 +112,8 @@ class TrainingRun:
     @contextmanager
     def started(self, parts: Mapping[str, Any], arguments: Mapping[str, Any] | None = None) -> Iterator[None]:
         """
-        Load the checkpoint if the run is resumed, and log, report progress and handle SIGTERM until the end of the
-        block.
-
-        Args:
-            parts (`dict[str, Any]`):
-                The parts of a checkpoint by name: models, and objects with `state_dict` and `load_state_dict`.
-            arguments (`dict[str, Any]`, *optional*): Arguments of the training, for trackers.
-
-        Raises:
-            `ValueError`: If another run uses the output folder, or the checkpoint is damaged.
+        Load the checkpoint of a resumed run, and log, show progress and handle SIGTERM until the end of the block.
+        `parts` of the checkpoint are models and objects with a state by name; `arguments` are for trackers.
         """
         self._parts = dict(parts)
         if self.accelerator.scaler is not None:
@@ -163,7 +131,9 @@ class TrainingRun:
                 self.log.continue_after(self.step)
                 self._start_trackers(arguments or {})
                 self._report_changes()
-            self.progress = stack.enter_context(self._make_progress())
+            is_shown, steps = self.accelerator.is_local_main_process, self.config.max_train_steps
+            progress = progress_bar(is_shown=is_shown, desc=self.name, total=steps, initial=self.step)
+            self.progress = stack.enter_context(progress)
             self.restart_clock()
             yield
             self.accelerator.end_training()
@@ -182,15 +152,8 @@ class TrainingRun:
         self, learning_rate: float, gradient_norm: torch.Tensor | float | None = None, **counts: int
     ) -> None:
         """
-        Count an optimizer step, and log it if this is due.
-
-        Args:
-            learning_rate (`float`): That of the next step.
-            gradient_norm (`torch.Tensor` or `float`, *optional*): Norm of all gradients, before they were clipped.
-            counts (`int`): Numbers of this process, which are added up over all.
-
-        Raises:
-            `ValueError`: If a loss since the last time was not finite.
+        Count an optimizer step, and log it if this is due: the `learning_rate` of the next step, the norm of all
+        gradients before clipping, and `counts` of this process, which are added up over all.
         """
         self.step += 1
         names = list(self._metrics[0])
@@ -220,13 +183,7 @@ class TrainingRun:
             self.restart_clock()
 
     def save_if_due(self) -> None:
-        """
-        Write a checkpoint if this is due or the run was asked to stop; in that case exit.
-
-        Raises:
-            `ValueError`: If a loss since the last time, or a weight, is not finite.
-            `SystemExit`: If the run was asked to stop, with the status of a process that SIGTERM ended.
-        """
+        """Write a checkpoint if this is due or the run was asked to stop; in that case exit as by SIGTERM."""
         config = self.config
         is_due = config.checkpointing_steps > 0 and self.step % config.checkpointing_steps == 0
         if is_due or self._stop.is_agreed:
@@ -274,10 +231,7 @@ class TrainingRun:
             self.accelerator.log({f"{prefix}{name}": value for name, value in metrics.items()}, step=self.step)
 
     def write_image(self, name: str, image: Image.Image | Figure) -> None:
-        """
-        Save `name`.png in the output folder and, with the step, in its `pictures/`, and show it to the trackers. Only the
-        main process does.
-        """
+        """Save `name`.png in the output folder and, with the step, in its `pictures/`, and show it to the trackers."""
         if self.accelerator.is_main_process:
             with self.writing():
                 path = save_image(self.config.output_dir, name, self.step, image)
@@ -356,13 +310,3 @@ class TrainingRun:
         values = {name: value for name, value in arguments.items() if isinstance(value, (str, int, float))}
         options = {"tensorboard": {"purge_step": self.step + 1}}
         self.accelerator.init_trackers(self.name, config=values, init_kwargs=options)
-
-    def _make_progress(self) -> tqdm:
-        return tqdm(
-            total=self.config.max_train_steps,
-            initial=self.step,
-            disable=not self.accelerator.is_local_main_process,
-            desc=self.name,
-            # If the output is a log file, the progress bar writes fewer lines.
-            mininterval=0.1 if sys.stderr.isatty() else 30,
-        )

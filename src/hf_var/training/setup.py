@@ -27,12 +27,7 @@ class Rows(NamedTuple):
 
 
 def load_splits(data: DataConfig, run: RunConfig) -> tuple[AnyDataset, AnyDataset | None]:
-    """
-    The rows of the training, and those of its validation if it has one.
-
-    Raises:
-        `ValueError`: If rows cannot be read, or if a validation is requested without rows.
-    """
+    """The rows of the training, and those of its validation if it has one."""
     if data.validation_data is None and run.validation_steps > 0:
         raise ValueError(f"`validation_steps` = {run.validation_steps} needs `validation_data`.")
     train = load_source("train_data", data.train_data, data.train_split, ["train"], data.streaming)
@@ -60,16 +55,7 @@ def card_contents(
     captions: Mapping[str, str],
     marks: Mapping[str, int] | None = None,
 ) -> dict[str, Any]:
-    """
-    Plot the training's curves, and collect the contents of the model card.
-
-    Args:
-        run ([`TrainingRun`]): The training.
-        metrics (`list[str]`): Metrics of the validation; those that the log lacks are left out.
-        curves (`list[str]`): Metrics to plot; those that the log lacks are left out.
-        captions (`dict[str, str]`): Captions by the names of images in the output folder; missing images are left out.
-        marks (`dict[str, int]`, *optional*): Steps to mark in the plot, by what began there.
-    """
+    """Plot the curves, and collect the metrics and pictures of a model card that the run has."""
     logged = [name for name in curves if run.log.last(name) is not None]
     run.write_image("curves", curves_plot(run.log.path, logged, marks))
     folder = Path(run.config.output_dir)

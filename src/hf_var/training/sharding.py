@@ -24,10 +24,7 @@ def whole_tensor(tensor: torch.Tensor) -> torch.Tensor:
 
 
 def saved_tensor(tensor: torch.Tensor) -> torch.Tensor:
-    """
-    A tensor for a state that the first process saves: it has all of it, on the CPU if it was spread, and the others have
-    nothing. They all have to call this together.
-    """
+    """What the first process saves of a tensor, all of it; others have nothing. All processes call this."""
     if not isinstance(tensor, DTensor):
         return tensor
     whole = tensor.full_tensor()
@@ -43,10 +40,7 @@ def spread_like(tensor: torch.Tensor, example: torch.Tensor) -> torch.Tensor:
 
 
 def model_state(model: nn.Module) -> Mapping[str, torch.Tensor]:
-    """
-    The weights of a model. If it is sharded the first process has all of them, on the CPU, and the others have nothing.
-    All processes have to call this together.
-    """
+    """Weights to save: a sharded model's are on the CPU of the first process. All processes call this."""
     if not is_sharded(model):
         return model.state_dict()
     options = StateDictOptions(full_state_dict=True, cpu_offload=True)
@@ -63,11 +57,9 @@ def load_model_state(model: nn.Module, state: Mapping[str, torch.Tensor]) -> Non
 
 def whole_model(model: ModelType, make_empty: Callable[[], ModelType]) -> ModelType | None:
     """
-    `model` itself, or if it is sharded a copy on the CPU that has all of its weights, so that what is saved is the same
-    however many processes trained it. All processes have to call this together; only the first gets a copy.
-
-    `make_empty` makes another model of the same configuration, which becomes the copy. It is called on the meta device,
-    so that it costs neither memory nor random numbers.
+    `model` itself, or if it is sharded a copy on the CPU that has all of its weights, so that what is saved is the
+    same however many processes trained it. All processes call this together; only the first gets a copy. `make_empty`
+    makes another model of the same configuration on the meta device, at no cost of memory or random numbers.
     """
     if not is_sharded(model):
         return model

@@ -27,12 +27,7 @@ def write_state(path: str | Path, state: Any) -> None:
 
 
 def read_state(path: str | Path) -> Any:
-    """
-    What [`write_state`] wrote, with its tensors on the CPU; arrays come back as tensors.
-
-    Raises:
-        `ValueError`: If there is no such file, or if it is truncated or damaged.
-    """
+    """What [`write_state`] wrote, with its tensors on the CPU; arrays come back as tensors."""
     try:
         with safe_open(path, framework="pt") as file:
             structure = json.loads(file.metadata()["structure"])

@@ -12,15 +12,9 @@ from ..priors import VARConfig
 @torch.no_grad()
 def teacher_forcing(vqvae: VQVAEModel, batch: dict[str, torch.Tensor], is_raster: bool = False) -> dict[str, Any]:
     """
-    The arguments of a [`VARTransformer`] for a batch of images or codes. Every scale reads the image's own coarser scales
-    or, in raster order, every token the code vector of the token before (Esser et al. 2021, section 3.2).
-
-    Args:
-        vqvae ([`VQVAEModel`]): The tokenizer.
-        is_raster (`bool`, *optional*, defaults to `False`): That of the transformer's configuration.
-        batch (`dict[str, torch.Tensor]`):
-            `codes` of shape `(batch, length)` or `pixel_values` in [-1, 1], and the condition, which is passed on:
-            `class_labels` of shape `(batch,)`, `class_embeds` of shape `(batch, channels)` or neither.
+    The arguments of a [`VARTransformer`] for a batch of `codes` `(batch, length)` or `pixel_values` in [-1, 1] and of
+    a condition, which is passed on. Every scale reads the image's own coarser scales or, in raster order, every token
+    the code vector of the token before (Esser et al. 2021, section 3.2).
     """
     inputs: dict[str, Any] = {name: values.to(vqvae.device, non_blocking=True) for name, values in batch.items()}
     codes = inputs.pop("codes") if "codes" in inputs else cast(Any, vqvae.encode(inputs.pop("pixel_values"))).codes
@@ -29,8 +23,8 @@ def teacher_forcing(vqvae: VQVAEModel, batch: dict[str, torch.Tensor], is_raster
 
 
 def check_blocks(config: VARConfig) -> None:
-    """Raise a `ValueError` unless a transformer predicts single tokens or whole scales; other blocks have no inputs."""
-    if config.block_lengths != config.scale_lengths and not config.is_raster:
+    """Raise a `ValueError` unless a transformer predicts single tokens or whole scales."""
+    if not config.has_known_inputs:
         raise ValueError(
             f"`block_sizes` must be one block per scale, {config.scale_lengths}, or all ones for raster order, got "
             f"{config.block_sizes}."

@@ -8,10 +8,7 @@ from ..autoencoders import VQVAEModel, VQVAEOutput
 
 
 class VQVAEWarmup(nn.Module):
-    """
-    A tokenizer whose `forward` can skip the quantizer, as if the codebook were infinitely fine. Both variants are one
-    `forward`, because distributed training wraps only this method.
-    """
+    """A tokenizer whose `forward`, all that distributed training wraps, can skip the quantizer."""
 
     def __init__(self, vqvae: VQVAEModel):
         super().__init__()

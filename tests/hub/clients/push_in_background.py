@@ -43,7 +43,7 @@ def write_note(folder: Path, text: str) -> None:
 def main(output_dir: Path) -> None:
     logged = Warnings()
     logging.getLogger("hf_var.hub.push").addHandler(logged)
-    leftover = output_dir / "unfinished-push-of-a-killed-run" / "transformer"
+    leftover = output_dir / ".unfinished-push-of-a-killed-run" / "transformer"
     leftover.mkdir(parents=True)
     (output_dir / "checkpoints").mkdir()
     pusher = BackgroundPush(create_repository(output_dir), output_dir)
@@ -56,10 +56,10 @@ def main(output_dir: Path) -> None:
     assert pusher.push(pipe.save_pretrained, "Step 1")
     # The training is here while the Hub holds the commit back.
     assert not pusher.is_free
-    checkpoints, folder = folders(output_dir)
-    assert (checkpoints, folder[:16]) == ("checkpoints", "unfinished-push-")
+    folder, checkpoints = folders(output_dir)
+    assert (checkpoints, folder[:17]) == ("checkpoints", ".unfinished-push-")
     assert not pusher.push(make_pipeline(seed=1).save_pretrained, "Step 2")
-    assert folders(output_dir) == ["checkpoints", folder]
+    assert folders(output_dir) == [folder, "checkpoints"]
     assert not pusher.is_free
     ask_for("/open")
     pusher.finish()
