@@ -4,7 +4,7 @@
 from pathlib import Path
 
 from .autoencoders import VQVAEConfig, VQVAEDecoderOutput, VQVAEEncoderOutput, VQVAEModel, VQVAEOutput
-from .pipelines import VARImg2ImgPipeline, VARInpaintPipeline, VARPipeline, VARPipelineOutput
+from .pipelines import ARPipeline, VARImg2ImgPipeline, VARInpaintPipeline, VARPipeline, VARPipelineOutput
 from .priors import (
     PixelCNN,
     PixelCNNConfig,
@@ -29,6 +29,7 @@ register()
 
 __all__ = [
     "DIGITS_CHECKPOINT",
+    "ARPipeline",
     "PixelCNN",
     "PixelCNNConfig",
     "PixelPriorOutput",

@@ -1,8 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Sampling of numbered images: each one depends only on the seed and its number."""
 
-from collections.abc import Mapping, Sequence
-from functools import partial
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -33,22 +32,37 @@ def image_seed(seed: int, number: int) -> int:
 
 
 def image_label(number: int, num_labels: int) -> int | None:
-    """Class of an image. They take turns, so that the parts of the Inception Score have all of them."""
+    """
+    Class of an image. The classes take turns: the parts of the Inception Score, and the first images of a set, are
+    balanced.
+    """
     return number % num_labels if num_labels > 0 else None
 
 
-@torch.no_grad()
-def sample_images(
-    pipeline: VARPipeline, seed: int, sampling: Mapping[str, Any], numbers: Sequence[int]
-) -> torch.Tensor:
-    """The images of these numbers, bytes `(len(numbers), 3, height, width)`; `sampling` are arguments of the pipeline's call."""
-    config, device = pipeline.transformer.config, pipeline.device
-    # Generators of the device, so that probabilities need not be copied to the CPU for every scale.
-    generators = [torch.Generator(device).manual_seed(image_seed(seed, number)) for number in numbers]
-    labels = [image_label(number, config.num_labels or 0) for number in numbers]
-    latents = pipeline(labels, generator=generators, output_type="latent", **sampling).images
-    # Decoded here, since the pipeline's output in half precision would be rounded twice.
-    return rgb_bytes(pipeline.vqvae.decode(latents=latents).sample)  # pyright: ignore[reportArgumentType]
+class ImageSampler:
+    """Samples images by number, with the arguments `sampling` of the pipeline's call."""
+
+    def __init__(
+        self,
+        pipeline: VARPipeline,
+        seed: int,
+        sampling: Mapping[str, Any],
+        score_fn: Callable[[torch.Tensor, torch.Tensor], torch.Tensor] | None = None,
+    ):
+        self.pipeline = pipeline
+        self.seed = seed
+        self.sampling = {**sampling, "score_fn": score_fn}
+
+    @torch.no_grad()
+    def __call__(self, numbers: Sequence[int]) -> torch.Tensor:
+        """The images, a `torch.ByteTensor` of shape `(len(numbers), 3, height, width)`."""
+        config, device = self.pipeline.transformer.config, self.pipeline.device
+        # Generators of the device, so that probabilities need not be copied to the CPU for every scale.
+        generators = [torch.Generator(device).manual_seed(image_seed(self.seed, number)) for number in numbers]
+        labels = [image_label(number, config.num_labels or 0) for number in numbers]
+        latents = self.pipeline(labels, generator=generators, output_type="latent", **self.sampling).images
+        # Decoded here, since the pipeline's output in half precision would be rounded twice.
+        return rgb_bytes(self.pipeline.vqvae.decode(latents=latents).sample)  # pyright: ignore[reportArgumentType]
 
 
 class ClassifierScore:
@@ -111,7 +125,7 @@ class SampledImages(ImageSet):
         if config.classifier is not None:
             score_fn = ClassifierScore(config.classifier, num_labels, device)
             models["classifier"] = score_fn.model
-        self._sample = partial(sample_images, pipeline, config.seed, {**sampling, "score_fn": score_fn})
+        self._sampler = ImageSampler(pipeline, config.seed, sampling, score_fn)
         self.settings = {"seed": config.seed, "dtype": config.dtype, "classifier": config.classifier, **sampling}
         # Everything that the images depend on, except their number.
         self.description = {
@@ -131,7 +145,7 @@ class SampledImages(ImageSet):
             self.folder.mkdir()
 
     def read(self, numbers: range) -> torch.Tensor:
-        return read_or_sample(self.folder, self.image_size, self._sample, numbers)
+        return read_or_sample(self.folder, self.image_size, self._sampler, numbers)
 
 
 def _sampling_arguments(config: EvaluationConfig, pipeline: VARPipeline) -> dict[str, Any]:
@@ -140,7 +154,7 @@ def _sampling_arguments(config: EvaluationConfig, pipeline: VARPipeline) -> dict
     if not pipeline.transformer.config.num_labels:
         # Without classes, guidance has nothing to contrast with.
         sampling["guidance_scale"] = 1.0
-    resolved = resolve_sampling(pipeline.transformer, pipeline.config, sampling)
+    resolved = resolve_sampling(pipeline.vqvae.config, pipeline.config, sampling)
     found = {name: getattr(resolved, name) for name in PLAIN_OPTIONS}
     # These options may differ per scale; here one value serves all scales.
     found = {name: value[0] if isinstance(value, list) else value for name, value in found.items()}
