@@ -28,7 +28,6 @@ from typing import Annotated, Any, NamedTuple
 import torch
 from accelerate import Accelerator
 from accelerate.utils import set_seed
-from diffusers.utils import make_image_grid
 from PIL import Image
 
 from hf_var import VARConfig, VARPipeline, VARTransformer, VQVAEConfig, VQVAEModel, data
@@ -47,6 +46,7 @@ from hf_var.training.lora import LoraFields, add_lora, save_lora
 from hf_var.training.optimization import SCHEDULERS, Optimization, OptimizerConfig
 from hf_var.training.prior_data import ConditionConfig, PriorData, load_prior_data, tokenize_copies
 from hf_var.training.run import RunConfig, TrainingRun
+from hf_var.training.samples import SAMPLING, SampleConfig, sample_grid, spread_labels
 from hf_var.training.setup import Rows, card_contents, make_batches
 from hf_var.training.sharding import whole_model
 from hf_var.training.teacher_forcing import check_blocks, teacher_forcing
@@ -57,8 +57,6 @@ from hf_var.weight_files import use_umask
 FREE_CONFIG_FIELDS = ("dropout", "attention_dropout", "drop_path_rate", "class_dropout_prob", "label_smoothing")
 # What a resumed run cannot change, beside the configuration.
 FIXED_ARGUMENTS = ("seed", "streaming", "augmented_copies", "lora_rank", "lora_alpha", "lora_target_modules")
-# Arguments that become defaults of the pipeline.
-SAMPLING = ("guidance_scale", "top_p", "temperature")
 # Folder of the adapter in that of the result.
 LORA_FOLDER = "lora"
 # What is plotted of the log, where the run has it.
@@ -104,23 +102,6 @@ class VAROptimizerConfig(OptimizerConfig):
     )
 
 
-@dataclass(kw_only=True)
-class SampleConfig(CheckedFields):
-    """Samples during the training, and the sampling defaults of the pipeline that is saved."""
-
-    sample_steps: NonNegativeInt = argument(0, help="sample this often; 0: at the end only")
-    num_samples: NonNegativeInt = argument(16, help="images in the picture of samples; 0: no picture")
-    guidance_scale: NonNegativeFloat | None = argument(
-        None, help="default of the pipeline that is saved: that of pretrained_var, or 2.5; 1: off"
-    )
-    top_p: Share | None = argument(
-        None, help="default of the pipeline that is saved: that of pretrained_var, or 0.96; 1: off"
-    )
-    temperature: NonNegativeFloat | None = argument(
-        None, help="default of the pipeline that is saved: that of pretrained_var, or 1"
-    )
-
-
 class Arguments(NamedTuple):
     """The configuration of each component. Their fields are the arguments of the command line."""
 
@@ -153,7 +134,7 @@ def load_models(args: Arguments) -> tuple[VQVAEModel, VARTransformer | None, dic
     if args.script.pretrained_var is not None:
         pretrained = VARPipeline.from_pretrained(args.script.pretrained_var, dtype=torch.float32)
         sampling = {name: pretrained.config[name] for name in SAMPLING}
-    sampling |= {name: value for name in SAMPLING if (value := getattr(args.samples, name)) is not None}
+    sampling |= args.samples.defaults
     if args.script.vqvae is None:
         vqvae = pretrained.vqvae
     else:
@@ -256,18 +237,13 @@ def sample_images(
     Images of classes from the first to the last, or of the embeddings of the first training images, a row of eight beside
     each other.
     """
-    number, num_labels = args.samples.num_samples, pipeline.transformer.config.num_labels
-    generators = [torch.Generator().manual_seed(args.run.seed + index) for index in range(number)]
+    number = args.samples.num_samples
     if args.conditions.condition_column is not None:
         condition = {"class_embeds": batches.first_items(number)["class_embeds"]}
     else:
-        labels = [index * num_labels // number if num_labels > 0 else None for index in range(number)]
-        condition = {"class_labels": labels}
+        condition = {"class_labels": spread_labels(pipeline.transformer.config.num_labels, number)}
     with accelerator.autocast():
-        images = pipeline(**condition, generator=generators).images
-    columns = min(number, 8)
-    images += [Image.new(images[0].mode, images[0].size)] * (-number % columns)
-    return make_image_grid(images, rows=len(images) // columns, cols=columns)
+        return sample_grid(pipeline, args.run.seed, number, **condition)
 
 
 def whole_transformer(args: Arguments, transformer: VARTransformer) -> VARTransformer | None:
