@@ -104,7 +104,7 @@ def log_likelihood(
     ```
     """
     codes = _codes(pipe, images, codes, batch_size)
-    if getattr(pipe._priors[0].config, "condition_channels", None) is not None:
+    if getattr(pipe.priors[0].config, "condition_channels", None) is not None:
         raise ValueError("`pipe` is conditioned on embeddings, and only likelihoods given classes can be computed.")
     ids = pipe.get_label_ids(class_labels)
     if len(ids) not in (1, len(codes)):

@@ -52,7 +52,7 @@ def naive_codes(pipe, labels, seed, weight=1.0, top_k=0, temperature=1.0):
     """The whole map again for every code, by `torch.multinomial`."""
     source, levels = seeded(seed), []
     labels = torch.tensor(labels)
-    for prior in pipe._priors:
+    for prior in pipe.priors:
         codes = torch.zeros(len(labels), prior.config.length, dtype=torch.long)
         condition = {"condition_codes": levels[-1]} if levels else {}
         for place in range(prior.config.length):
@@ -192,7 +192,7 @@ def test_likelihoods_are_those_that_sampling_follows(levels):
     sizes = pipe.vqvae.config.scale_lengths
     assert found.per_scale.shape == (2, levels)
     pieces, previous, expected = codes.split(sizes, dim=1), {}, []
-    for prior, level in zip(pipe._priors, pieces, strict=True):
+    for prior, level in zip(pipe.priors, pieces, strict=True):
         logits = prior(level, torch.tensor([0, 1]), **previous).logits.log_softmax(-1)
         expected.append(logits.gather(2, level[..., None])[..., 0])
         previous = {"condition_codes": level}

@@ -65,14 +65,14 @@ class PipelineBase(DiffusionPipeline):
         self.image_processor = make_processor(self.vqvae.config)
 
     @property
-    def _priors(self) -> Sequence[nn.Module]:
+    def priors(self) -> Sequence[nn.Module]:
         """The models that predict the codes; the first one has the labels."""
         raise NotImplementedError
 
     @property
     def id2label(self) -> dict[int, str]:
         """Names of the classes, by their ids; empty where there are none."""
-        return self._priors[0].config.id2label or {}
+        return self.priors[0].config.id2label or {}
 
     @classmethod
     def from_pipe(cls, pipeline: Any, **kwargs) -> Any:
@@ -190,7 +190,7 @@ class PipelineBase(DiffusionPipeline):
     def _at_work(self, *others: nn.Module | None) -> Iterator[torch.device]:
         """The models, and others, in evaluation mode; afterwards those that are offloaded leave the device."""
         precision = fp32_precision(ONEDNN_MATMUL if self._prefers_onednn else {})
-        with evaluation_mode(*self._priors, self.vqvae, *others), precision:
+        with evaluation_mode(*self.priors, self.vqvae, *others), precision:
             yield self._execution_device
         self.maybe_free_model_hooks()
 
@@ -213,7 +213,7 @@ class PipelineBase(DiffusionPipeline):
                 f"`callback_on_step_end_tensor_inputs` must be among {self._callback_tensor_inputs}, got {unknown}."
             )
         check_output(call.output_type, self.vqvae.config.num_output_channels)
-        condition = class_condition(self._priors[0], class_labels, call.class_embeds)
+        condition = class_condition(self.priors[0], class_labels, call.class_embeds)
         name = "class_labels" if call.class_embeds is None else "class_embeds"
         items = match_inputs(call.num_images_per_label, **sizes, **{name: len(condition)})
         condition = condition.select(items.pop(name))

@@ -61,7 +61,7 @@ class ARPipeline(PipelineBase):
         self._set_defaults(guidance_scale, top_p, temperature)
 
     @property
-    def _priors(self) -> list[nn.Module]:
+    def priors(self) -> list[nn.Module]:
         return [prior for prior in (self.prior, self.middle_prior, self.bottom_prior) if prior is not None]
 
     @show_options
@@ -145,7 +145,7 @@ class ARPipeline(PipelineBase):
         options = {"callback_on_step_end_tensor_inputs": ["codes"], **options}
         call, condition, items = super()._prepare(class_labels, options, **sizes)
         self._check_output(call.output_type)
-        scale, levels = call.sampling.guidance_scale, len(self._priors)
+        scale, levels = call.sampling.guidance_scale, len(self.priors)
         config = self.prior.config
         if config.num_labels and not config.class_dropout_prob:
             if bool((condition.class_labels == config.num_labels).any()):
@@ -168,7 +168,7 @@ class ARPipeline(PipelineBase):
         sampler = Sampler(call.sampling, call.generator, len(sizes))
         rows: list[torch.Tensor] = []
         with self._showing(state), self.progress_bar(total=state.num_timesteps) as progress_bar:  # pyright: ignore
-            for k, (prior, (height, width)) in enumerate(zip(self._priors, sizes, strict=True)):
+            for k, (prior, (height, width)) in enumerate(zip(self.priors, sizes, strict=True)):
                 coarser = torch.cat(rows[-sizes[k - 1][0] :], dim=1) if k > 0 else None
                 predictor = self._predictor(prior, k, call, condition, coarser)
                 for _ in range(height):
@@ -192,7 +192,7 @@ class ARPipeline(PipelineBase):
     ) -> RowPredictor:
         """What predicts level `k`, given the `coarser` codes."""
         has_classes = bool(prior.config.num_labels)
-        last_guided = last_guided_scale(call.sampling.guidance_scale, len(self._priors))
+        last_guided = last_guided_scale(call.sampling.guidance_scale, len(self.priors))
         guided = has_classes and not condition.is_unconditional and k <= last_guided
         arguments = condition.arguments(self._execution_device, guided) if has_classes else {}
         if coarser is not None:
@@ -214,7 +214,7 @@ class ARPipeline(PipelineBase):
 
         def score(images: torch.Tensor, class_labels: torch.Tensor) -> torch.Tensor:
             found = []
-            for prior, coarser, level in zip(self._priors, [None, *levels], levels, strict=False):
+            for prior, coarser, level in zip(self.priors, [None, *levels], levels, strict=False):
                 arguments = {"class_labels": class_labels} if prior.config.num_labels else {}
                 if coarser is not None:
                     arguments["condition_codes"] = coarser[images]

@@ -41,7 +41,7 @@ class VARPipelineBase(LoraMixin, PipelineBase):
         self._set_defaults(guidance_scale, top_p, temperature)
 
     @property
-    def _priors(self) -> list[VARTransformer]:
+    def priors(self) -> list[VARTransformer]:
         return [self.transformer]
 
     # ----------------------------------------------------------------------------------------------------------------
