@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The golden numbers of the official implementation; `fixtures/README.md` says what they are."""
+"""The golden numbers of public implementations; `fixtures/README.md` says what they are."""
 
 import copy
 import functools
@@ -19,27 +19,18 @@ CASES = ("A", "B")
 
 
 @dataclass(frozen=True)
-class ParityCase:
+class GoldenCase:
     """
-    One pair of models and what the official code made of them.
+    What public code made of random models.
 
     Attributes:
-        vqvae_weights, var_weights (`dict[str, torch.Tensor]`): Official state dicts.
-        var_overrides (`dict`): What the transformer's state dict leaves open.
         inputs, expected (`dict[str, torch.Tensor]`): Arguments and results, half precision cast to fp32.
         manifest (`dict`): Everything else.
     """
 
-    vqvae_weights: dict[str, torch.Tensor]
-    var_weights: dict[str, torch.Tensor]
-    var_overrides: dict
     inputs: dict[str, torch.Tensor]
     expected: dict[str, torch.Tensor]
     manifest: dict
-
-    @property
-    def patch_nums(self) -> list[int]:
-        return self.manifest["vae_args"]["v_patch_nums"]
 
     @property
     def scalars(self) -> dict:
@@ -56,16 +47,45 @@ class ParityCase:
         torch.testing.assert_close(actual, expected, rtol=0, atol=tolerance, msg=lambda text: f"{name}: {text}")
 
     def assert_gradients_close(self, section: str, gradients: dict[str, torch.Tensor]) -> None:
-        """Compare every gradient's norm and, where they are stored, its elements; `gradients` has official names."""
-        norms = self.scalars[f"{section}/grad_norms"]
+        """
+        Compare every gradient's norm and, where they are stored, its elements; `gradients` has official names, and
+        `section` is what stands before the names of the case.
+        """
+        norms = self.scalars[f"{section}grad_norms"]
         assert norms.keys() <= gradients.keys()
         for name, norm in norms.items():
             actual = gradients[name].double().norm().item()
-            assert abs(actual - norm) <= 1e-4 * norm + 2e-6, f"{section}/grad_norms {name}: {actual} for {norm}"
-        stored = [name for name in self.expected if name.startswith(f"{section}/grad/")]
+            assert abs(actual - norm) <= 1e-4 * norm + 2e-6, f"{section}grad_norms {name}: {actual} for {norm}"
+        stored = [name for name in self.expected if name.startswith(f"{section}grad/")]
         assert stored
         for name in stored:
-            self.assert_close(name, gradients[name.removeprefix(f"{section}/grad/")])
+            self.assert_close(name, gradients[name.removeprefix(f"{section}grad/")])
+
+
+@dataclass(frozen=True)
+class ParityCase(GoldenCase):
+    """
+    One pair of models of the official code of VAR.
+
+    Attributes:
+        vqvae_weights, var_weights (`dict[str, torch.Tensor]`): Official state dicts.
+        var_overrides (`dict`): What the transformer's state dict leaves open.
+    """
+
+    vqvae_weights: dict[str, torch.Tensor]
+    var_weights: dict[str, torch.Tensor]
+    var_overrides: dict
+
+    @property
+    def patch_nums(self) -> list[int]:
+        return self.manifest["vae_args"]["v_patch_nums"]
+
+
+@dataclass(frozen=True)
+class LineageCase(GoldenCase):
+    """One model from before VAR, with the state dict of its code, `weights`."""
+
+    weights: dict[str, torch.Tensor]
 
 
 @functools.cache
@@ -85,6 +105,19 @@ def load_case(name: str) -> ParityCase:
         inputs=_upcast(safetensors.torch.load_file(folder / "inputs.safetensors")),
         expected=_upcast(safetensors.torch.load_file(folder / "expected.safetensors")),
         manifest=manifest,
+    )
+
+
+@functools.cache
+def load_lineage_case(name: str) -> LineageCase:
+    """Read a case of `lineage` once per process; nothing may change its tensors."""
+    folder = FIXTURES / "parity" / "lineage" / name
+    weights = safetensors.torch.load(lzma.decompress((folder / "weights.safetensors.xz").read_bytes()))
+    return LineageCase(
+        weights=_upcast(weights),
+        inputs=_upcast(safetensors.torch.load_file(folder / "inputs.safetensors")),
+        expected=_upcast(safetensors.torch.load_file(folder / "expected.safetensors")),
+        manifest=json.loads((folder / "manifest.json").read_text(encoding="utf-8")),
     )
 
 

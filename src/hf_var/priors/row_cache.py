@@ -14,8 +14,8 @@ class RowCache:
     the condition alone.
 
     A call with a cache computes rows that follow the finished ones. It may be repeated while these rows are filled code by
-    code, until `finish_rows` makes the rows of the last call finished. Only as many rows of each layer's input are kept
-    as its convolution reaches back, and the keys and values of attention.
+    code. After a last call with all their codes `finish_rows` makes them finished. Only as many rows of each layer's input
+    are kept as its convolution reaches back, and the keys and values of attention.
 
     Attributes:
         num_rows (`int`): Finished rows.
@@ -34,6 +34,7 @@ class RowCache:
     ...     for column in range(2):
     ...         logits = model(codes[:, row], cache=cache).logits  # (batch, codes of the row, codebook_size)
     ...         codes[:, row, column] = logits[:, column].argmax(-1)
+    ...     _ = model(codes[:, row], cache=cache)  # with its last code, too
     ...     cache.finish_rows()
     >>> cache.num_rows
     2
@@ -62,7 +63,7 @@ class RowCache:
 
     def finish_rows(self) -> None:
         """
-        Make the rows of the last call finished: the next call is about those that follow.
+        Make the rows of the last call finished, with the codes that it had: the next call is about those that follow.
 
         Raises:
             `ValueError`: If there was no call since the last finished row.
