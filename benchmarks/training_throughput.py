@@ -30,7 +30,7 @@ from hf_var.data import TrainingBatches
 from hf_var.training.codebook import MovingAverageCodebook
 from hf_var.training.losses import reconstruction_loss
 from hf_var.training.optimization import make_optimizer
-from hf_var.training.teacher_forcing import teacher_forcing
+from hf_var.training.prior_inputs import prior_inputs
 
 
 ROUNDS = 3
@@ -87,7 +87,7 @@ def transformer_loop(script, args) -> Callable[[], Iterator[None]]:
     config = script.make_config(args, vqvae.config, conditioning)
     batches = TrainingBatches(rows.dataset, rows.reader, args.data, args.run.seed)
     inputs = [
-        teacher_forcing(vqvae, batch, config.is_raster) for _, batch in zip(range(NUM_BATCHES), batches, strict=False)
+        prior_inputs(vqvae, batch, config.is_raster) for _, batch in zip(range(NUM_BATCHES), batches, strict=False)
     ]
     args = script.resolve_learning_rate(args, images_per_step=args.data.train_batch_size)
 

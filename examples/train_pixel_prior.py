@@ -24,6 +24,7 @@ from typing import Annotated, Any, NamedTuple
 
 import torch
 from accelerate.utils import set_seed
+from PIL import Image
 from torch import nn
 
 from hf_var import ARPipeline, PixelCNN, PixelCNNConfig, PixelSNAIL, PixelSNAILConfig, data
@@ -35,15 +36,16 @@ from hf_var.hub.cards import write_pipeline_card
 from hf_var.hub.config import PipelineHubConfig
 from hf_var.hub.push import create_repository, push_result
 from hf_var.metrics.likelihood import CodePredictions, measure_likelihood
+from hf_var.pipelines.image_grids import image_grid
 from hf_var.ranges import CheckedFields, NonNegativeInt, OneOf, argument
 from hf_var.training.accelerator import make_accelerator
 from hf_var.training.identity import RunIdentity, make_identity
 from hf_var.training.optimization import Optimization, OptimizerConfig
 from hf_var.training.prior_data import ConditionConfig, PriorData, load_prior_data, tokenize_copies
+from hf_var.training.prior_inputs import level_inputs
 from hf_var.training.run import RunConfig, TrainingRun
-from hf_var.training.samples import SampleConfig, sample_grid, spread_labels
+from hf_var.training.samples import SampleConfig, spread_labels
 from hf_var.training.setup import card_contents, make_batches
-from hf_var.training.teacher_forcing import level_inputs
 from hf_var.weight_files import use_umask
 
 
@@ -103,7 +105,7 @@ def read_arguments(argv: Sequence[str]) -> Arguments:
 # Models
 
 
-def load_tokenizer(args: Arguments) -> tuple[Tokenizer, list[nn.Module]]:
+def load_models(args: Arguments) -> tuple[Tokenizer, list[nn.Module]]:
     """The tokenizer, and the trained priors of the coarser levels for the pipeline that is saved."""
     vqvae = load(args.script.vqvae)
     levels, level, coarser = len(vqvae.config.patch_nums), args.script.level, args.script.coarser_priors
@@ -146,6 +148,14 @@ def make_pipeline(args: Arguments, vqvae: Tokenizer, priors: Sequence[nn.Module]
     pipeline = ARPipeline(vqvae, first, *(middle or [None]), last, **args.samples.defaults)
     pipeline.set_progress_bar_config(disable=True)
     return pipeline
+
+
+def sample_images(args: Arguments, pipeline: ARPipeline) -> Image.Image:
+    """Images of classes from the first to the last."""
+    number = args.samples.num_samples
+    generators = [torch.Generator().manual_seed(args.run.seed + index) for index in range(number)]
+    labels = spread_labels(len(pipeline.id2label), number)
+    return image_grid(pipeline(labels, generator=generators).images, columns=8)
 
 
 # --------------------------------------------------------------------------------------------------------------------
@@ -226,8 +236,7 @@ def main(argv: Sequence[str] | None = None) -> None:
                             measure_likelihood(prior, make_inputs, validation, accelerator), prefix="validation_"
                         )
                     if is_sampled:
-                        labels = spread_labels(config.num_labels, number)
-                        run.write_image("samples", sample_grid(pipeline, seed, number, class_labels=labels))
+                        run.write_image("samples", sample_images(args, pipeline))
                 run.restart_clock()
             run.save_if_due()
 

@@ -20,7 +20,7 @@ import copy
 import inspect
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, NamedTuple
@@ -38,6 +38,7 @@ from hf_var.hub.cards import write_pipeline_card
 from hf_var.hub.config import PipelineHubConfig
 from hf_var.hub.push import BackgroundPush, create_repository, push_result
 from hf_var.metrics.likelihood import CodePredictions, measure_likelihood
+from hf_var.pipelines.image_grids import image_grid
 from hf_var.ranges import CheckedFields, NonNegativeFloat, NonNegativeInt, OneOf, PositiveFloat, Share, argument
 from hf_var.training.accelerator import make_accelerator
 from hf_var.training.flops import training_flops
@@ -45,11 +46,11 @@ from hf_var.training.identity import RunIdentity, make_identity
 from hf_var.training.lora import LoraFields, add_lora, save_lora
 from hf_var.training.optimization import SCHEDULERS, Optimization, OptimizerConfig
 from hf_var.training.prior_data import ConditionConfig, PriorData, load_prior_data, tokenize_copies
+from hf_var.training.prior_inputs import check_blocks, prior_inputs
 from hf_var.training.run import RunConfig, TrainingRun
-from hf_var.training.samples import SAMPLING, SampleConfig, sample_grid, spread_labels
+from hf_var.training.samples import SAMPLING, SampleConfig, spread_labels
 from hf_var.training.setup import Rows, card_contents, make_batches
 from hf_var.training.sharding import whole_model
-from hf_var.training.teacher_forcing import check_blocks, teacher_forcing
 from hf_var.weight_files import use_umask
 
 
@@ -100,6 +101,10 @@ class VAROptimizerConfig(OptimizerConfig):
     lr_final_ratio: Share = argument(
         0.1, help="a linear or cosine decay ends at this share of the largest learning rate"
     )
+
+    def learning_rate_of(self, images_per_step: int) -> float:
+        """The largest learning rate, as it is given or as it follows from the images of a step."""
+        return self.learning_rate or self.base_learning_rate * images_per_step / 256
 
 
 class Arguments(NamedTuple):
@@ -187,8 +192,8 @@ def make_transformer(args: Arguments, config: VARConfig, pretrained: VARTransfor
     if args.run.gradient_checkpointing:
         enable_activation_checkpointing(transformer)
     if args.lora.lora_rank > 0:
-        rank, alpha, dropout, target_modules = (getattr(args.lora, entry.name) for entry in fields(args.lora))
-        add_lora(transformer, rank, alpha, dropout, target_modules=target_modules)
+        lora = args.lora
+        add_lora(transformer, lora.lora_rank, lora.lora_alpha, lora.lora_dropout, lora.lora_target_modules)
     return transformer.train()
 
 
@@ -198,13 +203,6 @@ def identify(args: Arguments, config: VARConfig, vqvae: VQVAEModel, rows: Rows) 
     parts |= {"vqvae (its fingerprint)": data.tokenizer_fingerprint(vqvae), "train_data_rows": rows.number}
     arguments = public_arguments(*args[:-1])
     return make_identity(arguments, FIXED_ARGUMENTS, config, FREE_CONFIG_FIELDS, **parts)
-
-
-def resolve_learning_rate(args: Arguments, images_per_step: int) -> Arguments:
-    """`args` with the learning rate that follows from the images of a step, unless it is given."""
-    optimizer = args.optimizer
-    rate = optimizer.base_learning_rate * images_per_step / 256
-    return args._replace(optimizer=replace(optimizer, learning_rate=optimizer.learning_rate or rate))
 
 
 # --------------------------------------------------------------------------------------------------------------------
@@ -233,23 +231,19 @@ def make_pipeline(transformer: VARTransformer, vqvae: VQVAEModel, sampling: dict
 def sample_images(
     args: Arguments, pipeline: VARPipeline, batches: data.TrainingBatches, accelerator: Accelerator
 ) -> Image.Image:
-    """
-    Images of classes from the first to the last, or of the embeddings of the first training images, a row of eight beside
-    each other.
-    """
+    """Images of classes from the first to the last, or of the embeddings of the first training images."""
     number = args.samples.num_samples
+    generators = [torch.Generator().manual_seed(args.run.seed + index) for index in range(number)]
     if args.conditions.condition_column is not None:
         condition = {"class_embeds": batches.first_items(number)["class_embeds"]}
     else:
         condition = {"class_labels": spread_labels(pipeline.transformer.config.num_labels, number)}
     with accelerator.autocast():
-        return sample_grid(pipeline, args.run.seed, number, **condition)
+        return image_grid(pipeline(**condition, generator=generators).images, columns=8)
 
 
 def whole_transformer(args: Arguments, transformer: VARTransformer) -> VARTransformer | None:
-    """
-    `transformer`, or if it is sharded a whole copy, in the first process alone; for all processes together.
-    """
+    """`transformer`, or if it is sharded a whole copy, in the first process alone; for all processes together."""
     return whole_model(transformer, lambda: make_transformer(args, transformer.config, None))
 
 
@@ -261,10 +255,7 @@ def save(
     folder: Path,
     is_final: bool = False,
 ) -> VARPipeline | None:
-    """
-    Save a pipeline. Adapters are saved for themselves as well, and alone as long as they are trained: they become part of
-    the weights that are saved at the end.
-    """
+    """Save a pipeline. Adapters are saved alone while they are trained, and become part of the final weights as well."""
     if args.lora.lora_rank > 0:
         save_lora(transformer, folder / LORA_FOLDER)
         if not is_final:
@@ -298,7 +289,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 
     # Everything that can be wrong with the input is found before any work.
     vqvae, pretrained, sampling = load_models(args)
-    known_labels = None if pretrained is None else pretrained.config.id2label
+    known_labels = pretrained and pretrained.config.id2label
     images = load_prior_data(args.data, args.augment, args.conditions, args.run, vqvae, known_labels)
     config = make_config(args, vqvae.config, images, pretrained)
 
@@ -306,21 +297,20 @@ def main(argv: Sequence[str] | None = None) -> None:
     accelerator = make_accelerator(args.run, batch_size, args.optimizer.max_grad_norm)
     identity = identify(args, config, vqvae, images.train)
     run = TrainingRun(args.run, accelerator, "train_var", batch_size, identity, tokens_per_image=config.length)
-    args = resolve_learning_rate(args, run.images_per_step)
+    args.optimizer.learning_rate = args.optimizer.learning_rate_of(run.images_per_step)
     # A sharded model takes a part of its first weights from every process.
     set_seed(seed)
     transformer = make_transformer(args, config, pretrained)
     set_seed(seed, device_specific=True)
     pipeline = make_pipeline(transformer, vqvae.to(accelerator.device), sampling)
     if args.hub.push_to_hub and accelerator.is_main_process:
-        repo_id = create_repository(args.run.output_dir, args.hub.hub_model_id)
-        args = args._replace(hub=replace(args.hub, hub_model_id=repo_id))
-        pusher = BackgroundPush(repo_id, args.run.output_dir)
+        args.hub.hub_model_id = create_repository(args.run.output_dir, args.hub.hub_model_id)
+        pusher = BackgroundPush(args.hub.hub_model_id, args.run.output_dir)
 
     show_progress = accelerator.is_local_main_process
     train_rows = tokenize_copies(images.train, args.script.augmented_copies, args.data, seed, vqvae, show_progress)
     batches, validation = make_batches(args.data, seed, accelerator, train_rows, images.validation)
-    make_inputs = partial(teacher_forcing, vqvae, is_raster=config.is_raster)
+    make_inputs = partial(prior_inputs, vqvae, is_raster=config.is_raster)
     optimization = Optimization(accelerator, transformer, args.optimizer, args.run.max_train_steps)
     predictions = CodePredictions(config.scale_lengths, accelerator.device)
 

@@ -18,7 +18,7 @@ On a laptop's CPU, in a minute:
 
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
@@ -40,13 +40,12 @@ from hf_var.metrics.reconstruction_plots import RECONSTRUCTION_CAPTION, USAGE_CA
 from hf_var.ranges import CheckedFields, argument
 from hf_var.training.accelerator import make_accelerator
 from hf_var.training.adversary import AdversaryConfig, make_adversary
-from hf_var.training.codebook_training import CodebookConfig, CodebookTraining, check_codebook
+from hf_var.training.codebook_training import CodebookConfig, CodebookTraining, VQVAEWarmup, check_codebook
 from hf_var.training.identity import RunIdentity, make_identity
 from hf_var.training.losses import ReconstructionConfig, reconstruction_objective
 from hf_var.training.optimization import Optimization, OptimizerConfig
 from hf_var.training.run import RunConfig, TrainingRun
 from hf_var.training.setup import Rows, card_contents, load_splits, make_batches
-from hf_var.training.warmup import VQVAEWarmup
 from hf_var.weight_files import use_umask
 
 
@@ -129,14 +128,13 @@ def make_config(args: Arguments) -> VQVAEConfig:
             raise ValueError(
                 f"`out_channels` must be `in_channels` = {config.in_channels}, got {config.out_channels}."
             )
-        check_codebook(args.codebook, config)
-        return config
-    config = VQVAEConfig.from_pretrained(args.script.pretrained_vqvae)
-    for name, value in given.items():
-        if name in FREE_CONFIG_FIELDS:
-            setattr(config, name, value)
-        elif getattr(config, name) != value:
-            raise ValueError(f"`{name}` is {getattr(config, name)} in `pretrained_vqvae`, got {value}.")
+    else:
+        config = VQVAEConfig.from_pretrained(args.script.pretrained_vqvae)
+        for name, value in given.items():
+            if name in FREE_CONFIG_FIELDS:
+                setattr(config, name, value)
+            elif getattr(config, name) != value:
+                raise ValueError(f"`{name}` is {getattr(config, name)} in `pretrained_vqvae`, got {value}.")
     check_codebook(args.codebook, config)
     return config
 
@@ -232,8 +230,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     if args.adversary.adversarial_weight > 0:
         adversary = make_adversary(args.adversary, config, args.optimizer, accelerator, batch_size, max_steps, seed)
     if args.hub.push_to_hub and accelerator.is_main_process:
-        repo_id = create_repository(args.run.output_dir, args.hub.hub_model_id)
-        args = args._replace(hub=replace(args.hub, hub_model_id=repo_id))
+        args.hub.hub_model_id = create_repository(args.run.output_dir, args.hub.hub_model_id)
     optimization = Optimization(accelerator, vqvae, args.optimizer, max_steps, VQVAEWarmup(vqvae))
     codebook = CodebookTraining(args.codebook, vqvae, accelerator, max_steps, seed, optimization.average)
     parts = {"model": vqvae, "optimization": optimization, "codebook": codebook, "batches": batches}

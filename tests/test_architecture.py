@@ -148,7 +148,7 @@ def test_imports_run_downwards(path):
         ("priors/layers.py", "from ..autoencoders import VQVAEModel", "hf_var.autoencoders.VQVAEModel"),
         ("data/images.py", "from ..training.run import RunConfig", RUN_CONFIG),
         ("data/codes.py", "from ..priors import VARTransformer", "hf_var.priors.VARTransformer"),
-        ("metrics/likelihood.py", "from ..training import teacher_forcing", "hf_var.training.teacher_forcing"),
+        ("metrics/likelihood.py", "from ..training import prior_inputs", "hf_var.training.prior_inputs"),
         ("metrics/reconstruction.py", "from ..data import ValidationBatches", "hf_var.data.ValidationBatches"),
         ("hub/cards.py", "from hf_var.training.run import RunConfig", RUN_CONFIG),
         ("hub/cards.py", "from ..pipelines import VARPipeline", "hf_var.pipelines.VARPipeline"),

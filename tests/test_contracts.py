@@ -420,7 +420,7 @@ def test_what_datasets_says_of_empty_files(tmp_path):
 
 
 @contract(
-    "evaluation/image_sets.py: _fingerprint imagefolder.ImageFolder EXTENSIONS",
+    "evaluation/image_sets.py: _fingerprint",
     "data/folders.py: imagefolder.ImageFolder EXTENSIONS METADATA_FILENAMES",
 )
 def test_datasets_of_images_have_endings_and_a_fingerprint():

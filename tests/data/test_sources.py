@@ -11,7 +11,7 @@ from hf_var.data import (
     LabelCondition,
     TrainingBatches,
     ValidationBatches,
-    check_codes,
+    check_codes_column,
     check_labels,
     find_image_column,
     find_label_column,
@@ -161,7 +161,7 @@ def test_labels_are_checked_at_once_or_row_by_row() -> None:
 def test_codes_of_another_tokenizer_are_refused(codes: list, message: str, streaming: bool) -> None:
     dataset = Dataset.from_dict({"codes": codes})
     with pytest.raises(ValueError, match=message):
-        check_codes(dataset.to_iterable_dataset() if streaming else dataset, length=3, codebook_size=9)
+        check_codes_column(dataset.to_iterable_dataset() if streaming else dataset, length=3, codebook_size=9)
 
 
 @pytest.mark.parametrize("streaming", [False, True])
@@ -183,6 +183,6 @@ def test_codes_are_read_with_their_labels(streaming: bool) -> None:
 def test_codes_of_any_integers_are_read(kind: str) -> None:
     dataset = Dataset.from_dict({"codes": [[0, 100, 7]] * 4}, features=Features({"codes": List(Value(kind))}))
     for rows in (dataset, dataset.to_iterable_dataset()):
-        check_codes(rows, length=3, codebook_size=101)
+        check_codes_column(rows, length=3, codebook_size=101)
         batch = next(iter(TrainingBatches(rows, CodesRows(), make_arguments())))
         assert batch["codes"].tolist() == [[0, 100, 7]] * 4

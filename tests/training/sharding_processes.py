@@ -19,8 +19,8 @@ from hf_var import VARConfig, VARPipeline, VARTransformer, VQVAEConfig, VQVAEMod
 from hf_var.metrics.likelihood import measure_likelihood
 from hf_var.training.average import AveragedWeights, averaged_weights
 from hf_var.training.optimization import OptimizerConfig, make_optimizer
+from hf_var.training.prior_inputs import prior_inputs
 from hf_var.training.sharding import whole_model
-from hf_var.training.teacher_forcing import teacher_forcing
 
 
 PATCH_NUMS = (1, 2)
@@ -72,7 +72,7 @@ def train(folder: str) -> None:
         fully_shard(transformer, mesh=mesh)
     optimizer = make_optimizer(transformer, OptimizerConfig(learning_rate=1e-2))
     average = AveragedWeights(transformer, 0.5)
-    make_inputs = partial(teacher_forcing, vqvae)
+    make_inputs = partial(prior_inputs, vqvae)
     for step in range(3):
         # One process takes both batches of a step as one.
         numbers = [2 * step + rank] if size > 1 else [2 * step, 2 * step + 1]

@@ -10,7 +10,7 @@ from hf_var.training.codebook import (
     initialize_codebook,
     restart_dead_codes,
 )
-from hf_var.training.warmup import VQVAEWarmup
+from hf_var.training.codebook_training import VQVAEWarmup
 
 
 def make_vqvae(**config) -> VQVAEModel:

@@ -18,7 +18,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     command = arguments[0] if arguments else ""
     try:
         if command in JOBS:
-            JOBS[command].run(arguments[1:])
+            run, _ = JOBS[command]
+            run(arguments[1:])
         else:
             options = _parser().parse_args(arguments)
             command = options.command
@@ -40,6 +41,6 @@ def _parser() -> argparse.ArgumentParser:
     for add in (add_generate, add_inpaint, add_vary, add_score, add_reconstruct, add_convert):
         add(commands)
     # Their own parsers, made when they are called, need what comes with an extra.
-    for name, job in JOBS.items():
-        commands.add_parser(name, help=job.help)
+    for name, (_, text) in JOBS.items():
+        commands.add_parser(name, help=text)
     return parser

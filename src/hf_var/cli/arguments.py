@@ -33,9 +33,7 @@ def parse_arguments(configurations: Sequence[type], argv: Sequence[str], **texts
 
 
 def read_recipe(path: str | Path) -> dict[str, Any]:
-    """
-    The arguments that a recipe sets, with those of the recipe that its key `base` names, by a path from its folder.
-    """
+    """The arguments that a recipe sets, and those of its `base`, which is a path from the recipe's own folder."""
     recipe: dict[str, Any] = {}
     read: list[Path] = []
     following: Path | None = Path(path)

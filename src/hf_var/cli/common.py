@@ -7,11 +7,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from diffusers.utils import load_image, make_image_grid
+from diffusers.utils import load_image
 from PIL import Image
 
 from .. import DIGITS_CHECKPOINT
-from ..pipelines.image_grids import save_progress_gif
+from ..pipelines.image_grids import image_grid, save_progress_gif
 from ..pipelines.options import PLAIN_OPTIONS
 
 
@@ -108,19 +108,13 @@ def save_result(
         progress = pipe.decode_progress(codes)
         save_progress_gif([_resized(images, options.resize) for images in progress], options.output)
     else:
-        _save_grid(_resized(images, options.resize), options.columns or columns or len(images), options.output)
+        width = options.columns or columns or len(images)
+        image_grid(_resized(images, options.resize), width).save(options.output)
     print(f"wrote {options.output}")
 
 
 def _resized(images: list[Image.Image], side: int | None) -> list[Image.Image]:
     return images if side is None else [image.resize((side, side), Image.Resampling.LANCZOS) for image in images]
-
-
-def _save_grid(images: list[Image.Image], columns: int, path: Path) -> None:
-    columns = min(columns, len(images))
-    blank = Image.new(images[0].mode, images[0].size)
-    images = images + [blank] * (-len(images) % columns)
-    make_image_grid(images, rows=len(images) // columns, cols=columns).save(path)
 
 
 def _fastest_device() -> str:

@@ -2,6 +2,7 @@
 """Images from labels, and from images and labels."""
 
 import argparse
+from functools import partial
 from typing import Any
 
 from .. import VARImg2ImgPipeline, VARInpaintPipeline, VARPipeline
@@ -27,12 +28,8 @@ def add_generate(commands) -> None:
         "sampled with the checkpoint that ships with the package.",
         epilog="example: hf-var generate --class-labels 3 1 4 1 5 --resize 128 --output digits.png",
     )
-    parser.set_defaults(run=_generate)
+    parser.set_defaults(run=partial(_run, VARPipeline))
     _add_shared(parser)
-
-
-def _generate(options: argparse.Namespace) -> None:
-    _run(VARPipeline, options)
 
 
 def add_inpaint(commands) -> None:

@@ -1,8 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Long jobs, whose arguments are configurations: `hf-var tokenize` and `hf-var evaluate`, `[RECIPE.yaml] --key value ...`."""
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -15,14 +14,6 @@ RESUME = (
 )
 # Words that `push_to_hub` may be followed by, as HfArgumentParser reads them.
 TRUTH_VALUES = {"true", "t", "yes", "y", "1", "false", "f", "no", "n", "0"}
-
-
-@dataclass(frozen=True)
-class Job:
-    """A command: what it does in a few words, and the function that gets its command line."""
-
-    help: str
-    run: Callable[[Sequence[str]], None]
 
 
 def tokenize(argv: Sequence[str]) -> None:
@@ -74,9 +65,10 @@ def evaluate(argv: Sequence[str]) -> None:
     accelerator.end_training()
 
 
-JOBS: Mapping[str, Job] = {
-    "tokenize": Job("turn a data set of images into codes", tokenize),
-    "evaluate": Job("measure a pipeline, a tokenizer or existing images", evaluate),
+# The function that gets the command line, and what it does in a few words.
+JOBS: dict[str, tuple[Callable[[Sequence[str]], None], str]] = {
+    "tokenize": (tokenize, "turn a data set of images into codes"),
+    "evaluate": (evaluate, "measure a pipeline, a tokenizer or existing images"),
 }
 
 

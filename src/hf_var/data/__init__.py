@@ -5,7 +5,7 @@ from .batches import TrainingBatches, ValidationBatches
 from .codes import (
     CODES_COLUMN,
     CodesRows,
-    check_codes,
+    check_codes_column,
     codes_fingerprint,
     codes_schema,
     encode_codes,
@@ -46,7 +46,7 @@ __all__ = [
     "ReadingConfig",
     "TrainingBatches",
     "ValidationBatches",
-    "check_codes",
+    "check_codes_column",
     "check_labels",
     "codes_fingerprint",
     "codes_schema",

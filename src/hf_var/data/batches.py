@@ -92,10 +92,7 @@ class TrainingBatches(_CountedBatches):
         return {"processes": [own] if is_alone else gather_object([own])}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """
-        Continue where `state` was taken. A stream must be read by as many processes and workers, with the same
-        `shuffle_buffer_size`; otherwise any numbers may change.
-        """
+        """Continue where `state` was taken; a stream must have as many processes, workers and buffered rows."""
         processes = state["processes"]
         streaming = isinstance(self._batches, StreamedBatches)
         if processes[0]["streaming"] != streaming:

@@ -38,7 +38,7 @@ def is_codes_dataset(dataset: AnyDataset) -> bool:
     return CODES_COLUMN in features_of(dataset)
 
 
-def check_codes(dataset: AnyDataset, length: int, codebook_size: int) -> None:
+def check_codes_column(dataset: AnyDataset, length: int, codebook_size: int) -> None:
     """Raise a `ValueError` if the first rows are not token maps of the tokenizer."""
     rows = dataset[:64] if isinstance(dataset, datasets.Dataset) else next(dataset.iter(64), {CODES_COLUMN: []})
     lengths = {len(codes or ()) for codes in cast(Any, rows)[CODES_COLUMN]}
@@ -140,10 +140,7 @@ def tokenized_copies(
     copies: int,
     show_progress: bool,
 ) -> datasets.Dataset:
-    """
-    The codes of `copies` augmented copies of every image, as a data set with the columns `codes` and, with a
-    condition, `class_labels` or `class_embeds`. A resumed run makes the same ones again.
-    """
+    """Codes, and conditions, of `copies` augmented copies of every image: the same ones in a resumed run."""
     if isinstance(dataset, datasets.IterableDataset):
         raise ValueError("`augmented_copies` must be 0 for a data set that is streamed.")
     rows = ShuffledRows(dataset, read_row, seed)

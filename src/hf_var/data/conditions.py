@@ -9,7 +9,7 @@ code for labels.
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, Protocol, cast
+from typing import Any, cast
 
 import datasets
 import numpy as np
@@ -27,25 +27,9 @@ MOST_CLASSES = 2**20
 TEXT_TYPES = ("string", "large_string", "string_view")
 
 
-class Condition(Protocol):
-    """Makes the condition of an item."""
-
-    @property
-    def source_column(self) -> str:
-        """The column of the data set that is needed for it."""
-        ...
-
-    def read(self, row: dict[str, Any]) -> dict[str, Any]:
-        """The entries of the item."""
-        ...
-
-
 @dataclass(frozen=True)
 class LabelCondition:
-    """
-    The class of an image, `class_labels`: a number below `num_labels`, or one of `names`. If the condition
-    `is_nested`, the column `json.label` is the field `label` of a column of structures `json`.
-    """
+    """The class of an image, `class_labels`; `json.label`, if it `is_nested`, is a field of the column `json`."""
 
     column: str
     num_labels: int | None = None
@@ -101,6 +85,9 @@ class EmbeddingCondition:
                 f"`condition_column` = {self.column!r} must hold {self.size} finite numbers in every row, got {value!r}."
             )
         return {"class_embeds": embedding}
+
+
+Condition = LabelCondition | EmbeddingCondition
 
 
 # --------------------------------------------------------------------------------------------------------------------

@@ -34,10 +34,7 @@ ARCHIVE_ENDINGS = {*DATA_ENDINGS, ".arrow", ".zip"}
 
 
 class ImageFolder:
-    """
-    The image files of a folder: `splits` hold their paths below it and their classes, `names` all classes.
-    `has_metadata` says whether files of metadata tell more of the images than their folders.
-    """
+    """The image files of a folder: by split, with their paths below it and their classes, unless it `has_metadata`."""
 
     def __init__(self, argument: str, source: str):
         self.name = f"`{argument}` = {source!r}"

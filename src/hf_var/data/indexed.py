@@ -30,10 +30,7 @@ class IndexedRows(Dataset):
 
 
 class ShuffledRows(IndexedRows):
-    """
-    Batches by the range of their positions in an endless shuffled walk. Order, augmentation and replacements of broken
-    items follow from `seed` and the position alone, so a run resumes at any position without a state.
-    """
+    """Batches by the range of their positions in an endless shuffled walk, of which `seed` and position decide all."""
 
     _epoch = -1
     _order = np.empty(0, dtype=np.int64)

@@ -54,10 +54,7 @@ def part_of_stream(dataset: datasets.IterableDataset, reader: int, num_readers: 
 
 
 class StreamedRows(IterableDataset):
-    """
-    The rows of parts of a stream, each read once and in order, with the number of their part. Random numbers follow
-    from `seed`, the part and the row's place in it. `parts` open the batches of each part; workers share them.
-    """
+    """Batches of parts of a stream, which `parts` open; random numbers follow from `seed`, part and row."""
 
     def __init__(
         self, parts: Mapping[int, Callable[[], Iterable[dict[str, Any]]]], read_row: RowReader, seed: int = 0

@@ -39,7 +39,6 @@ from .codes_files import (
     read_codes_settings,
 )
 from .conditions import (
-    Condition,
     LabelCondition,
     find_label_column,
     label_condition,
@@ -143,21 +142,8 @@ def find_labels(
     return condition, datasets.Value("int64") if are_numbers else datasets.ClassLabel(names=names)
 
 
-def make_row_reader(
-    config: TokenizationConfig, dataset: AnyDataset, vqvae: VQVAEConfig, condition: Condition | None = None
-) -> ImageRows:
-    """How an image becomes an item that holds all its crops."""
-    read_row = image_rows(config, None, dataset, vqvae.image_size, vqvae.in_channels, condition)
-    read_row.transform = CropTransform(config, vqvae.image_size, vqvae.in_channels)
-    return read_row
-
-
 def make_units(
-    config: TokenizationConfig,
-    dataset: AnyDataset,
-    read_row: ImageRows,
-    num_processes: int,
-    begun: dict[str, Any],
+    config: TokenizationConfig, dataset: AnyDataset, read_row: ImageRows, num_processes: int, begun: dict[str, Any]
 ) -> IndexedUnits | StreamedUnits:
     """What becomes a file each, cut as in the run that was `begun` in the same folder, if there was one."""
     images_per_batch = max(1, config.batch_size // config.rows_per_image)
@@ -183,7 +169,9 @@ def tokenize_dataset(config: TokenizationConfig, accelerator: Accelerator) -> Co
     if is_codes_dataset(dataset):
         raise ValueError(f"`data` = {config.data!r} has a column of codes already.")
     condition, stored_label = find_labels(config, dataset)
-    read_row = make_row_reader(config, dataset, vqvae.config, condition)
+    image_size, in_channels = vqvae.config.image_size, vqvae.config.in_channels
+    read_row = image_rows(config, None, dataset, image_size, in_channels, condition)
+    read_row.transform = CropTransform(config, image_size, in_channels)
     begun = read_codes_settings(config.output_dir)
     units = make_units(config, dataset, read_row, accelerator.num_processes, begun)
     settings = {name: value for name, value in asdict(config).items() if name not in FREE_SETTINGS}

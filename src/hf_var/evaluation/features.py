@@ -28,9 +28,7 @@ PNG_THREADS = min(8, os.cpu_count() or 1)
 
 
 class FeatureFiles:
-    """
-    Features of a set of images, a file per batch for any number of processes; another `origin` means other files.
-    """
+    """Features of a set of images, a file per batch, whoever makes it; another `origin` means other files."""
 
     def __init__(self, folder: Path, kind: str, num_images: int, batch_size: int, origin: Mapping[str, Any]):
         key = json.dumps([num_images, batch_size, origin], sort_keys=True)
@@ -79,9 +77,7 @@ def write_features(
     accelerator: Accelerator,
     image_folder: Path | None = None,
 ) -> None:
-    """
-    Write missing features of the images that `read` returns, and missing PNG files; the processes share the batches.
-    """
+    """Write missing features, and PNG files, of the images that `read` returns; the processes share the batches."""
     missing = [
         index
         for index in range(len(files))

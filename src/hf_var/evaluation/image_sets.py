@@ -17,9 +17,9 @@ from typing import Any, cast
 import datasets
 import numpy as np
 import torch
-from datasets.packaged_modules.imagefolder.imagefolder import ImageFolder
 
 from .. import data
+from ..data.folders import ImageFolder
 from ..data.sources import features_of
 from ..files import unfinished
 from ..hub.names import is_hub_name, without_folders
@@ -254,21 +254,15 @@ class DatasetImages(ImageSet):
         return feature.shape[0]
 
     def _check_completeness(self, source: str, num_rows: int) -> None:
-        """From words such as `test` in files' names `datasets` infers splits, and leaves all other files out."""
+        """Raise a `ValueError` if a folder has other splits than the one that was read."""
         folder = Path(source).expanduser()
         # A data set's name on the Hub may be a folder here, too: then datasets takes the folder.
-        paths = folder.rglob("*") if folder.is_dir() else ()
-        visible = [path for path in paths if not _is_hidden(path.relative_to(folder))]
-        found = sum(path.suffix.lower() in ImageFolder.EXTENSIONS for path in visible)
+        found = len(ImageFolder(self.name, str(folder)).images) if folder.is_dir() else 0
         if found > num_rows:
             raise ValueError(
                 f"{self.name} has {found} images, of which datasets reads {num_rows} where no split is chosen: it takes words "
                 "such as train or test in the names of files and folders for splits. Choose one, or rename them."
             )
-
-
-def _is_hidden(path: Path) -> bool:
-    return any(part.startswith((".", "__")) for part in path.parts)
 
 
 def _text(image_size: tuple[int, ...] | None) -> str:

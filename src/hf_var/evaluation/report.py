@@ -26,8 +26,8 @@ DECIDING_SETTINGS = SAMPLING | {"num_images", "image_size", "feature_extractor",
 
 def write_report(output_dir: str | Path, report: Mapping[str, Any]) -> None:
     """
-    Write `evaluation.json`, the report as it is with `null` for numbers that are not finite, and `evaluation.md`, its
-    tables, in which paths are reduced to their last part. `report` has `metrics`, perhaps `departures`, and settings.
+    Write a report as `evaluation.json`, where `null` stands for infinity, and its tables, without folders, as
+    `evaluation.md`.
     """
     output_dir = Path(output_dir)
     text = json.dumps(_json_value(report), indent=2, allow_nan=False, ensure_ascii=False)

@@ -4,27 +4,15 @@
 import math
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 from urllib.parse import quote
 
 from huggingface_hub import ModelCard, ModelCardData
 
 from ..autoencoders import VQVAEConfig, VQVAEModel
-from ..priors import VARConfig, VARTransformer
+from ..priors import VARConfig
 from .names import is_hub_name, public_recipe, without_folders
 from .results import metric_label, metric_results
-
-
-class Pipeline(Protocol):
-    """The parts of a [`VARPipeline`] that its card reads."""
-
-    transformer: VARTransformer
-    vqvae: VQVAEModel
-
-    @property
-    def config(self) -> Mapping[str, Any]: ...
-
-    def get_label_ids(self, labels: str) -> list[int]: ...
 
 
 def write_model_card(
@@ -70,7 +58,7 @@ def write_model_card(
 
 def write_pipeline_card(
     output_dir: str | Path,
-    pipeline: Pipeline,
+    pipeline: Any,
     recipe: Mapping[str, Any],
     metrics: Mapping[str, float] | None = None,
     pictures: Mapping[str, str] | None = None,
@@ -78,10 +66,7 @@ def write_pipeline_card(
     license: str | None = None,
     data_license: str | None = None,
 ) -> ModelCard:
-    """
-    Write the `README.md` of a pipeline, as [`write_model_card`], with the licences of weights and data. `recipe` has
-    `pretrained_var` in place of `pretrained_vqvae`, and `vqvae` names the tokenizer.
-    """
+    """Write the `README.md` of a [`VARPipeline`], as [`write_model_card`]; `recipe` has `pretrained_var`, `vqvae`."""
     config: VARConfig = pipeline.transformer.config
     tokenizer: VQVAEConfig = pipeline.vqvae.config
     unknown = "not stated"
@@ -199,7 +184,7 @@ def _schedule(config: VQVAEConfig) -> str:
     )
 
 
-def _example_labels(pipeline: Pipeline, number: int = 3) -> list[int | str]:
+def _example_labels(pipeline: Any, number: int = 3) -> list[int | str]:
     """The first labels, by their names where these are unambiguous."""
     labels: list[int | str] = []
     for label, name in list((pipeline.transformer.config.id2label or {}).items())[:number]:

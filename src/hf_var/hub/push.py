@@ -42,10 +42,7 @@ def push_card(card: RepoCard, repo_id: str, message: str, repo_type: str = "mode
 
 
 def push_result(output_dir: str | Path, repo_id: str | None = None) -> str:
-    """
-    Upload the model or the pipeline, its card, the pictures and `train_log.jsonl`, and return the repository's
-    address. All else stays here: checkpoints, the trackers' logs and the pictures of earlier steps.
-    """
+    """Upload a model or a pipeline, its card, pictures and `train_log.jsonl`; returns the repository's address."""
     # Names rather than patterns: the client's `*` matches slashes, and would find the weights in checkpoints, too.
     files = [path for pattern in RESULT_FILES for path in Path(output_dir).glob(pattern)]
     commit = HfApi().upload_folder(

@@ -71,9 +71,7 @@ def metric_results(
 
 
 def push_results(repo_id: str, results: Sequence[EvalResult]) -> str:
-    """
-    Add results to a card, in place of those of the same metrics, data and settings; returns the commit's address.
-    """
+    """Add results to a card, in place of those of the same metrics, data and settings; returns the commit."""
     name = repo_id.split("/")[-1]
     try:
         card = ModelCard.load(repo_id)

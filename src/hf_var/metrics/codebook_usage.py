@@ -86,10 +86,7 @@ def expected_codes(tokens: int, codebook_size: int) -> float:
 
 @torch.no_grad()
 def residual_energy(vqvae: VQVAEModel, features: torch.Tensor, codes: torch.Tensor) -> torch.Tensor:
-    """
-    Energy (sum of squares) of the features `(batch, latent_channels, height, width)`, and of the residual that their
-    codes `(batch, length)` leave after each scale: `(1 + scales,)`.
-    """
+    """Sum of squares of features and, after each scale, of the residual that their codes leave: `(1 + scales,)`."""
     features = features.float()
     errors = [features, *(features - latents for latents in vqvae.running_latents(codes))]
     return torch.stack([error.square().sum() for error in errors])

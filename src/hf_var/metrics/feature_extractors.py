@@ -108,10 +108,7 @@ def load_feature_extractor(name: str, weights: str | None = None) -> nn.Module:
 
 
 def rgb_bytes(images: torch.Tensor) -> torch.Tensor:
-    """
-    Images `(batch, channels, height, width)` in `[-1, 1]` as `torch.ByteTensor` `(batch, 3, height, width)`. Of more than
-    three channels the first three are taken, of two the first one, and one channel is gray.
-    """
+    """Images in `[-1, 1]` as bytes `(batch, 3, height, width)`: gray is repeated, further channels are cut off."""
     images = images[:, :3] if images.shape[1] >= 3 else images[:, :1].expand(-1, 3, -1, -1)
     return ((images.float() + 1) * 127.5).round().clamp(0, 255).to(torch.uint8)
 

@@ -59,10 +59,7 @@ class PerceptualLoss(nn.Module):
         return super().train(False)
 
     def forward(self, sample: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
-        """
-        Distances `(batch,)` of images `(batch, in_channels, height, width)` in `[-1, 1]`. `target` gets no gradient,
-        which halves the memory of the backward pass.
-        """
+        """Distances `(batch,)` of images in `[-1, 1]`. `target` gets no gradient, which halves the memory."""
         # Half precision would leave only noise of the differences between features that nearly agree.
         with torch.autocast(sample.device.type, enabled=False):
             sample, target = (images.float().expand(-1, 3, -1, -1) for images in (sample, target.detach()))

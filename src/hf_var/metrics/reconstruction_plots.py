@@ -31,10 +31,7 @@ VISIBLE_SIDE = 64
 
 @torch.no_grad()
 def reconstruction_grid(vqvae: VQVAEModel, pixel_values: torch.Tensor) -> Image.Image:
-    """
-    What each scale adds. Each row is one image of `pixel_values` `(batch, in_channels, height, width)` in `[-1, 1]`:
-    its reconstruction after one scale, after two and so on, then the original.
-    """
+    """Images in `[-1, 1]` in rows: reconstructions after one scale, after two and so on, then the original."""
     with evaluation_mode(vqvae):
         _, _, codes = vqvae.encode(pixel_values.to(vqvae.device), return_dict=False)
         stages = [

@@ -58,6 +58,14 @@ def save_progress_gif(progress: Sequence[Sequence[Image.Image]], path: str | Pat
     export_to_gif(frames + frames[-1:] * (LAST_FRAME_TIMES - 1), str(path), fps=fps)
 
 
+def image_grid(images: list[Image.Image], columns: int) -> Image.Image:
+    """Images in rows of at most `columns`, the last of which is filled up with black ones."""
+    columns = min(columns, len(images))
+    blank = Image.new(images[0].mode, images[0].size)
+    images = images + [blank] * (-len(images) % columns)
+    return make_image_grid(images, rows=len(images) // columns, cols=columns)
+
+
 def _enlarged(progress: Sequence[Sequence[Image.Image]]) -> list[list[Image.Image]]:
     """The same, large enough to be seen; pixels stay visible as squares."""
     counts = {len(images) for images in progress}

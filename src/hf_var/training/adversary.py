@@ -61,6 +61,7 @@ class AdversaryConfig(CheckedFields):
             )
 
 
+@dataclass(eq=False)
 class Adversary:
     """
     Adversarial training of tokenizer and discriminator; both learn from every batch. A training adds
@@ -71,20 +72,15 @@ class Adversary:
     parameters, and leaves no gradients in the discriminator.
     """
 
-    def __init__(
-        self,
-        config: AdversaryConfig,
-        discriminator: nn.Module,
-        seed: int = 0,
-        optimization: Optimization | None = None,
-    ):
-        self.config = config
-        self.discriminator = discriminator
+    config: AdversaryConfig
+    discriminator: nn.Module
+    seed: int = 0
+    optimization: Optimization | None = None
+
+    def __post_init__(self) -> None:
         # Keeping a compiled wrapper would make Accelerate take the distributed one out of it for good.
-        self.bare_discriminator = extract_model_from_parallel(discriminator, keep_torch_compile=False)
-        self.seed = seed
-        self.optimization = optimization
-        self.compute_discriminator_loss, self.compute_generator_loss = LOSSES[config.adversarial_loss]
+        self.bare_discriminator = extract_model_from_parallel(self.discriminator, keep_torch_compile=False)
+        self.compute_discriminator_loss, self.compute_generator_loss = LOSSES[self.config.adversarial_loss]
         self.lecam_penalty = LeCamPenalty()
 
     def is_active(self, step: int) -> bool:

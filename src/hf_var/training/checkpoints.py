@@ -2,11 +2,14 @@
 """Checkpoints, written atomically, with one file per part of a run."""
 
 import os
+import random
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import torch
 from accelerate import Accelerator
 from accelerate.utils import DistributedType
 from torch import nn
@@ -14,7 +17,6 @@ from transformers.utils import logging
 
 from ..files import remove_unfinished, unfinished
 from .identity import RunIdentity, read_identity, write_identity
-from .random_state import random_state, set_random_state
 from .sharding import load_model_state, model_state
 from .state_files import read_state, write_state
 
@@ -71,10 +73,7 @@ def save_checkpoint(
     parts: Mapping[str, Any],
     identity: RunIdentity,
 ) -> None:
-    """
-    Save the parts of a run, models and other objects with a `state_dict`, by name, the random numbers of every process
-    and the identity of the run; then remove all but the newest checkpoints. Interrupted runs leave only complete ones.
-    """
+    """Save the parts of a run, all random numbers and its identity, and remove all but the newest checkpoints."""
     folder = Path(output_dir) / "checkpoints" / f"{PREFIX}{step:08d}"
     place = unfinished(folder)
     if accelerator.is_main_process:
@@ -140,3 +139,30 @@ def _remove(folder: Path) -> None:
     removed = unfinished(folder.with_name(f"removed-{folder.name}"))
     os.replace(folder, removed)
     shutil.rmtree(removed)
+
+
+# --------------------------------------------------------------------------------------------------------------------
+# The global random number generators, which libraries and torch's dropout use
+
+
+def random_state(device: torch.device) -> dict[str, Any]:
+    """The states of Python's, NumPy's and torch's generators, on the CPU and on `device`."""
+    state: dict[str, Any] = {
+        "python": random.getstate(),
+        "numpy": np.random.get_state(),  # noqa: NPY002
+        "torch": torch.get_rng_state(),
+    }
+    if device.type != "cpu":
+        state["device"] = torch.get_device_module(device).get_rng_state()
+    return state
+
+
+def set_random_state(state: dict[str, Any], device: torch.device) -> None:
+    """Set what [`random_state`] returned."""
+    version, words, gauss = state["python"]
+    random.setstate((version, tuple(words), gauss))
+    kind, keys, *rest = state["numpy"]
+    np.random.set_state((kind, keys.numpy(), *rest))  # noqa: NPY002
+    torch.set_rng_state(state["torch"])
+    if device.type != "cpu":
+        torch.get_device_module(device).set_rng_state(state["device"])

@@ -6,6 +6,7 @@ from typing import Annotated, Any, cast
 
 import torch
 from accelerate import Accelerator
+from torch import nn
 
 from ..autoencoders import VQVAEConfig, VQVAEModel, VQVAEOutput
 from ..metrics.codebook_usage import DEAD_THRESHOLD, CodeStatistics, energy_metrics, residual_energy
@@ -116,6 +117,24 @@ class CodebookTraining:
             self.moving_average.restart(codes)
         if self.average is not None:
             self.average.restart(CODEBOOK, self.vqvae.codebook.vectors, codes)
+
+
+class VQVAEWarmup(nn.Module):
+    """A tokenizer whose `forward`, all that distributed training wraps, can skip the quantizer."""
+
+    def __init__(self, vqvae: VQVAEModel):
+        super().__init__()
+        self.vqvae = vqvae
+
+    def forward(self, pixel_values: torch.Tensor, quantize: bool = True) -> VQVAEOutput:
+        """Output of [`VQVAEModel`], without codes unless `quantize`."""
+        # Distributed training waits for a gradient of every parameter: the quantizer may not be used at all, and a
+        # schedule of few scales does not use all refinement convolutions.
+        parameters = [item for name, item in self.vqvae.named_parameters() if name.startswith("quantizer.")]
+        nothing = 0.0 * torch.stack([parameter.sum() for parameter in parameters]).sum() if parameters else 0.0
+        output = self.vqvae(pixel_values, quantize=quantize)
+        output.loss = output.loss + nothing
+        return output
 
 
 def check_codebook(config: CodebookConfig, tokenizer: VQVAEConfig) -> None:

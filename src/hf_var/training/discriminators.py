@@ -129,10 +129,7 @@ class StyleGANDiscriminator(nn.Module):
                 nn.init.zeros_(module.bias)
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
-        """
-        Logits `(batch, 1)`. Each `group_size` images that follow one another are a group: images and reconstructions
-        must not be mixed.
-        """
+        """Logits `(batch, 1)`; each `group_size` images in a row are a group, of images or of reconstructions."""
         hidden_states = functional.leaky_relu(self.conv_in(images), LEAK)
         for block in self.blocks:
             hidden_states = block(hidden_states)

@@ -87,7 +87,7 @@ def check_tokenizer(argument: str, source: str, dataset: data.AnyDataset, vqvae:
     """Raise a `ValueError` if the data set that an argument names holds codes of another tokenizer."""
     if not data.is_codes_dataset(dataset):
         return
-    data.check_codes(dataset, sum(vqvae.config.scale_lengths), vqvae.config.codebook_size)
+    data.check_codes_column(dataset, sum(vqvae.config.scale_lengths), vqvae.config.codebook_size)
     made_by = data.codes_fingerprint(source)
     if made_by is None:
         logger.warning(f"`{argument}` does not say which tokenizer made its codes: it should be `vqvae`.")

@@ -2,29 +2,39 @@
 """A training run: its steps, losses, log, checkpoints and end."""
 
 import math
+import shutil
 import signal
 import sys
 import time
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import AbstractContextManager, ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Annotated, Any, cast
 
+import numpy as np
 import torch
 from accelerate import Accelerator
 from matplotlib.figure import Figure
 from PIL import Image
+from safetensors import SafetensorError
 from torch import nn
 from transformers.utils import logging
 
 from ..precision import ONEDNN_MATMUL, fp32_precision
 from ..progress import progress_bar
 from ..ranges import CheckedFields, NonNegativeInt, OneOf, PositiveInt, argument
-from .checkpoints import checkpoint_step, find_checkpoint, load_checkpoint, remove_later_checkpoints, save_checkpoint
+from .checkpoints import (
+    checkpoint_folders,
+    checkpoint_step,
+    find_checkpoint,
+    load_checkpoint,
+    remove_later_checkpoints,
+    save_checkpoint,
+)
 from .identity import RunIdentity
 from .lock import locked_folder
 from .log import CHANGES, TrainingLog
-from .outputs import save_image, show_image, writing
 from .sharding import whole_tensor
 from .stopping import StopRequest
 
@@ -37,6 +47,10 @@ MATMUL_PRECISIONS = {
     "tf32": {"mkldnn.matmul": "tf32", "cuda.matmul": "tf32"},
     "bf16": {**ONEDNN_MATMUL, "cuda.matmul": "tf32"},
 }
+REMEDY = (
+    "Checkpoints of earlier steps are left as they were; try a lower `learning_rate`, more `lr_warmup_steps` or "
+    "`mixed_precision` no."
+)
 
 
 @dataclass(kw_only=True)
@@ -63,6 +77,7 @@ class RunConfig(CheckedFields):
     report_to: str = argument("tensorboard", help="a tracker of Accelerate, or none")
 
 
+@dataclass(eq=False)
 class TrainingRun:
     """
     Counts optimizer steps and handles logging, checkpoints and stopping.
@@ -83,38 +98,29 @@ class TrainingRun:
     behind, and exits.
     """
 
-    def __init__(
-        self,
-        config: RunConfig,
-        accelerator: Accelerator,
-        name: str,
-        batch_size: int,
-        identity: RunIdentity,
-        tokens_per_image: int | None = None,
-    ):
-        self.config = config
-        self.accelerator = accelerator
-        self.name = name
-        self.batch_size = batch_size
-        self.identity = identity
-        self.tokens_per_image = tokens_per_image
+    config: RunConfig
+    accelerator: Accelerator
+    name: str
+    batch_size: int
+    identity: RunIdentity
+    tokens_per_image: int | None = None
+
+    def __post_init__(self) -> None:
+        config = self.config
         self.checkpoint = find_checkpoint(config.output_dir, config.resume_from_checkpoint)
         self.step = 0 if self.checkpoint is None else checkpoint_step(self.checkpoint)
-        self._changes = {} if self.checkpoint is None else identity.check(self.checkpoint)
+        self._changes = {} if self.checkpoint is None else self.identity.check(self.checkpoint)
         self.log = TrainingLog(config.output_dir)
         self._parts: dict[str, Any] = {}
         self._metrics: list[dict[str, torch.Tensor]] = []
         self._unchecked_losses: list[torch.Tensor] = []
         self._shown: dict[str, str] = {}
-        self._stop = StopRequest(accelerator.num_processes)
+        self._stop = StopRequest(self.accelerator.num_processes)
         self._clock, self._clock_step = 0.0, self.step
 
     @contextmanager
     def started(self, parts: Mapping[str, Any], arguments: Mapping[str, Any] | None = None) -> Iterator[None]:
-        """
-        Load the checkpoint of a resumed run, and log, show progress and handle SIGTERM until the end of the block.
-        `parts` of the checkpoint are models and objects with a state by name; `arguments` are for trackers.
-        """
+        """Load a checkpoint's `parts`, log, and handle SIGTERM in the block; `arguments` are for trackers."""
         self._parts = dict(parts)
         if self.accelerator.scaler is not None:
             self._parts["loss_scale"] = self.accelerator.scaler
@@ -151,10 +157,7 @@ class TrainingRun:
     def finish_step(
         self, learning_rate: float, gradient_norm: torch.Tensor | float | None = None, **counts: int
     ) -> None:
-        """
-        Count an optimizer step, and log it if this is due: the `learning_rate` of the next step, the norm of all
-        gradients before clipping, and `counts` of this process, which are added up over all.
-        """
+        """Count an optimizer step, and log it if this is due; `counts` are added up over all processes."""
         self.step += 1
         names = list(self._metrics[0])
         step_metrics = torch.stack(
@@ -214,7 +217,7 @@ class TrainingRun:
         self._unchecked_losses.clear()
         for step, loss in enumerate(losses.tolist(), start=first_step):
             if not math.isfinite(loss):
-                raise ValueError(f"The loss is {loss} at step {step}. {self._remedy}")
+                raise ValueError(f"The loss is {loss} at step {step}. {REMEDY}")
 
     def check_weights(self) -> None:
         """Raise a `ValueError` if a weight of a model is not finite, in any process."""
@@ -223,7 +226,7 @@ class TrainingRun:
         flaws = [whole_tensor((~parameter.isfinite()).any()) for parameter in parameters]
         number = cast(torch.Tensor, self.accelerator.reduce(torch.stack(flaws).sum(), reduction="sum"))
         if int(number) > 0:
-            raise ValueError(f"After step {self.step} weights are not finite. {self._remedy}")
+            raise ValueError(f"After step {self.step} weights are not finite. {REMEDY}")
 
     def write(self, metrics: Mapping[str, Any], prefix: str = "") -> None:
         """Write metrics to the log and to the trackers, with `prefix` before their names."""
@@ -231,15 +234,41 @@ class TrainingRun:
             self.accelerator.log({f"{prefix}{name}": value for name, value in metrics.items()}, step=self.step)
 
     def write_image(self, name: str, image: Image.Image | Figure) -> None:
-        """Save `name`.png in the output folder and, with the step, in its `pictures/`, and show it to the trackers."""
-        if self.accelerator.is_main_process:
-            with self.writing():
-                path = save_image(self.config.output_dir, name, self.step, image)
-            show_image(self.accelerator.trackers, path, name, self.step)
+        """Save `name`.png in the output folder and, with the step, in `pictures/`, and show it to the trackers."""
+        if not self.accelerator.is_main_process:
+            return
+        folder = Path(self.config.output_dir)
+        path = folder / "pictures" / f"{name}-{self.step:08d}.png"
+        with self.writing():
+            path.parent.mkdir(parents=True, exist_ok=True)
+            if isinstance(image, Figure):
+                image.savefig(path)
+            else:
+                image.save(path)
+            shutil.copyfile(path, folder / f"{name}.png")
+        pixels = Image.open(path).convert("RGB")
+        for tracker in cast(list[Any], self.accelerator.trackers):
+            # The two trackers need different formats.
+            if tracker.name == "tensorboard":
+                tracker.log_images({name: np.asarray(pixels)[None]}, self.step, dataformats="NHWC")
+            elif tracker.name == "wandb":
+                tracker.log_images({name: [pixels]}, self.step)
 
-    def writing(self) -> AbstractContextManager[None]:
-        """A block in which errors of writing become an `OSError` that names the complete checkpoints."""
-        return writing(self.config.output_dir)
+    @contextmanager
+    def writing(self) -> Iterator[None]:
+        """Turn errors of writing into an `OSError` with the path, the reason and the complete checkpoints."""
+        try:
+            yield
+        except (OSError, SafetensorError) as error:
+            path = getattr(error, "filename", None) or self.config.output_dir
+            reason = getattr(error, "strerror", None) or str(error)
+            names = [folder.name for folder in checkpoint_folders(self.config.output_dir)]
+            safe = "No checkpoint was written before"
+            if names:
+                safe = (
+                    f"The checkpoints {', '.join(names)} are complete: continue with `resume_from_checkpoint` latest"
+                )
+            raise OSError(f"{path} cannot be written: {reason}. {safe}.") from error
 
     def show(self, **metrics: str) -> None:
         """Show metrics beside the progress bar, with those that it shows already."""
@@ -279,13 +308,6 @@ class TrainingRun:
     def is_logged(self, step: int) -> bool:
         """Whether metrics are written after optimizer step number `step`."""
         return step % self.config.logging_steps == 0 or step >= self.config.max_train_steps
-
-    @property
-    def _remedy(self) -> str:
-        return (
-            "Checkpoints of earlier steps are left as they were; try a lower `learning_rate`, more `lr_warmup_steps` or "
-            "`mixed_precision` no."
-        )
 
     def _speed(self) -> dict[str, float]:
         """Images and tokens per second since the last time; nothing if validation or a checkpoint came in between."""

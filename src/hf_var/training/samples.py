@@ -2,18 +2,12 @@
 """Samples of the prior that is trained, and the sampling defaults of the pipeline that is saved."""
 
 from dataclasses import dataclass
-from typing import Any
-
-import torch
-from diffusers.utils import make_image_grid
-from PIL import Image
 
 from ..ranges import CheckedFields, NonNegativeFloat, NonNegativeInt, Share, argument
 
 
 # Arguments that become defaults of the pipeline.
 SAMPLING = ("guidance_scale", "top_p", "temperature")
-NUM_COLUMNS = 8
 
 
 @dataclass(kw_only=True)
@@ -37,12 +31,3 @@ class SampleConfig(CheckedFields):
 def spread_labels(num_labels: int, number: int) -> list[int | None]:
     """Labels of `number` samples, from the first class to the last; `None` without classes."""
     return [index * num_labels // number if num_labels > 0 else None for index in range(number)]
-
-
-def sample_grid(pipeline: Any, seed: int, number: int, **condition: Any) -> Image.Image:
-    """Samples in rows beside each other, each with a generator of its own."""
-    generators = [torch.Generator().manual_seed(seed + index) for index in range(number)]
-    images = pipeline(**condition, generator=generators).images
-    columns = min(number, NUM_COLUMNS)
-    images += [Image.new(images[0].mode, images[0].size)] * (-number % columns)
-    return make_image_grid(images, rows=len(images) // columns, cols=columns)

@@ -10,7 +10,7 @@ from ..priors import VARConfig
 
 
 @torch.no_grad()
-def teacher_forcing(vqvae: VQVAEModel, batch: dict[str, torch.Tensor], is_raster: bool = False) -> dict[str, Any]:
+def prior_inputs(vqvae: VQVAEModel, batch: dict[str, torch.Tensor], is_raster: bool = False) -> dict[str, Any]:
     """
     The arguments of a [`VARTransformer`] for a batch of `codes` `(batch, length)` or `pixel_values` in [-1, 1] and of
     a condition, which is passed on. Every scale reads the image's own coarser scales or, in raster order, every token
