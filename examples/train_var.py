@@ -39,7 +39,7 @@ from hf_var.hub.config import PipelineHubConfig
 from hf_var.hub.push import BackgroundPush, create_repository, push_result
 from hf_var.metrics.likelihood import CodePredictions, measure_likelihood
 from hf_var.pipelines.image_grids import image_grid
-from hf_var.ranges import CheckedFields, NonNegativeFloat, NonNegativeInt, OneOf, PositiveFloat, Share, argument
+from hf_var.ranges import CheckedFields, NonNegativeInt, OneOf, PositiveFloat, Share, argument
 from hf_var.training.accelerator import make_accelerator
 from hf_var.training.flops import training_flops
 from hf_var.training.identity import RunIdentity, make_identity

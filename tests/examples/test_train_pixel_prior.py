@@ -112,8 +112,12 @@ def test_wrong_arguments(
 
 def test_a_prior_of_another_tokenizer(tmp_path: Path, one_level: str, two_levels: str, images_parquet: str) -> None:
     data = ["--train_data", images_parquet]
-    train_pixel_prior.main([*data, "--vqvae", one_level, "--output_dir", str(tmp_path / "a"), *TINY_PIXELCNN, *SHORT_RUN])
+    train_pixel_prior.main(
+        [*data, "--vqvae", one_level, "--output_dir", str(tmp_path / "a"), *TINY_PIXELCNN, *SHORT_RUN]
+    )
     arguments = [*data, "--vqvae", two_levels, "--level", "1", *TINY_SNAIL, *SHORT_RUN]
     arguments += ["--coarser_priors", str(tmp_path / "a/prior"), "--output_dir", str(tmp_path / "b")]
-    with pytest.raises(ValueError, match=r"map_size is \(4, 4\) in the prior, and the tokenizer's level needs \(2, 2\)"):
+    with pytest.raises(
+        ValueError, match=r"map_size is \(4, 4\) in the prior, and the tokenizer's level needs \(2, 2\)"
+    ):
         train_pixel_prior.main(arguments)

@@ -83,6 +83,8 @@ def test_images_are_those_of_the_codes(levels):
     assert output.images.shape == (4, 1, 8, 8)
     assert output.images.std() > 0.01
     torch.testing.assert_close(output.images, pipe.vqvae.decode(output.codes).sample / 2 + 0.5)
+    latents = pipe(["LABEL_1", 2], num_images_per_label=2, generator=seeded(), output_type="latent").images
+    torch.testing.assert_close(pipe.vqvae.decode(latents=latents).sample / 2 + 0.5, output.images)
 
 
 def test_a_generator_for_each_image_makes_it_independent_of_its_batch():
@@ -248,7 +250,7 @@ def test_levels_that_do_not_belong_together():
     [
         ({"class_labels": 3 + 1}, ValueError, "`class_labels` must be in"),
         ({"top_k": 13}, ValueError, "`top_k` must be from 1 to codebook_size=12"),
-        ({"output_type": "latent"}, ValueError, "`output_type` must be 'pil', 'np' or 'pt', got 'latent'"),
+        ({"output_type": "jpg"}, ValueError, "`output_type` must be 'pil', 'np', 'pt' or 'latent', got 'jpg'"),
         ({"callback_on_step_end_tensor_inputs": ["latents"]}, ValueError, "must be among"),
         ({"smooth": True}, TypeError, "unexpected keyword argument 'smooth'"),
         ({"class_embeds": torch.zeros(1, 4)}, TypeError, "unexpected keyword argument 'class_embeds'"),

@@ -2,7 +2,7 @@
 """Arguments that several commands share, and reading and writing of images."""
 
 import argparse
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +11,7 @@ from diffusers.utils import load_image
 from PIL import Image
 
 from .. import DIGITS_CHECKPOINT
+from ..pipelines.base import load_pipeline
 from ..pipelines.image_grids import image_grid, save_progress_gif
 from ..pipelines.options import PLAIN_OPTIONS
 
@@ -71,21 +72,23 @@ def check_picture(options: argparse.Namespace) -> None:
             raise ValueError(f"--{name} must be at least 1, got {value}.")
 
 
-def load_pipeline(pipeline_class: Any, options: argparse.Namespace) -> Any:
-    """The pipeline of `--model`, on its device."""
-    pipe = pipeline_class.from_pretrained(
-        options.model, dtype=DTYPES[options.dtype], revision=options.revision, variant=options.variant
-    )
+def open_pipeline(options: argparse.Namespace, load: Callable[..., Any] = load_pipeline) -> Any:
+    """The pipeline of `--model`, on its device: of the class that it was saved as, unless `load` makes another one."""
+    pipe = load(options.model, dtype=DTYPES[options.dtype], revision=options.revision, variant=options.variant)
     return pipe.to(options.device or _fastest_device())
 
 
-def sampling_arguments(options: argparse.Namespace) -> dict[str, Any]:
+def sampling_arguments(pipe: Any, options: argparse.Namespace) -> dict[str, Any]:
     """The arguments of a call that `add_sampling` and `add_labels` gave."""
+    sampling = {name: getattr(options, name) for name in PLAIN_OPTIONS}
+    for name in sampling.keys() - pipe.call_options:
+        if sampling.pop(name):
+            raise ValueError(f"--{name.replace('_', '-')} is not an option of a {type(pipe).__name__}.")
     return {
         "class_labels": [label(text) for text in options.class_labels],
         "num_images_per_label": options.num_images_per_label,
         "generator": torch.Generator().manual_seed(options.seed),
-        **{name: getattr(options, name) for name in PLAIN_OPTIONS},
+        **sampling,
     }
 
 

@@ -6,6 +6,7 @@ from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
+from os import PathLike
 from typing import Any
 
 import torch
@@ -42,10 +43,22 @@ class CallState:
 _STATES: ContextVar[Mapping[int, CallState]] = ContextVar("states", default={})  # noqa: B039 - never changed in place
 
 
+def load_pipeline(name: str | PathLike, **options: Any) -> "PipelineBase":
+    """
+    The pipeline in a folder or repository, of the class that its `model_index.json` names; `options` are those of diffusers'
+    `from_pretrained`. A `ValueError` if the class is not one of ours.
+    """
+    pipeline = DiffusionPipeline.from_pretrained(name, **options)
+    if not isinstance(pipeline, PipelineBase):
+        raise ValueError(f"`model` = {str(name)!r} must be a pipeline of hf_var, got a {type(pipeline).__name__}.")
+    return pipeline
+
+
 class PipelineBase(DiffusionPipeline):
     """State, labels and images of a pipeline with a tokenizer `vqvae` and the models that predict its codes."""
 
-    _call_options: Collection[str] = CallOptions.__optional_keys__
+    # Names of the options of its call.
+    call_options: Collection[str] = CallOptions.__optional_keys__
     # What a callback may ask for.
     _callback_tensor_inputs: list[str]
     _prefers_onednn = False
@@ -204,7 +217,7 @@ class PipelineBase(DiffusionPipeline):
         The shared arguments of a call, the condition of each image, and for each image the items of the other inputs, of
         which there are as many as `sizes` says.
         """
-        call = resolve_call(self._call_options, self.vqvae.config, self.config, options)
+        call = resolve_call(self.call_options, self.vqvae.config, self.config, options)
         unknown = [
             name for name in call.callback_on_step_end_tensor_inputs if name not in self._callback_tensor_inputs
         ]
@@ -221,7 +234,7 @@ class PipelineBase(DiffusionPipeline):
         return call, condition, items
 
     def _draw(self, call: CallSettings, condition: Condition, *given: Any) -> tuple[torch.Tensor, torch.Tensor]:
-        """Sample images: what [`_decode`] turns into pixels, and codes `(batch, length)`."""
+        """Sample images: what [`_latents`] takes, and codes `(batch, length)`."""
         raise NotImplementedError
 
     def _draw_best(self, call: CallSettings, condition: Condition, *given: Any) -> tuple[torch.Tensor, torch.Tensor]:
@@ -254,15 +267,20 @@ class PipelineBase(DiffusionPipeline):
         """What gives codes `(batch, length)` their log-probabilities under class labels."""
         raise NotImplementedError
 
-    def _decode(self, content: torch.Tensor) -> torch.Tensor:
+    def _latents(self, content: torch.Tensor) -> Any:
+        """The latents of what was sampled."""
+        return content
+
+    def _decode(self, latents: Any) -> torch.Tensor:
         """Images in [-1, 1]."""
-        raise NotImplementedError
+        return self.vqvae.decode(latents=latents).sample
 
     def _images(self, content: torch.Tensor, output_type: str) -> Any:
         """What was sampled as images in the form that was asked for."""
+        latents = self._latents(content)
         if output_type == "latent":
-            return content
-        return self.image_processor.postprocess(self._decode(content), output_type=output_type)
+            return latents
+        return self.image_processor.postprocess(self._decode(latents), output_type=output_type)
 
     def _output(self, call: CallSettings, images: Any, codes: torch.Tensor) -> VARPipelineOutput | tuple:
         return VARPipelineOutput(images=images, codes=codes) if call.return_dict else (images, codes)

@@ -42,7 +42,7 @@ class ARPipeline(PipelineBase):
 
     model_cpu_offload_seq = "prior->middle_prior->bottom_prior->vqvae"
     _optional_components = ["middle_prior", "bottom_prior"]
-    _call_options = ARCallOptions.__optional_keys__
+    call_options = ARCallOptions.__optional_keys__
     _callback_tensor_inputs = ["codes", "images"]
 
     def __init__(
@@ -89,7 +89,7 @@ class ARPipeline(PipelineBase):
             generator (`torch.Generator` or a list of them, *optional*):
                 Source of randomness, on any device. With a list, one for each image, an image does not depend on the
                 others of its batch.
-            output_type (`str`, *optional*, defaults to `"pil"`): `"pil"`, `"np"` or `"pt"`.
+            output_type (`str`, *optional*, defaults to `"pil"`): `"pil"`, `"np"`, `"pt"`, or `"latent"` for what `vqvae.decode` takes as `latents`.
             return_dict (`bool`, *optional*, defaults to `True`):
                 Whether to return a [`VARPipelineOutput`] instead of a tuple.
             callback_on_step_end (`Callable`, *optional*):
@@ -133,7 +133,7 @@ class ARPipeline(PipelineBase):
         Raises:
             `ValueError`: If `codes` has the wrong shape or `output_type` is not supported.
         """
-        self._check_output(output_type)
+        check_output(output_type, self.vqvae.config.num_output_channels)
         codes = check_codes("codes", codes, self.vqvae.config)
         ends = accumulate(self.vqvae.config.scale_lengths)
         with self._at_work() as device:
@@ -144,7 +144,6 @@ class ARPipeline(PipelineBase):
     ) -> tuple[CallSettings, Condition, dict[str, list[int]]]:
         options = {"callback_on_step_end_tensor_inputs": ["codes"], **options}
         call, condition, items = super()._prepare(class_labels, options, **sizes)
-        self._check_output(call.output_type)
         scale, levels = call.sampling.guidance_scale, len(self.priors)
         config = self.prior.config
         if config.num_labels and not config.class_dropout_prob:
@@ -155,11 +154,6 @@ class ARPipeline(PipelineBase):
                     f"`guidance_scale` must be 1 for a prior that was trained without class dropout, got {scale!r}."
                 )
         return call, condition, items
-
-    def _check_output(self, output_type: str) -> None:
-        check_output(output_type, self.vqvae.config.num_output_channels)
-        if output_type == "latent":
-            raise ValueError("`output_type` must be 'pil', 'np' or 'pt', got 'latent': the codes are returned anyway.")
 
     def _draw(self, call: CallSettings, condition: Condition, *given: Any) -> tuple[torch.Tensor, torch.Tensor]:
         """Sample the token maps of all levels: codes `(batch, length)`, twice."""
@@ -204,10 +198,9 @@ class ARPipeline(PipelineBase):
         tensors = {name: make[name]() for name in call.callback_on_step_end_tensor_inputs}
         call.callback_on_step_end(self, step, k, tensors)  # pyright: ignore
 
-    def _decode(self, content: torch.Tensor) -> torch.Tensor:
-        if content.shape[1] == sum(self.vqvae.config.scale_lengths):
-            return self.vqvae.decode(content).sample
-        return self.vqvae.decode(latents=known_latents(self.vqvae, content)).sample
+    def _latents(self, content: torch.Tensor) -> Any:
+        is_whole = content.shape[1] == sum(self.vqvae.config.scale_lengths)
+        return self.vqvae.latents(content) if is_whole else known_latents(self.vqvae, content)
 
     def _scorer(self, codes: torch.Tensor) -> TokenScorer:
         levels = codes.split(self.vqvae.config.scale_lengths, dim=1)

@@ -194,10 +194,10 @@ class VARPipelineBase(LoraMixin, PipelineBase):
 
     def _decode(self, latents: torch.Tensor) -> torch.Tensor:
         """Images in [-1, 1]."""
-        compiled, decode = self._compiled, self.vqvae.decode
+        compiled = self._compiled
         if compiled is not None and compiled.vqvae is unwrapped(self.vqvae):
-            decode = compiled.decode
-        return decode(latents=latents).sample
+            return compiled.decode(latents=latents).sample
+        return super()._decode(latents)
 
     def _scorer(self, codes: torch.Tensor) -> TokenScorer:
         # What the transformer reads is made once per image, whatever the number of candidates.
