@@ -47,6 +47,7 @@ from hf_var.training.optimization import SCHEDULERS, Optimization, OptimizerConf
 from hf_var.training.prior_data import ConditionConfig, PriorData, load_prior_data, tokenize_copies
 from hf_var.training.prior_inputs import check_blocks, prior_inputs
 from hf_var.training.run import RunConfig, TrainingRun
+from hf_var.training.samples import SAMPLING, SampleConfig, spread_labels
 from hf_var.training.setup import Rows, card_contents, make_batches
 from hf_var.training.sharding import whole_model
 from hf_var.weight_files import use_umask
@@ -56,8 +57,6 @@ from hf_var.weight_files import use_umask
 FREE_CONFIG_FIELDS = ("dropout", "attention_dropout", "drop_path_rate", "class_dropout_prob", "label_smoothing")
 # What a resumed run cannot change, beside the configuration.
 FIXED_ARGUMENTS = ("seed", "streaming", "augmented_copies", "lora_rank", "lora_alpha", "lora_target_modules")
-# Arguments that become defaults of the pipeline.
-SAMPLING = ("guidance_scale", "top_p", "temperature")
 # Folder of the adapter in that of the result.
 LORA_FOLDER = "lora"
 # What is plotted of the log, where the run has it.
@@ -107,23 +106,6 @@ class VAROptimizerConfig(OptimizerConfig):
         return self.learning_rate or self.base_learning_rate * images_per_step / 256
 
 
-@dataclass(kw_only=True)
-class SampleConfig(CheckedFields):
-    """Samples during the training, and the sampling defaults of the pipeline that is saved."""
-
-    sample_steps: NonNegativeInt = argument(0, help="sample this often; 0: at the end only")
-    num_samples: NonNegativeInt = argument(16, help="images in the picture of samples; 0: no picture")
-    guidance_scale: NonNegativeFloat | None = argument(
-        None, help="default of the pipeline that is saved: that of pretrained_var, or 2.5; 1: off"
-    )
-    top_p: Share | None = argument(
-        None, help="default of the pipeline that is saved: that of pretrained_var, or 0.96; 1: off"
-    )
-    temperature: NonNegativeFloat | None = argument(
-        None, help="default of the pipeline that is saved: that of pretrained_var, or 1"
-    )
-
-
 class Arguments(NamedTuple):
     """The configuration of each component. Their fields are the arguments of the command line."""
 
@@ -156,7 +138,7 @@ def load_models(args: Arguments) -> tuple[VQVAEModel, VARTransformer | None, dic
     if args.script.pretrained_var is not None:
         pretrained = VARPipeline.from_pretrained(args.script.pretrained_var, dtype=torch.float32)
         sampling = {name: pretrained.config[name] for name in SAMPLING}
-    sampling |= {name: value for name in SAMPLING if (value := getattr(args.samples, name)) is not None}
+    sampling |= args.samples.defaults
     if args.script.vqvae is None:
         vqvae = pretrained.vqvae
     else:
@@ -253,13 +235,12 @@ def sample_images(
     args: Arguments, pipeline: VARPipeline, batches: data.TrainingBatches, accelerator: Accelerator
 ) -> Image.Image:
     """Images of classes from the first to the last, or of the embeddings of the first training images."""
-    number, num_labels = args.samples.num_samples, pipeline.transformer.config.num_labels
+    number = args.samples.num_samples
     generators = [torch.Generator().manual_seed(args.run.seed + index) for index in range(number)]
     if args.conditions.condition_column is not None:
         condition = {"class_embeds": batches.first_items(number)["class_embeds"]}
     else:
-        labels = [index * num_labels // number if num_labels > 0 else None for index in range(number)]
-        condition = {"class_labels": labels}
+        condition = {"class_labels": spread_labels(pipeline.transformer.config.num_labels, number)}
     with accelerator.autocast():
         return image_grid(pipeline(**condition, generator=generators).images, columns=8)
 

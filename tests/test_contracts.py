@@ -274,7 +274,7 @@ def test_a_posterior_is_made_of_its_moments():
 
 @contract(
     "evaluation/run.py: _class_name",
-    "pipelines/pipeline_base.py: _name_or_path",
+    "pipelines/base.py: _name_or_path",
 )
 def test_a_pipelines_configuration_names_class_and_origin(tmp_path):
     """`model_index.json` has `_class_name`, and a loaded pipeline's configuration `_name_or_path`."""
@@ -284,7 +284,8 @@ def test_a_pipelines_configuration_names_class_and_origin(tmp_path):
 
 
 @contract(
-    "pipelines/pipeline_base.py: _execution_device model_cpu_offload_seq _guidance_scale _interrupt",
+    "pipelines/base.py: _execution_device _guidance_scale _interrupt",
+    "pipelines/pipeline_base.py: _execution_device model_cpu_offload_seq",
     "pipelines/pipeline_var.py: _execution_device _callback_tensor_inputs",
     "scoring.py: _execution_device",
 )

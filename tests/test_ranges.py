@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from transformers import HfArgumentParser, PreTrainedConfig
 
+from hf_var import PixelSNAILConfig, VARConfig
 from hf_var.ranges import (
     CheckedFields,
     Decay,
@@ -22,6 +23,7 @@ from hf_var.ranges import (
     PositiveInt,
     Share,
     check_fields,
+    own_annotations,
 )
 
 
@@ -127,18 +129,15 @@ def test_subclasses_are_checked_with_their_own_annotations() -> None:
         Narrower(weight=-1)
 
 
-def test_own_fields_are_those_of_the_class_itself() -> None:
-    class Own(Example):
-        depth: PositiveInt
-
-    example = Own()
-    example.depth = 3
-    check_own_fields(example)
-    example.weight = -1.0
-    check_own_fields(example)
-    example.depth = 0
-    with pytest.raises(ValueError, match="`depth` must be at least 1, got 0"):
-        check_own_fields(example)
+def test_own_annotations_are_those_of_our_classes() -> None:
+    assert list(own_annotations(PixelSNAILConfig))[:4] == [
+        "codebook_size",
+        "map_size",
+        "class_dropout_prob",
+        "condition_map_size",
+    ]
+    assert "dtype" not in own_annotations(VARConfig)
+    assert own_annotations(VARConfig)["hidden_size"] is PositiveInt
 
 
 def test_argument_parsers_see_the_plain_types() -> None:

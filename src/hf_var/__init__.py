@@ -12,7 +12,7 @@ from .autoencoders import (
     VQVAEModel,
     VQVAEOutput,
 )
-from .pipelines import VARImg2ImgPipeline, VARInpaintPipeline, VARPipeline, VARPipelineOutput
+from .pipelines import ARPipeline, VARImg2ImgPipeline, VARInpaintPipeline, VARPipeline, VARPipelineOutput
 from .priors import (
     PixelCNN,
     PixelCNNConfig,
@@ -37,6 +37,7 @@ register()
 
 __all__ = [
     "DIGITS_CHECKPOINT",
+    "ARPipeline",
     "HierarchicalVQVAEConfig",
     "HierarchicalVQVAEModel",
     "PixelCNN",

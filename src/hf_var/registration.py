@@ -8,7 +8,7 @@ from diffusers.pipelines import pipeline_loading_utils
 from transformers import AutoConfig, AutoModel
 
 from .autoencoders import HierarchicalVQVAEConfig, HierarchicalVQVAEModel, VQVAEConfig, VQVAEModel
-from .pipelines import VARImg2ImgPipeline, VARInpaintPipeline, VARPipeline
+from .pipelines import ARPipeline, VARImg2ImgPipeline, VARInpaintPipeline, VARPipeline
 from .priors import PixelCNN, PixelCNNConfig, PixelSNAIL, PixelSNAILConfig, VARConfig, VARTransformer
 from .priors.attention import register_attention
 
@@ -35,5 +35,5 @@ def register() -> None:
     package = __package__ or "hf_var"
     pipeline_loading_utils.LOADABLE_CLASSES.setdefault(package, {})
     setattr(diffusers.pipelines, package, sys.modules[package])
-    for pipeline_class in (VARPipeline, VARInpaintPipeline, VARImg2ImgPipeline):
+    for pipeline_class in (VARPipeline, VARInpaintPipeline, VARImg2ImgPipeline, ARPipeline):
         setattr(diffusers, pipeline_class.__name__, pipeline_class)

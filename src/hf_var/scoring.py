@@ -9,11 +9,10 @@ import numpy as np
 import torch
 from diffusers.image_processor import PipelineImageInput
 
+from .pipelines.base import PipelineBase
 from .pipelines.checks import as_tensor, check_count, checked_codes
 from .pipelines.conditions import Labels
 from .pipelines.images import image_pixels
-from .pipelines.pipeline_base import VARPipelineBase
-from .priors.likelihood import token_log_probs
 
 
 @dataclass
@@ -56,7 +55,7 @@ class Classification:
 
 
 def log_likelihood(
-    pipe: VARPipelineBase,
+    pipe: PipelineBase,
     images: PipelineImageInput | None = None,
     class_labels: Labels = None,
     codes: torch.Tensor | None = None,
@@ -64,8 +63,8 @@ def log_likelihood(
 ) -> LogLikelihood:
     r"""
     The exact log-likelihood of images' codes under the model. It is the sum over the tokens of the log-probabilities
-    that the transformer gives them when it reads the images' own coarser scales (Tian et al. 2024, equation 2), all in
-    one pass, in evaluation mode, without guidance or filters.
+    that the prior gives them when it reads the images' own codes: those of the coarser scales (VAR, Tian et al. 2024,
+    equation 2), or of all positions before (PixelCNN, van den Oord et al. 2016), all in one pass, in evaluation mode, without guidance or filters.
 
     It is the likelihood of the codes, not of the pixels: several images may have the same codes, and it ignores what the tokenizer
     loses. Models with different tokenizers cannot be compared by it.
@@ -105,20 +104,20 @@ def log_likelihood(
     ```
     """
     codes = _codes(pipe, images, codes, batch_size)
-    if pipe.transformer.config.condition_channels is not None:
+    if getattr(pipe.priors[0].config, "condition_channels", None) is not None:
         raise ValueError("`pipe` is conditioned on embeddings, and only likelihoods given classes can be computed.")
     ids = pipe.get_label_ids(class_labels)
     if len(ids) not in (1, len(codes)):
         raise ValueError(f"`class_labels` must be one label or {len(codes)}, one per image, got {len(ids)}.")
     labels = torch.tensor(ids).expand(len(codes)).unsqueeze(1)  # (batch, 1)
     per_token = _score(pipe, codes, labels, batch_size)[:, 0]
-    scales = per_token.split(pipe.transformer.config.scale_lengths, dim=1)
+    scales = per_token.split(pipe.vqvae.config.scale_lengths, dim=1)
     per_scale = torch.stack([scale.sum(dim=1) for scale in scales], dim=1)
     return LogLikelihood(per_scale.sum(dim=1), per_scale, per_token, codes)
 
 
 def classify(
-    pipe: VARPipelineBase,
+    pipe: PipelineBase,
     images: PipelineImageInput | None = None,
     codes: torch.Tensor | None = None,
     prior: Sequence[float] | np.ndarray | torch.Tensor | None = None,
@@ -162,7 +161,7 @@ def classify(
     ```
     """
     _check_pipeline(pipe)
-    names = pipe.transformer.config.id2label
+    names = pipe.id2label
     if not names:
         raise ValueError("`pipe` must have a transformer of several classes, got num_labels=0.")
     log_prior = _log_prior(prior, len(names))
@@ -180,42 +179,38 @@ def classify(
 
 @torch.no_grad()
 def _score(
-    pipe: VARPipelineBase, codes: torch.Tensor, labels: torch.Tensor, batch_size: int, sum_tokens: bool = False
+    pipe: PipelineBase, codes: torch.Tensor, labels: torch.Tensor, batch_size: int, sum_tokens: bool = False
 ) -> torch.Tensor:
     """
     Log-probabilities of `(batch, length)` codes under `(batch, candidates)` labels: of shape
     `(batch, candidates, length)`, or `(batch, candidates)` if the tokens are summed up.
     """
     num_candidates = labels.shape[1]
-    # What the transformer reads is made once per image, whatever the number of candidates.
     pieces = torch.arange(len(codes)).split(max(1, batch_size // num_candidates))
     found = []
     with pipe._at_work(), pipe.progress_bar(total=len(pieces)) as progress_bar:  # pyright: ignore
         for piece in pieces:
-            scale_inputs = pipe.vqvae.teacher_forcing(codes[piece], pipe.transformer.config.is_raster)
+            scorer = pipe._scorer(codes[piece])
             for pairs in torch.arange(len(piece) * num_candidates).split(batch_size):
-                image = pairs // num_candidates
                 classes = labels[piece].flatten()[pairs].to(codes.device)
-                per_token = token_log_probs(
-                    pipe.transformer, codes[piece][image], scale_inputs[image], class_labels=classes
-                )  # (pairs, length)
+                per_token = scorer(pairs // num_candidates, classes)  # (pairs, length)
                 found.append(per_token.sum(dim=1) if sum_tokens else per_token)
             progress_bar.update()
     return torch.cat(found).unflatten(0, (len(codes), num_candidates))
 
 
 @torch.no_grad()
-def _encode(pipe: VARPipelineBase, pixel_values: torch.Tensor, batch_size: int) -> torch.Tensor:
+def _encode(pipe: PipelineBase, pixel_values: torch.Tensor, batch_size: int) -> torch.Tensor:
     with pipe._at_work():
         return torch.cat([pipe._encode(piece) for piece in pixel_values.split(batch_size)])
 
 
 def _check_pipeline(pipe: Any) -> None:
-    if not isinstance(pipe, VARPipelineBase):
+    if not isinstance(pipe, PipelineBase):
         raise ValueError(f"`pipe` must be a pipeline such as `VARPipeline`, got {type(pipe).__name__}.")
 
 
-def _codes(pipe: VARPipelineBase, images: Any, codes: Any, batch_size: int) -> torch.Tensor:
+def _codes(pipe: PipelineBase, images: Any, codes: Any, batch_size: int) -> torch.Tensor:
     """The codes to score, `(batch, length)`, on the pipeline's device."""
     _check_pipeline(pipe)
     check_count("batch_size", batch_size)
@@ -224,7 +219,7 @@ def _codes(pipe: VARPipelineBase, images: Any, codes: Any, batch_size: int) -> t
     if codes is None:
         pixel_values = image_pixels(images, pipe.vqvae.config, name="images")
         return _encode(pipe, pixel_values, batch_size)
-    return checked_codes("codes", codes, pipe.transformer.config).to(pipe._execution_device)
+    return checked_codes("codes", codes, pipe.vqvae.config).to(pipe._execution_device)
 
 
 def _log_prior(prior: Any, num_labels: int) -> torch.Tensor:

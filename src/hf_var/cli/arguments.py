@@ -11,6 +11,8 @@ from typing import Any, Union, cast, get_args, get_origin
 
 from transformers import HfArgumentParser
 
+from ..ranges import own_annotations
+
 
 def parse_arguments(configurations: Sequence[type], argv: Sequence[str], **texts: str) -> tuple[Any, ...]:
     """Read `[RECIPE.yaml] --key value ...`, which overrides the recipe, into one object of each dataclass."""

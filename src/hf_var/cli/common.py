@@ -4,7 +4,7 @@
 import argparse
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +13,7 @@ from diffusers.utils import load_image
 from PIL import Image
 
 from .. import DIGITS_CHECKPOINT
+from ..pipelines.base import load_pipeline
 from ..pipelines.image_grids import image_grid, save_progress_gif
 from ..pipelines.options import PLAIN_OPTIONS
 
@@ -97,27 +98,29 @@ def _device(name: str | None) -> torch.device:
     return device
 
 
-def load_pipeline(pipeline_class: Any, options: argparse.Namespace) -> Any:
-    """The pipeline of `--model`, on its device."""
+def open_pipeline(options: argparse.Namespace, load: Callable[..., Any] = load_pipeline) -> Any:
+    """The pipeline of `--model`, on its device: of the class that it was saved as, unless `load` makes another one."""
     device = _device(options.device)
     index = Path(options.model) / "model_index.json"
     if index.is_file() and not isinstance(json.loads(index.read_text(encoding="utf-8")), dict):
         raise ValueError(f"--model {options.model!r} is no pipeline: its model_index.json holds no object.")
-    pipe = pipeline_class.from_pretrained(
-        options.model, dtype=DTYPES[options.dtype], revision=options.revision, variant=options.variant
-    )
+    pipe = load(options.model, dtype=DTYPES[options.dtype], revision=options.revision, variant=options.variant)
     return pipe.to(device)
 
 
-def sampling_arguments(options: argparse.Namespace) -> dict[str, Any]:
+def sampling_arguments(pipe: Any, options: argparse.Namespace) -> dict[str, Any]:
     """The arguments of a call that `add_sampling` and `add_labels` gave."""
     if not -(2**63) <= options.seed < 2**64:
         raise ValueError(f"--seed must be an integer of 64 bits, got {options.seed}.")
+    sampling = {name: getattr(options, name) for name in PLAIN_OPTIONS}
+    for name in sampling.keys() - pipe.call_options:
+        if sampling.pop(name):
+            raise ValueError(f"--{name.replace('_', '-')} is not an option of a {type(pipe).__name__}.")
     return {
         "class_labels": [label(text) for text in options.class_labels],
         "num_images_per_label": options.num_images_per_label,
         "generator": torch.Generator().manual_seed(options.seed),
-        **{name: getattr(options, name) for name in PLAIN_OPTIONS},
+        **sampling,
     }
 
 

@@ -2,17 +2,19 @@
 """Images from labels, and from images and labels."""
 
 import argparse
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
-from .. import VARImg2ImgPipeline, VARInpaintPipeline, VARPipeline
+from .. import VARImg2ImgPipeline, VARInpaintPipeline
+from ..pipelines.base import load_pipeline
 from .common import (
     add_labels,
     add_model,
     add_picture,
     add_sampling,
     check_picture,
-    load_pipeline,
+    open_pipeline,
     read_images,
     sampling_arguments,
     save_result,
@@ -28,7 +30,7 @@ def add_generate(commands) -> None:
         "sampled with the checkpoint that ships with the package.",
         epilog="example: hf-var generate --class-labels 3 1 4 1 5 --resize 128 --output digits.png",
     )
-    parser.set_defaults(run=partial(_run, VARPipeline))
+    parser.set_defaults(run=partial(_run, load_pipeline))
     _add_shared(parser)
 
 
@@ -55,7 +57,7 @@ def _inpaint(options: argparse.Namespace) -> None:
     if options.feather_width is not None and not options.paste_original:
         raise ValueError(f"--feather-width {options.feather_width} needs --paste-original.")
     edits = {"paste_original": options.paste_original, "feather_width": options.feather_width}
-    _run(VARInpaintPipeline, options, image=options.image, mask_image=options.mask, **edits)
+    _run(VARInpaintPipeline.from_pretrained, options, image=options.image, mask_image=options.mask, **edits)
 
 
 def add_vary(commands) -> None:
@@ -77,7 +79,7 @@ def add_vary(commands) -> None:
 
 def _vary(options: argparse.Namespace) -> None:
     kept = {"strength": options.strength, "num_kept_scales": options.num_kept_scales}
-    _run(VARImg2ImgPipeline, options, image=options.image, **kept)
+    _run(VARImg2ImgPipeline.from_pretrained, options, image=options.image, **kept)
 
 
 def _add_shared(parser: argparse.ArgumentParser) -> None:
@@ -85,11 +87,11 @@ def _add_shared(parser: argparse.ArgumentParser) -> None:
         add(parser)
 
 
-def _run(pipeline_class: Any, options: argparse.Namespace, **arguments: Any) -> None:
+def _run(load: Callable[..., Any], options: argparse.Namespace, **arguments: Any) -> None:
     """Call a pipeline with the shared arguments and its own; those that name images are read first."""
     check_picture(options)
     for name in arguments.keys() & {"image", "mask_image"}:
         (arguments[name],) = read_images([arguments[name]])
-    pipe = load_pipeline(pipeline_class, options)
-    output = pipe(**arguments, **sampling_arguments(options))
+    pipe = open_pipeline(options, load)
+    output = pipe(**arguments, **sampling_arguments(pipe, options))
     save_result(pipe, output.images, output.codes, options)

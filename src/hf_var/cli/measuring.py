@@ -4,10 +4,9 @@
 import argparse
 import math
 
-from .. import VARPipeline
 from ..image_decoding import decode_picture
 from ..scoring import classify, log_likelihood
-from .common import add_model, add_picture, check_picture, label, load_pipeline, read_images, save_result
+from .common import add_model, add_picture, check_picture, label, open_pipeline, read_images, save_result
 
 
 def add_score(commands) -> None:
@@ -32,9 +31,9 @@ def _score(options: argparse.Namespace) -> None:
     if options.classify is not None and options.classify < 1:
         raise ValueError(f"--classify must be at least 1, got {options.classify}.")
     images = read_images(options.images)
-    pipe = load_pipeline(VARPipeline, options)
+    pipe = open_pipeline(options)
     if options.classify is not None:
-        names = pipe.transformer.config.id2label
+        names = pipe.id2label
         posterior = classify(pipe, images, batch_size=options.batch_size).posterior
         best = posterior.sort(dim=1, descending=True)
         for path, shares, ids in zip(options.images, best.values.tolist(), best.indices.tolist(), strict=True):
@@ -42,7 +41,7 @@ def _score(options: argparse.Namespace) -> None:
             print(f"{path}: {', '.join(found[: options.classify])}")
         return
     found = log_likelihood(pipe, images, label(options.class_label), batch_size=options.batch_size)
-    lengths = pipe.transformer.config.scale_lengths
+    lengths = pipe.vqvae.config.scale_lengths
     for path, total, scales in zip(options.images, found.total.tolist(), found.per_scale.tolist(), strict=True):
         bits = [-value / length / math.log(2) for value, length in zip(scales, lengths, strict=True)]
         parts = " ".join(f"{value:.2f}" for value in bits)
@@ -67,7 +66,7 @@ def add_reconstruct(commands) -> None:
 def _reconstruct(options: argparse.Namespace) -> None:
     check_picture(options)
     images = read_images(options.images)
-    pipe = load_pipeline(VARPipeline, options)
+    pipe = open_pipeline(options)
     codes = pipe.encode_images(images)
     found = pipe.decode_progress(codes)[-1]
     channels = pipe.vqvae.config.in_channels

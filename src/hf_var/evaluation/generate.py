@@ -14,7 +14,7 @@ from transformers.utils import logging
 from ..data.resumable_settings import check_settings, read_settings, write_settings
 from ..fingerprints import fingerprint
 from ..metrics.feature_extractors import rgb_bytes
-from ..pipelines import VARPipeline
+from ..pipelines.base import PipelineBase
 from ..pipelines.options import PLAIN_OPTIONS, resolve_sampling
 from .image_files import read_or_sample
 from .image_sets import ImageSet
@@ -33,19 +33,22 @@ def image_seed(seed: int, number: int) -> int:
 
 
 def image_label(number: int, num_labels: int) -> int | None:
-    """Class of an image. They take turns, so that the parts of the Inception Score have all of them."""
+    """
+    Class of an image. The classes take turns: the parts of the Inception Score, and the first images of a set, are
+    balanced.
+    """
     return number % num_labels if num_labels > 0 else None
 
 
 @torch.no_grad()
 def sample_images(
-    pipeline: VARPipeline, seed: int, sampling: Mapping[str, Any], numbers: Sequence[int]
+    pipeline: PipelineBase, seed: int, sampling: Mapping[str, Any], numbers: Sequence[int]
 ) -> torch.Tensor:
     """Images by number, bytes `(len(numbers), 3, height, width)`; `sampling` are arguments of the pipeline."""
-    config, device = pipeline.transformer.config, pipeline.device
+    num_labels, device = len(pipeline.id2label), pipeline.device
     # Generators of the device, so that probabilities need not be copied to the CPU for every scale.
     generators = [torch.Generator(device).manual_seed(image_seed(seed, number)) for number in numbers]
-    labels = [image_label(number, config.num_labels or 0) for number in numbers]
+    labels = [image_label(number, num_labels) for number in numbers]
     latents = pipeline(labels, generator=generators, output_type="latent", **sampling).images
     # Decoded here, since the pipeline's output in half precision would be rounded twice.
     return rgb_bytes(pipeline.vqvae.decode(latents=latents).sample)  # pyright: ignore[reportArgumentType]
@@ -83,12 +86,12 @@ class SampledImages(ImageSet):
 
     image_size: tuple[int, int]
 
-    def __init__(self, config: EvaluationConfig, pipeline: VARPipeline, device: torch.device):
-        vqvae_config, num_labels = pipeline.vqvae.config, pipeline.transformer.config.num_labels
+    def __init__(self, config: EvaluationConfig, pipeline: PipelineBase, device: torch.device):
+        vqvae_config, num_labels = pipeline.vqvae.config, len(pipeline.id2label)
         self.image_size = vqvae_config.image_size
         self.statistics = {}
         self.folder = Path(config.output_dir) / "images"
-        if pipeline.transformer.config.condition_channels is not None:
+        if getattr(pipeline.priors[0].config, "condition_channels", None) is not None:
             raise ValueError(
                 f"`model` = {config.model!r} is conditioned on embeddings, which an evaluation does not have: sample the "
                 "images with `class_embeds`, and evaluate them as `samples`."
@@ -105,7 +108,7 @@ class SampledImages(ImageSet):
         if num_labels and self.num_images % num_labels:
             logger.warning(f"{self.num_images} images of {num_labels} classes cannot be equally many of each.")
         sampling = _sampling_arguments(config, pipeline)
-        models: dict[str, Any] = {"transformer": pipeline.transformer, "vqvae": pipeline.vqvae}
+        models = {name: model for name, model in pipeline.components.items() if model is not None}
         pipeline.to(device)
         score_fn = None
         if config.classifier is not None:
@@ -134,14 +137,17 @@ class SampledImages(ImageSet):
         return read_or_sample(self.folder, self.image_size, self._sample, numbers)
 
 
-def _sampling_arguments(config: EvaluationConfig, pipeline: VARPipeline) -> dict[str, Any]:
+def _sampling_arguments(config: EvaluationConfig, pipeline: PipelineBase) -> dict[str, Any]:
     """The arguments of the pipeline's call, with defaults filled in."""
     sampling: Any = {name: getattr(config, name) for name in PLAIN_OPTIONS}
-    if not pipeline.transformer.config.num_labels:
+    for name in sampling.keys() - pipeline.call_options:
+        if sampling.pop(name):
+            raise ValueError(f"`{name}` is not an option of `model`, a {type(pipeline).__name__}.")
+    if not pipeline.id2label:
         # Without classes, guidance has nothing to contrast with.
         sampling["guidance_scale"] = 1.0
-    resolved = resolve_sampling(pipeline.transformer, pipeline.config, sampling)
-    found = {name: getattr(resolved, name) for name in PLAIN_OPTIONS}
+    resolved = resolve_sampling(pipeline.vqvae.config, pipeline.config, sampling)
+    found = {name: getattr(resolved, name) for name in sampling}
     # These options may differ per scale; here one value serves all scales.
     found = {name: value[0] if isinstance(value, list) else value for name, value in found.items()}
     return {**found, "num_candidates": config.num_candidates}

@@ -23,7 +23,7 @@ from ..metrics.feature_extractors import full_precision
 from ..metrics.generation import DISTANCES, NUM_NEIGHBORS, generation_metrics, kid_subset_size
 from ..metrics.perceptual import PerceptualLoss
 from ..metrics.reconstruction import measure_reconstruction
-from ..pipelines import VARPipeline
+from ..pipelines.base import PipelineBase, load_pipeline
 from .features import FeatureFiles, load_extractor, write_features
 from .generate import SampledImages
 from .image_files import write_npz
@@ -58,16 +58,16 @@ def evaluate(config: EvaluationConfig, accelerator: Accelerator) -> dict[str, An
     return report
 
 
-def load_model(name: str, dtype: str) -> VARPipeline | Tokenizer:
+def load_model(name: str, dtype: str) -> PipelineBase | Tokenizer:
     """A pipeline or a tokenizer, in evaluation mode."""
     options: dict[str, Any] = {"dtype": getattr(torch, dtype)}
     try:
-        is_pipeline = VARPipeline.load_config(name).get("_class_name") is not None  # pyright: ignore[reportAttributeAccessIssue]
+        is_pipeline = PipelineBase.load_config(name).get("_class_name") is not None  # pyright: ignore[reportAttributeAccessIssue]
     except OSError:
         is_pipeline = False
     try:
         if is_pipeline:
-            pipeline = VARPipeline.from_pretrained(name, **options)
+            pipeline = load_pipeline(name, **options)
             pipeline.set_progress_bar_config(disable=True)
             return pipeline
         return load_tokenizer(name, **options).requires_grad_(False)
@@ -80,7 +80,7 @@ def load_model(name: str, dtype: str) -> VARPipeline | Tokenizer:
 
 
 def _evaluate_images(
-    config: EvaluationConfig, pipeline: VARPipeline | None, accelerator: Accelerator
+    config: EvaluationConfig, pipeline: PipelineBase | None, accelerator: Accelerator
 ) -> dict[str, Any]:
     folder, device = Path(config.output_dir), accelerator.device
     # All input is checked before any work.

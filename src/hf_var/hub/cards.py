@@ -105,25 +105,29 @@ def write_pipeline_card(
     license: str | None = None,
     data_license: str | None = None,
 ) -> ModelCard:
-    """Write the `README.md` of a [`VARPipeline`], as [`write_model_card`]; `recipe` has `pretrained_var`, `vqvae`."""
-    config: VARConfig = pipeline.transformer.config
+    """
+    Write the `README.md` of a [`VARPipeline`] or [`ARPipeline`], as [`write_model_card`]; `recipe` has `pretrained_var`,
+    `vqvae`.
+    """
+    config = pipeline.priors[0].config
+    is_var = isinstance(config, VARConfig)
     tokenizer: VQVAEConfig = pipeline.vqvae.config
     unknown = "not stated"
     kind, tags, example = "Unconditional", [], "num_images_per_label=2"
     if config.num_labels:
         kind, tags = "Class-conditional", ["class-conditional"]
         example = f"class_labels={_example_labels(pipeline)!r}"
-    elif config.condition_channels is not None:
+    elif is_var and config.condition_channels is not None:
         kind, tags = "Embedding-conditional", ["embedding-conditional"]
         # In place of the embeddings that a user has.
         example = f"class_embeds=torch.zeros(2, {config.condition_channels})"
     return _write_card(
-        "var_card.md",
+        "pipeline_card.md",
         output_dir,
         {
             # The Hub's category of all images that are not generated from a text, also of those of classes.
             "pipeline_tag": "unconditional-image-generation",
-            "tags": ["var", "autoregressive", *tags],
+            "tags": ["var" if is_var else "vq-vae", "autoregressive", *tags],
             "base_model": _hub_name(recipe, "pretrained_var"),
             "license": license,
         },
@@ -135,10 +139,14 @@ def write_pipeline_card(
         kind=kind,
         config=config,
         tokenizer=tokenizer,
+        num_tokens=sum(tokenizer.scale_lengths),
         tokenizer_name=without_folders(recipe.get("vqvae") or recipe.get("pretrained_var") or "its own"),
         is_picture=tokenizer.num_output_channels in (1, 3, 4),
         example=example,
-        num_parameters=pipeline.transformer.num_parameters(),
+        is_var=is_var,
+        num_classes=config.num_labels,
+        pipeline_class=type(pipeline).__name__,
+        priors=[(type(prior).__name__, prior.num_parameters()) for prior in pipeline.priors],
         tokenizer_parameters=pipeline.vqvae.num_parameters(),
         sampling=[(name, pipeline.config[name]) for name in ("guidance_scale", "top_p", "temperature")],
         licenses=[
@@ -229,7 +237,7 @@ def _schedule(config: VQVAEConfig) -> str:
 def _example_labels(pipeline: Any, number: int = 3) -> list[int | str]:
     """The first labels, by their names where these are unambiguous."""
     labels: list[int | str] = []
-    for label, name in list((pipeline.transformer.config.id2label or {}).items())[:number]:
+    for label, name in list(pipeline.id2label.items())[:number]:
         try:
             is_known = pipeline.get_label_ids(name) == [label]
         except ValueError:

@@ -20,8 +20,9 @@ logger = logging.get_logger(__name__)
 
 # What makes a result: a model, or the two of a pipeline and an adapter, and what tells of it. All other folders stay here,
 # such as checkpoints and the trackers' logs.
+MODELS = ("transformer", "prior", "middle_prior", "bottom_prior", "vqvae", "lora")
 RESULT_FILES = ["README.md", "*.json", "*.safetensors", "train_log.jsonl", "*.png"]
-RESULT_FILES += [f"{model}/*.{kind}" for model in ("transformer", "vqvae", "lora") for kind in ("json", "safetensors")]
+RESULT_FILES += [f"{model}/*.{kind}" for model in MODELS for kind in ("json", "safetensors")]
 PREFIX = "push-"
 
 

@@ -1,10 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
 """Both stages together, as diffusers pipelines."""
 
+from .pipeline_ar import ARPipeline
 from .pipeline_output import VARPipelineOutput
 from .pipeline_var import VARPipeline
 from .pipeline_var_img2img import VARImg2ImgPipeline
 from .pipeline_var_inpaint import VARInpaintPipeline
 
 
-__all__ = ["VARImg2ImgPipeline", "VARInpaintPipeline", "VARPipeline", "VARPipelineOutput"]
+__all__ = ["ARPipeline", "VARImg2ImgPipeline", "VARInpaintPipeline", "VARPipeline", "VARPipelineOutput"]

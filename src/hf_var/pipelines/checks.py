@@ -2,13 +2,16 @@
 """Checks of a pipeline's models and of the values that its methods take."""
 
 import math
+from collections.abc import Mapping
 from numbers import Integral, Real
 from typing import Any
 
 import torch
+from torch import nn
 
 from ..autoencoders import VQVAEConfig, VQVAEModel
 from ..priors import VARConfig, VARTransformer
+from ..scales import ScheduleMixin
 from .adapters import is_adapter_module
 from .sampling import Generators
 
@@ -38,6 +41,39 @@ def check_components(transformer: VARTransformer, vqvae: VQVAEModel) -> None:
             "`transformer` must predict a whole scale or a single token at a time, got block_sizes="
             f"{transformer.config.block_sizes} for patch_nums={transformer.config.patch_nums}."
         )
+
+
+def check_levels(vqvae: nn.Module, priors: Mapping[str, nn.Module | None]) -> None:
+    """Raise a `ValueError` unless there is one prior for each level of the tokenizer, for its map and its codes."""
+    tokenizer = getattr(vqvae, "config", None)
+    if not isinstance(tokenizer, ScheduleMixin) or not hasattr(vqvae, "decode"):
+        raise ValueError(f"`vqvae` must be a tokenizer such as `HierarchicalVQVAEModel`, got {type(vqvae).__name__}.")
+    sizes, given = tokenizer.scale_sizes, {name: prior for name, prior in priors.items() if prior is not None}
+    if len(given) != len(sizes) or "prior" not in given:
+        raise ValueError(
+            f"`vqvae` has {len(sizes)} levels, which need as many priors, got {', '.join(given) or 'none'}."
+        )
+    first = given["prior"].config
+    coarser = None
+    for (name, prior), size in zip(given.items(), sizes, strict=True):
+        config = prior.config
+        expected = {"map_size": size, "codebook_size": tokenizer.codebook_size}
+        found = {field: getattr(config, field, None) for field in expected}
+        if coarser is not None or getattr(config, "condition_map_size", None) is not None:
+            expected |= {"condition_map_size": coarser}
+            found |= {"condition_map_size": getattr(config, "condition_map_size", None)}
+        if getattr(config, "condition_codebook_size", None) is not None:
+            expected |= {"condition_codebook_size": tokenizer.codebook_size}
+            found |= {"condition_codebook_size": config.condition_codebook_size}
+        for field, value in expected.items():
+            if found[field] != value:
+                raise ValueError(
+                    f"`{name}` and `vqvae` do not belong together: {field} is {found[field]} in the prior, and the "
+                    f"tokenizer's level needs {value}."
+                )
+        if config.num_labels and config.id2label != first.id2label:
+            raise ValueError(f"`{name}` must have the labels of `prior`, {first.id2label}, got {config.id2label}.")
+        coarser = size
 
 
 def is_number(value: Any, kind: type[Real] = Real) -> bool:

@@ -2,9 +2,11 @@
 """Interpolation and mixing of images, and the assignment of inputs to the images of a call."""
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import torch
+from torch.nn import functional
 
 from ..autoencoders import VQVAEModel
 from .checks import check_num_scales, checked_codes, is_number
@@ -34,6 +36,22 @@ def mixed_latents(
     codes, other_codes = _checked_pair(vqvae, codes, other_codes, device)
     end = sum(lengths[:num_scales])
     return vqvae.latents(torch.cat([codes[:, :end], other_codes[:, end:]], dim=1))
+
+
+def known_latents(vqvae: Any, codes: torch.Tensor) -> Any:
+    """The latents of the first codes of images, in raster order; the vectors of those that are missing are zeros."""
+    lengths = vqvae.config.scale_lengths
+    missing = sum(lengths) - codes.shape[1]
+    vectors = vqvae.code_vectors(functional.pad(codes, (0, missing)))
+    vectors[:, codes.shape[1] :] = 0
+    levels = vectors.split(lengths, dim=1)
+    if not isinstance(vqvae, VQVAEModel):
+        sizes = vqvae.config.scale_sizes
+        return tuple(level.transpose(1, 2).unflatten(2, size) for level, size in zip(levels, sizes, strict=True))
+    latents = None
+    for k, level in enumerate(levels):
+        latents, _ = vqvae.next_scale(latents, level, k)
+    return latents
 
 
 def match_inputs(num_images: int, **sizes: int) -> dict[str, list[int]]:

@@ -2,12 +2,12 @@
 """The arguments that all pipelines share: their names, defaults and checks."""
 
 import inspect
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import MISSING, Field, dataclass, field, fields
 from difflib import get_close_matches
 from functools import partial
 from numbers import Integral
-from typing import Any, Literal, TypedDict, TypeVar, get_type_hints
+from typing import Any, Literal, TypedDict, TypeVar, get_args, get_type_hints
 
 import torch
 from diffusers.callbacks import MultiPipelineCallbacks, PipelineCallback
@@ -27,26 +27,29 @@ Callback = Callable[[Any, int, int, dict], dict | None] | PipelineCallback | Mul
 CHECKPOINT_DEFAULTS = {"guidance_scale": 2.5, "top_p": 0.96, "temperature": 1.0}
 # The official default, unless the codebook is smaller.
 DEFAULT_TOP_K = 900
-CALLBACK_TENSORS = ["latents", "images"]
 
 
-class SamplingOptions(TypedDict, total=False):
-    """How codes are sampled, see [`VARPipeline.__call__`]."""
+class FilterOptions(TypedDict, total=False):
+    """How a code is sampled from its logits, see [`VARPipeline.__call__`]."""
 
     guidance_scale: Guidance | None
     top_k: int | Sequence[int] | None
     top_p: float | Sequence[float] | None
     temperature: float | Sequence[float] | None
-    smooth: bool
     logits_processor: LogitsProcessor | LogitsProcessorList | None
+
+
+class SamplingOptions(FilterOptions, total=False):
+    """How the codes of whole scales are sampled, see [`VARPipeline.__call__`]."""
+
+    smooth: bool
     refiner: VARTransformer | None
     refiner_start: int | None
 
 
-class CallOptions(SamplingOptions, total=False):
-    """All arguments that the calls of the pipelines share, see [`VARPipeline.__call__`]."""
+class ResultOptions(TypedDict, total=False):
+    """How many images a call returns, and how, see [`VARPipeline.__call__`]."""
 
-    class_embeds: torch.Tensor | None
     num_images_per_label: int
     generator: Generators
     output_type: str
@@ -55,6 +58,16 @@ class CallOptions(SamplingOptions, total=False):
     callback_on_step_end_tensor_inputs: Sequence[str]
     num_candidates: int
     score_fn: Scores | None
+
+
+class CallOptions(SamplingOptions, ResultOptions, total=False):
+    """The arguments that the calls of the pipelines of a VAR transformer share, see [`VARPipeline.__call__`]."""
+
+    class_embeds: torch.Tensor | None
+
+
+class ARCallOptions(FilterOptions, ResultOptions, total=False):
+    """The arguments of [`ARPipeline.__call__`] beside the labels."""
 
 
 # Options with a plain value, which a command line can give and a report or a model card can state: type and meaning.
@@ -103,9 +116,6 @@ class CallSettings(CheckedFields):
             )
         if isinstance(self.callback_on_step_end, (PipelineCallback, MultiPipelineCallbacks)):
             self.callback_on_step_end_tensor_inputs = list(self.callback_on_step_end.tensor_inputs)
-        unknown = [name for name in self.callback_on_step_end_tensor_inputs if name not in CALLBACK_TENSORS]
-        if unknown:
-            raise ValueError(f"`callback_on_step_end_tensor_inputs` must be among {CALLBACK_TENSORS}, got {unknown}.")
 
 
 def show_options(call: AnyCall) -> AnyCall:
@@ -115,7 +125,7 @@ def show_options(call: AnyCall) -> AnyCall:
     defaults = {**SAMPLING_DEFAULTS, **{entry.name: _default(entry) for entry in fields(CallSettings)}}
     shared = [
         inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=defaults[name], annotation=annotation)
-        for name, annotation in get_type_hints(CallOptions).items()
+        for name, annotation in get_type_hints(get_args(call.__annotations__["options"])[0]).items()
     ]
     call.__signature__ = signature.replace(parameters=[*own, *shared])  # pyright: ignore[reportFunctionMemberAccess]
     return call
@@ -125,32 +135,33 @@ def _default(entry: Field) -> Any:
     return entry.default if entry.default_factory is MISSING else entry.default_factory()
 
 
-def resolve_call(transformer: VARTransformer, defaults: Mapping[str, Any], options: CallOptions) -> CallSettings:
-    """Check the shared arguments of a call; `defaults` are the checkpoint's, for those that are `None`."""
-    known = CallOptions.__optional_keys__
+def resolve_call(
+    known: Collection[str], tokenizer: Any, defaults: Mapping[str, Any], options: Mapping[str, Any]
+) -> CallSettings:
+    """
+    Check the `options` of a call, which must be among the `known` ones; `defaults` are the checkpoint's, for those that are
+    `None`. The configuration of the `tokenizer` says how many codes and scales there are.
+    """
     for name in options.keys() - known:
         near = get_close_matches(name, known, n=1)
         hint = f"did you mean `{near[0]}`?" if near else f"it takes {', '.join(sorted(known))}."
         raise TypeError(f"`__call__` got an unexpected keyword argument {name!r}; {hint}")
     sampling: Any = {name: options[name] for name in SAMPLING_DEFAULTS.keys() & options.keys()}
     others: Any = {name: options[name] for name in options.keys() - SAMPLING_DEFAULTS.keys()}
-    return CallSettings(resolve_sampling(transformer, defaults, sampling), **others)
+    return CallSettings(resolve_sampling(tokenizer, defaults, sampling), **others)
 
 
-def resolve_sampling(
-    transformer: VARTransformer, defaults: Mapping[str, Any], options: SamplingOptions
-) -> SamplingSettings:
+def resolve_sampling(tokenizer: Any, defaults: Mapping[str, Any], options: SamplingOptions) -> SamplingSettings:
     """Check the arguments of sampling, with `defaults` in place of `None`, and resolve them to one value per scale."""
-    config = transformer.config
-    num_scales = len(config.patch_nums)
+    num_scales = len(tokenizer.patch_nums)
     values: dict[str, Any] = {**SAMPLING_DEFAULTS, **options}
     for name in CHECKPOINT_DEFAULTS:
         values[name] = float(defaults[name]) if values[name] is None else values[name]
     if values["top_k"] is None:
-        values["top_k"] = min(DEFAULT_TOP_K, config.codebook_size)
+        values["top_k"] = min(DEFAULT_TOP_K, tokenizer.codebook_size)
     check_guidance(values["guidance_scale"])
     checks = {
-        "top_k": partial(check_top_k, config.codebook_size),
+        "top_k": partial(check_top_k, tokenizer.codebook_size),
         "top_p": check_top_p,
         "temperature": check_temperature,
     }
@@ -163,7 +174,7 @@ def resolve_sampling(
         if not all(isinstance(single, LogitsProcessor) for single in processors):
             raise ValueError(f"`logits_processor` must be a `LogitsProcessor`, got {processor!r}.")
         values["logits_processor"] = processors
-    values["refiner_start"] = _check_refiner(transformer, values["refiner"], values["refiner_start"], num_scales)
+    values["refiner_start"] = _refiner_start(values["refiner"], values["refiner_start"], num_scales)
     return SamplingSettings(**values)
 
 
@@ -201,15 +212,20 @@ def _per_scale(name: str, value: Any, num_scales: int, check: Callable[[Any], No
     return values
 
 
-def _check_refiner(
-    transformer: VARTransformer, refiner: VARTransformer | None, start: int | None, num_scales: int
-) -> int:
+def _refiner_start(refiner: VARTransformer | None, start: int | None, num_scales: int) -> int:
     if refiner is None:
         if start is not None:
             raise ValueError(f"`refiner_start` = {start!r} needs a `refiner`.")
         return num_scales
     if start is None or not is_number(start, Integral) or not 0 <= start < num_scales:
         raise ValueError(f"`refiner_start` must be a scale from 0 to {num_scales - 1}, got {start!r}.")
+    return int(start)
+
+
+def check_refiner(transformer: VARTransformer, refiner: VARTransformer | None) -> None:
+    """Raise a `ValueError` unless there is no refiner, or one that predicts the same codes as `transformer`."""
+    if refiner is None:
+        return
     for name in ("codebook_size", "latent_channels", "patch_nums", "num_labels", "block_sizes"):
         ours = getattr(transformer.config, name)
         theirs = getattr(getattr(refiner, "config", None), name, None)
@@ -217,4 +233,3 @@ def _check_refiner(
             raise ValueError(
                 f"`refiner` must be a transformer like the pipeline's: {name} is {ours} there, got {theirs}."
             )
-    return int(start)

@@ -1,64 +1,31 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The base of all pipelines: models, labels, encoding and decoding, speed and offloading."""
+"""The base of the pipelines of a VAR transformer: models, edits of codes, compilation and offloading."""
 
-import inspect
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from contextvars import ContextVar
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Sequence
 
 import numpy as np
 import PIL.Image
 import torch
-from diffusers import DiffusionPipeline
-from diffusers.image_processor import PipelineImageInput
-from torch import nn
 
 from ..autoencoders import VQVAEModel
-from ..modes import evaluation_mode
-from ..precision import ONEDNN_MATMUL, fp32_precision
 from ..priors import VARTransformer
-from .checks import (
-    check_components,
-    check_flag,
-    check_guidance,
-    check_output,
-    check_temperature,
-    check_top_p,
-    checked_codes,
-)
+from ..priors.likelihood import token_log_probs
+from .base import PipelineBase, TokenScorer
+from .checks import check_components, check_flag, check_output, checked_codes
 from .compilation import CompiledModels, FrozenModels, compile_models, unwrapped
-from .conditions import Labels, label_ids
+from .conditions import Labels
 from .editing import interpolated_latents, mixed_latents
-from .images import image_pixels, make_processor
 from .lora import LoraMixin
 from .options import CHECKPOINT_DEFAULTS
-from .sampling import Guidance
 
 
-@dataclass
-class CallState:
-    """State of a running call that callbacks see and may change: the pipeline's `guidance_scale`, for example."""
-
-    guidance_scale: Guidance
-    num_timesteps: int = 0
-    interrupt: bool = False
-
-
-# The state of the running call in this thread or task, by the pipeline's id: one pipeline may serve several threads, and
-# a callback may call another one.
-_STATES: ContextVar[Mapping[int, CallState]] = ContextVar("states", default={})  # noqa: B039 - never changed in place
-
-
-class VARPipelineBase(LoraMixin):
+class VARPipelineBase(LoraMixin, PipelineBase):
     """Models and methods of [`VARPipeline`], which describes the arguments."""
 
     # The tokenizer is small and runs between the scales. It is outside the chain, so it is loaded once per call.
     model_cpu_offload_seq = "transformer"
 
     _compiled: CompiledModels | FrozenModels | None = None
-    _prefers_onednn = False
 
     def __init__(
         self,
@@ -70,88 +37,15 @@ class VARPipelineBase(LoraMixin):
     ):
         super().__init__()
         check_components(transformer, vqvae)
-        if callable(guidance_scale):
-            raise ValueError("`guidance_scale` of a pipeline must be a number, which its configuration can hold.")
-        check_guidance(guidance_scale)
-        check_top_p(top_p)
-        check_temperature(temperature)
         self.register_modules(transformer=transformer, vqvae=vqvae)
-        # NumPy floats are not JSON-serializable.
-        self.register_to_config(
-            guidance_scale=float(guidance_scale), top_p=float(top_p), temperature=float(temperature)
-        )
-        self._last_state = CallState(guidance_scale)
-        self.image_processor = make_processor(vqvae.config)
-
-    @classmethod
-    def from_pipe(cls, pipeline: Any, **kwargs) -> Any:
-        r"""
-        A pipeline of this class with the models and the defaults of another one, see diffusers'
-        `DiffusionPipeline.from_pipe`. The models keep their precision, which is the other pipeline's, too.
-        """
-        if not isinstance(pipeline, DiffusionPipeline):
-            raise ValueError(f"`pipeline` must be a pipeline, got {type(pipeline).__name__}.")
-        if kwargs.keys() & {"dtype", "torch_dtype", "custom_pipeline"}:
-            return super().from_pipe(pipeline, **kwargs)
-        # diffusers' method would turn the models to fp32, for both pipelines.
-        shared = {**pipeline.config, **pipeline.components}
-        accepted = inspect.signature(cls.__init__).parameters
-        made = cls(**{**{name: value for name, value in shared.items() if name in accepted}, **kwargs})
-        if pipeline.config.get("_name_or_path") is not None:
-            made.register_to_config(_name_or_path=pipeline.config["_name_or_path"])
-        return made
+        self._set_defaults(guidance_scale, top_p, temperature)
 
     @property
-    def _state(self) -> CallState:
-        """The state of this thread's call; outside of a call, of the call that began last."""
-        return _STATES.get().get(id(self), self._last_state)
-
-    guidance_scale = property(
-        lambda self: self._state.guidance_scale,
-        doc="The current guidance scale. A callback may change it between the scales by setting `pipe._guidance_scale`, "
-        "unless the call began at 1, where no unconditional logits are computed.",
-    )
-    num_timesteps = property(
-        lambda self: self._state.num_timesteps, doc="Number of steps of the call: the scales that it samples."
-    )
-    interrupt = property(
-        lambda self: self._state.interrupt,
-        doc="Whether the remaining scales are left out; a callback sets `pipe._interrupt`.",
-    )
-    # As callbacks write them.
-    _guidance_scale = property(guidance_scale.fget, lambda self, value: setattr(self._state, "guidance_scale", value))
-    _interrupt = property(interrupt.fget, lambda self, value: setattr(self._state, "interrupt", value))
-
-    @contextmanager
-    def _showing(self, state: CallState) -> Iterator[None]:
-        """Show this thread's callbacks the state of its own call."""
-        self._last_state = state
-        token = _STATES.set({**_STATES.get(), id(self): state})
-        try:
-            yield
-        finally:
-            _STATES.reset(token)
+    def priors(self) -> list[VARTransformer]:
+        return [self.transformer]
 
     # ----------------------------------------------------------------------------------------------------------------
     # Labels and images
-
-    def get_label_ids(self, labels: Labels) -> list[int]:
-        r"""
-        Ids of class labels.
-
-        Args:
-            labels (`int`, `str`, `None`, `torch.Tensor` or a list of these):
-                Ids, names of `transformer.config.id2label` or their comma-separated synonyms; `None` and -1 are
-                unconditional. Where names are numbers, a text may be the name of one label and the id of another:
-                `"name:7"` and `"id:7"` choose.
-
-        Returns:
-            `list[int]`, where the number of labels means unconditional.
-
-        Raises:
-            `ValueError`: If a label is out of range, unknown (the message suggests near names) or ambiguous.
-        """
-        return label_ids(labels, self.transformer.config.id2label)
 
     def get_class_embeds(self, labels: Labels) -> torch.Tensor:
         r"""
@@ -167,28 +61,6 @@ class VARPipelineBase(LoraMixin):
             `ValueError`: If a label is out of range, unknown or ambiguous, or the weights are offloaded.
         """
         return self.transformer.get_class_embeds(torch.tensor(self.get_label_ids(labels)))
-
-    @torch.no_grad()
-    def encode_images(self, image: PipelineImageInput) -> torch.Tensor:
-        r"""
-        Codes of images.
-
-        Args:
-            image (`PIL.Image.Image`, `np.ndarray`, `torch.Tensor` or a list of these):
-                PIL images; arrays `(height, width, channels)` or `(batch, height, width, channels)` or tensors
-                `(channels, height, width)` or `(batch, channels, height, width)` with values in [0, 1]. Images of
-                another size are resized to the tokenizer's, whatever their aspect: PIL images with Lanczos' filter, arrays
-                and tensors with nearest neighbours.
-
-        Returns:
-            `torch.LongTensor` of shape `(batch, length)`.
-
-        Raises:
-            `ValueError`: If these are not images, or have other channels than the tokenizer.
-        """
-        pixels = image_pixels(image, self.vqvae.config)
-        with self._at_work():
-            return self._encode(pixels)
 
     @torch.no_grad()
     def decode_progress(self, codes: torch.Tensor, output_type: str = "pil") -> list:
@@ -312,22 +184,6 @@ class VARPipelineBase(LoraMixin):
         on_cuda = self._execution_device.type == "cuda"
         self._compiled = compile_models(self.transformer, self.vqvae, freezing, on_cuda, mode=mode, **kwargs)
 
-    def enable_onednn_matmul(self) -> None:
-        r"""
-        Let oneDNN multiply the fp32 matrices of a CPU during calls, in place of MKL, which is slow on other CPUs than
-        Intel's.
-
-        It sets `torch.backends.mkldnn.matmul.fp32_precision` to `"bf16"` for the time of a call, and then back. The name
-        says what else it permits: where the CPU has bf16 matrix units (AMX), oneDNN may round to bf16, and codes may be
-        others. Elsewhere it computes in fp32. The setting belongs to the process: if several threads sample, set it
-        once for all of them instead.
-        """
-        self._prefers_onednn = True
-
-    def disable_onednn_matmul(self) -> None:
-        """Leave the choice of the library to torch again, see [`~VARPipeline.enable_onednn_matmul`]."""
-        self._prefers_onednn = False
-
     def enable_group_offload(self, *args, exclude_modules: str | list[str] | None = None, **kwargs) -> None:
         r"""
         Offload groups of the transformer's layers, see diffusers' `DiffusionPipeline.enable_group_offload`. The vqvae
@@ -339,26 +195,17 @@ class VARPipelineBase(LoraMixin):
     # ----------------------------------------------------------------------------------------------------------------
     # Parts of all methods
 
-    @contextmanager
-    def _at_work(self, *others: nn.Module | None) -> Iterator[torch.device]:
-        """The models, and others, in evaluation mode; afterwards those that are offloaded leave the device."""
-        precision = fp32_precision(ONEDNN_MATMUL if self._prefers_onednn else {})
-        with evaluation_mode(self.transformer, self.vqvae, *others), precision:
-            yield self._execution_device
-        self.maybe_free_model_hooks()
-
-    def _encode(self, pixels: torch.Tensor) -> torch.Tensor:
-        return self.vqvae.encode(pixels.to(self._execution_device)).codes
-
     def _decode(self, latents: torch.Tensor) -> torch.Tensor:
         """Images in [-1, 1]."""
-        compiled, decode = self._compiled, self.vqvae.decode
+        compiled = self._compiled
         if compiled is not None and compiled.vqvae is unwrapped(self.vqvae):
-            decode = compiled.decode
-        return decode(latents=latents).sample
+            return compiled.decode(latents=latents).sample
+        return super()._decode(latents)
 
-    def _images(self, latents: torch.Tensor, output_type: str) -> Any:
-        """Latents as images in the form that was asked for."""
-        if output_type == "latent":
-            return latents
-        return self.image_processor.postprocess(self._decode(latents), output_type=output_type)
+    def _scorer(self, codes: torch.Tensor) -> TokenScorer:
+        # What the transformer reads is made once per image, whatever the number of candidates.
+        transformer = self.transformer
+        scale_inputs = self.vqvae.teacher_forcing(codes, transformer.config.is_raster)
+        return lambda images, class_labels: token_log_probs(
+            transformer, codes[images], scale_inputs[images], class_labels=class_labels
+        )

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Images from class labels: the loop over the scales."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from typing import Any, Unpack
 
@@ -9,22 +9,18 @@ import torch
 
 from ..autoencoders import VQVAEModel
 from ..priors import VARCache
-from .checks import as_tensor, check_generator, check_output
+from .base import CallState
 from .compilation import unwrapped
-from .conditions import Condition, Labels, class_condition
-from .editing import match_inputs
+from .conditions import Condition, Labels
 from .options import (
-    CALLBACK_TENSORS,
     CallOptions,
     CallSettings,
-    Scores,
     check_raster_call,
+    check_refiner,
     last_guided_scale,
-    resolve_call,
     show_options,
 )
-from .pipeline_base import CallState, VARPipelineBase
-from .pipeline_output import VARPipelineOutput
+from .pipeline_base import VARPipelineBase
 from .predictor import ScalePredictor
 from .sampling import Sampler, SamplingSettings, guidance_weight
 
@@ -72,7 +68,7 @@ class VARPipeline(VARPipelineBase):
         `ValueError`: If the two models have different codebooks, latents or schedules, or a number is out of range.
     """
 
-    _callback_tensor_inputs = CALLBACK_TENSORS
+    _callback_tensor_inputs = ["latents", "images"]
 
     @show_options
     @torch.no_grad()
@@ -152,41 +148,6 @@ class VARPipeline(VARPipelineBase):
         with self._at_work(call.sampling.refiner):
             latents, codes = self._draw_best(call, condition)
             return self._output(call, self._images(latents, call.output_type), codes)
-
-    def _prepare(
-        self, class_labels: Labels, options: CallOptions, **sizes: int
-    ) -> tuple[CallSettings, Condition, dict[str, list[int]]]:
-        """
-        The shared arguments of a call, the condition of each image, and for each image the items of the other inputs, of
-        which there are as many as `sizes` says.
-        """
-        call = resolve_call(self.transformer, self.config, options)
-        check_output(call.output_type, self.vqvae.config.num_output_channels)
-        condition = class_condition(self.transformer, class_labels, call.class_embeds)
-        name = "class_labels" if call.class_embeds is None else "class_embeds"
-        items = match_inputs(call.num_images_per_label, **sizes, **{name: len(condition)})
-        condition = condition.select(items.pop(name))
-        check_generator(call.generator, len(condition))
-        return call, condition, items
-
-    def _draw_best(
-        self, call: CallSettings, condition: Condition, given: GivenCodes | None = None
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Latents and codes of each image: of `num_candidates` samples those with the highest score."""
-        best = self._draw(call, condition, given)
-        if call.score_fn is None:
-            return best
-        best_scores = self._score(call.score_fn, condition, best[0])
-        for _ in range(call.num_candidates - 1):
-            drawn = self._draw(call, condition, given)
-            scores = self._score(call.score_fn, condition, drawn[0])
-            better = scores > best_scores
-            best = (
-                torch.where(better[:, None, None, None], drawn[0], best[0]),
-                torch.where(better[:, None], drawn[1], best[1]),
-            )
-            best_scores = torch.where(better, scores, best_scores)
-        return best
 
     def _draw(
         self, call: CallSettings, condition: Condition, given: GivenCodes | None = None
@@ -292,13 +253,9 @@ class VARPipeline(VARPipelineBase):
             )
         return changed["latents"]
 
-    def _score(self, score_fn: Scores, condition: Condition, latents: torch.Tensor) -> torch.Tensor:
-        labels = condition.class_labels.to(latents.device)
-        returned = score_fn(self._images(latents, "pt"), labels)
-        scores = as_tensor(returned)
-        if scores is None or scores.shape != (len(labels),) or scores.is_complex() or not scores.isfinite().all():
-            raise ValueError(f"`score_fn` must return {len(labels)} finite numbers, one per image, got {returned!r}.")
-        return scores.detach().to(latents.device)
-
-    def _output(self, call: CallSettings, images: Any, codes: torch.Tensor) -> VARPipelineOutput | tuple:
-        return VARPipelineOutput(images=images, codes=codes) if call.return_dict else (images, codes)
+    def _prepare(
+        self, class_labels: Labels, options: Mapping[str, Any], **sizes: int
+    ) -> tuple[CallSettings, Condition, dict[str, list[int]]]:
+        call, *others = super()._prepare(class_labels, options, **sizes)
+        check_refiner(self.transformer, call.sampling.refiner)
+        return call, *others

@@ -1,0 +1,287 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What all pipelines share: the state of a call, labels, images in and out, and the choice of the best sample."""
+
+import inspect
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
+from dataclasses import dataclass
+from os import PathLike
+from typing import Any
+
+import torch
+from diffusers import DiffusionPipeline
+from diffusers.image_processor import PipelineImageInput
+from torch import nn
+
+from ..modes import evaluation_mode
+from ..precision import ONEDNN_MATMUL, fp32_precision
+from .checks import as_tensor, check_generator, check_guidance, check_output, check_temperature, check_top_p
+from .conditions import Condition, Labels, class_condition, label_ids
+from .editing import match_inputs
+from .images import image_pixels, make_processor
+from .options import CallOptions, CallSettings, Scores, resolve_call
+from .pipeline_output import VARPipelineOutput
+from .sampling import Guidance
+
+
+# Log-probabilities `(pairs, length)` in nats, in fp32, from indices of images `(pairs,)` and their class labels.
+TokenScorer = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
+
+
+@dataclass
+class CallState:
+    """State of a running call that callbacks see and may change: the pipeline's `guidance_scale`, for example."""
+
+    guidance_scale: Guidance
+    num_timesteps: int = 0
+    interrupt: bool = False
+
+
+# The state of the running call in this thread or task, by the pipeline's id: one pipeline may serve several threads, and
+# a callback may call another one.
+_STATES: ContextVar[Mapping[int, CallState]] = ContextVar("states", default={})  # noqa: B039 - never changed in place
+
+
+def load_pipeline(name: str | PathLike, **options: Any) -> "PipelineBase":
+    """
+    The pipeline in a folder or repository, of the class that its `model_index.json` names; `options` are those of diffusers'
+    `from_pretrained`. A `ValueError` if the class is not one of ours.
+    """
+    pipeline = DiffusionPipeline.from_pretrained(name, **options)
+    if not isinstance(pipeline, PipelineBase):
+        raise ValueError(f"`model` = {str(name)!r} must be a pipeline of hf_var, got a {type(pipeline).__name__}.")
+    return pipeline
+
+
+class PipelineBase(DiffusionPipeline):
+    """State, labels and images of a pipeline with a tokenizer `vqvae` and the models that predict its codes."""
+
+    # Names of the options of its call.
+    call_options: Collection[str] = CallOptions.__optional_keys__
+    # What a callback may ask for.
+    _callback_tensor_inputs: list[str]
+    _prefers_onednn = False
+
+    def _set_defaults(self, guidance_scale: float, top_p: float, temperature: float) -> None:
+        """Keep the values that these arguments of a call have by default, which travel with the checkpoint."""
+        if callable(guidance_scale):
+            raise ValueError("`guidance_scale` of a pipeline must be a number, which its configuration can hold.")
+        check_guidance(guidance_scale)
+        check_top_p(top_p)
+        check_temperature(temperature)
+        # NumPy floats are not JSON-serializable.
+        self.register_to_config(
+            guidance_scale=float(guidance_scale), top_p=float(top_p), temperature=float(temperature)
+        )
+        self._last_state = CallState(guidance_scale)
+        self.image_processor = make_processor(self.vqvae.config)
+
+    @property
+    def priors(self) -> Sequence[nn.Module]:
+        """The models that predict the codes; the first one has the labels."""
+        raise NotImplementedError
+
+    @property
+    def id2label(self) -> dict[int, str]:
+        """Names of the classes, by their ids; empty where there are none."""
+        return self.priors[0].config.id2label or {}
+
+    @classmethod
+    def from_pipe(cls, pipeline: Any, **kwargs) -> Any:
+        r"""
+        A pipeline of this class with the models and the defaults of another one, see diffusers'
+        `DiffusionPipeline.from_pipe`. The models keep their precision, which is the other pipeline's, too.
+        """
+        if not isinstance(pipeline, DiffusionPipeline):
+            raise ValueError(f"`pipeline` must be a pipeline, got {type(pipeline).__name__}.")
+        if kwargs.keys() & {"dtype", "torch_dtype", "custom_pipeline"}:
+            return super().from_pipe(pipeline, **kwargs)
+        # diffusers' method would turn the models to fp32, for both pipelines.
+        shared = {**pipeline.config, **pipeline.components}
+        accepted = inspect.signature(cls.__init__).parameters
+        made = cls(**{**{name: value for name, value in shared.items() if name in accepted}, **kwargs})
+        if pipeline.config.get("_name_or_path") is not None:
+            made.register_to_config(_name_or_path=pipeline.config["_name_or_path"])
+        return made
+
+    @property
+    def _state(self) -> CallState:
+        """The state of this thread's call; outside of a call, of the call that began last."""
+        return _STATES.get().get(id(self), self._last_state)
+
+    guidance_scale = property(
+        lambda self: self._state.guidance_scale,
+        doc="The current guidance scale. A callback may change it between the scales by setting `pipe._guidance_scale`, "
+        "unless the call began at 1, where no unconditional logits are computed.",
+    )
+    num_timesteps = property(
+        lambda self: self._state.num_timesteps, doc="Number of steps of the call: the scales that it samples."
+    )
+    interrupt = property(
+        lambda self: self._state.interrupt,
+        doc="Whether the remaining scales are left out; a callback sets `pipe._interrupt`.",
+    )
+    # As callbacks write them.
+    _guidance_scale = property(guidance_scale.fget, lambda self, value: setattr(self._state, "guidance_scale", value))
+    _interrupt = property(interrupt.fget, lambda self, value: setattr(self._state, "interrupt", value))
+
+    @contextmanager
+    def _showing(self, state: CallState) -> Iterator[None]:
+        """Show this thread's callbacks the state of its own call."""
+        self._last_state = state
+        token = _STATES.set({**_STATES.get(), id(self): state})
+        try:
+            yield
+        finally:
+            _STATES.reset(token)
+
+    # ----------------------------------------------------------------------------------------------------------------
+    # Labels and images
+
+    def get_label_ids(self, labels: Labels) -> list[int]:
+        r"""
+        Ids of class labels.
+
+        Args:
+            labels (`int`, `str`, `None`, `torch.Tensor` or a list of these):
+                Ids, names of `id2label` or their comma-separated synonyms; `None` and -1 are
+                unconditional. Where names are numbers, a text may be the name of one label and the id of another:
+                `"name:7"` and `"id:7"` choose.
+
+        Returns:
+            `list[int]`, where the number of labels means unconditional.
+
+        Raises:
+            `ValueError`: If a label is out of range, unknown (the message suggests near names) or ambiguous.
+        """
+        return label_ids(labels, self.id2label)
+
+    @torch.no_grad()
+    def encode_images(self, image: PipelineImageInput) -> torch.Tensor:
+        r"""
+        Codes of images.
+
+        Args:
+            image (`PIL.Image.Image`, `np.ndarray`, `torch.Tensor` or a list of these):
+                PIL images; arrays `(height, width, channels)` or `(batch, height, width, channels)` or tensors
+                `(channels, height, width)` or `(batch, channels, height, width)` with values in [0, 1]. Images of
+                another size are resized to the tokenizer's, whatever their aspect: PIL images with Lanczos' filter, arrays
+                and tensors with nearest neighbours.
+
+        Returns:
+            `torch.LongTensor` of shape `(batch, length)`.
+
+        Raises:
+            `ValueError`: If these are not images, or have other channels than the tokenizer.
+        """
+        pixels = image_pixels(image, self.vqvae.config)
+        with self._at_work():
+            return self._encode(pixels)
+
+    # ----------------------------------------------------------------------------------------------------------------
+    # Speed
+
+    def enable_onednn_matmul(self) -> None:
+        r"""
+        Let oneDNN multiply the fp32 matrices of a CPU during calls, in place of MKL, which is slow on other CPUs than
+        Intel's.
+
+        It sets `torch.backends.mkldnn.matmul.fp32_precision` to `"bf16"` for the time of a call, and then back. The name
+        says what else it permits: where the CPU has bf16 matrix units (AMX), oneDNN may round to bf16, and codes may be
+        others. Elsewhere it computes in fp32. The setting belongs to the process: if several threads sample, set it
+        once for all of them instead.
+        """
+        self._prefers_onednn = True
+
+    def disable_onednn_matmul(self) -> None:
+        """Leave the choice of the library to torch again, see [`~VARPipeline.enable_onednn_matmul`]."""
+        self._prefers_onednn = False
+
+    # ----------------------------------------------------------------------------------------------------------------
+    # Parts of all methods
+
+    @contextmanager
+    def _at_work(self, *others: nn.Module | None) -> Iterator[torch.device]:
+        """The models, and others, in evaluation mode; afterwards those that are offloaded leave the device."""
+        precision = fp32_precision(ONEDNN_MATMUL if self._prefers_onednn else {})
+        with evaluation_mode(*self.priors, self.vqvae, *others), precision:
+            yield self._execution_device
+        self.maybe_free_model_hooks()
+
+    def _encode(self, pixels: torch.Tensor) -> torch.Tensor:
+        return self.vqvae.encode(pixels.to(self._execution_device)).codes
+
+    def _prepare(
+        self, class_labels: Labels, options: Mapping[str, Any], **sizes: int
+    ) -> tuple[CallSettings, Condition, dict[str, list[int]]]:
+        """
+        The shared arguments of a call, the condition of each image, and for each image the items of the other inputs, of
+        which there are as many as `sizes` says.
+        """
+        call = resolve_call(self.call_options, self.vqvae.config, self.config, options)
+        unknown = [
+            name for name in call.callback_on_step_end_tensor_inputs if name not in self._callback_tensor_inputs
+        ]
+        if unknown:
+            raise ValueError(
+                f"`callback_on_step_end_tensor_inputs` must be among {self._callback_tensor_inputs}, got {unknown}."
+            )
+        check_output(call.output_type, self.vqvae.config.num_output_channels)
+        condition = class_condition(self.priors[0], class_labels, call.class_embeds)
+        name = "class_labels" if call.class_embeds is None else "class_embeds"
+        items = match_inputs(call.num_images_per_label, **sizes, **{name: len(condition)})
+        condition = condition.select(items.pop(name))
+        check_generator(call.generator, len(condition))
+        return call, condition, items
+
+    def _draw(self, call: CallSettings, condition: Condition, *given: Any) -> tuple[torch.Tensor, torch.Tensor]:
+        """Sample images: what [`_latents`] takes, and codes `(batch, length)`."""
+        raise NotImplementedError
+
+    def _draw_best(self, call: CallSettings, condition: Condition, *given: Any) -> tuple[torch.Tensor, torch.Tensor]:
+        """A sample of each image: of `num_candidates` the one with the highest score."""
+        best = self._draw(call, condition, *given)
+        if call.score_fn is None:
+            return best
+        best_scores = self._score(call.score_fn, condition, best[0])
+        for _ in range(call.num_candidates - 1):
+            drawn = self._draw(call, condition, *given)
+            scores = self._score(call.score_fn, condition, drawn[0])
+            better = scores > best_scores
+            best = tuple(
+                torch.where(better.view(-1, *[1] * (new.ndim - 1)), new, old)
+                for new, old in zip(drawn, best, strict=True)
+            )
+            best_scores = torch.where(better, scores, best_scores)
+        return best
+
+    def _score(self, score_fn: Scores, condition: Condition, content: torch.Tensor) -> torch.Tensor:
+        labels = condition.class_labels.to(content.device)
+        returned = score_fn(self._images(content, "pt"), labels)
+        scores = as_tensor(returned)
+        if scores is None or scores.shape != (len(labels),) or scores.is_complex() or not scores.isfinite().all():
+            raise ValueError(f"`score_fn` must return {len(labels)} finite numbers, one per image, got {returned!r}.")
+        return scores.detach().to(content.device)
+
+    def _scorer(self, codes: torch.Tensor) -> TokenScorer:
+        """What gives codes `(batch, length)` their log-probabilities under class labels."""
+        raise NotImplementedError
+
+    def _latents(self, content: torch.Tensor) -> Any:
+        """The latents of what was sampled."""
+        return content
+
+    def _decode(self, latents: Any) -> torch.Tensor:
+        """Images in [-1, 1]."""
+        return self.vqvae.decode(latents=latents).sample
+
+    def _images(self, content: torch.Tensor, output_type: str) -> Any:
+        """What was sampled as images in the form that was asked for."""
+        latents = self._latents(content)
+        if output_type == "latent":
+            return latents
+        return self.image_processor.postprocess(self._decode(latents), output_type=output_type)
+
+    def _output(self, call: CallSettings, images: Any, codes: torch.Tensor) -> VARPipelineOutput | tuple:
+        return VARPipelineOutput(images=images, codes=codes) if call.return_dict else (images, codes)
