@@ -87,11 +87,11 @@ class HierarchicalVQVAEConfig(ScheduleMixin, CheckedConfigMixin, PreTrainedConfi
             if stride < 2 or stride.bit_count() != 1:
                 raise ValueError(f"`strides[{level}]` must be a power of two, at least 2, got {stride!r}.")
         factor = math.prod(self.strides)
-        self.image_size = normalize_size("image_size", self.image_size)
+        size, self.image_size = self.image_size, normalize_size("image_size", self.image_size)
         if any(side % factor for side in self.image_size):
             raise ValueError(
                 f"`image_size` must be one or two positive multiples of {factor}, the product of `strides` = "
-                f"{self.strides}, got {self.image_size!r}."
+                f"{self.strides}, got {size!r}."
             )
 
     @property

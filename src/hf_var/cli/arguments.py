@@ -7,7 +7,7 @@ import types
 from collections.abc import Sequence
 from dataclasses import asdict, field, fields, is_dataclass, make_dataclass
 from pathlib import Path
-from typing import Any, Union, cast, get_args, get_origin
+from typing import Annotated, Any, Union, cast, get_args, get_origin
 
 from transformers import HfArgumentParser
 
@@ -146,8 +146,9 @@ def _command_line_type(annotation: Any) -> Any:
     """What one field of a config is on the command line: a scalar type, or a list of integers or of words."""
     if get_origin(annotation) in (Union, types.UnionType):
         annotation = next(member for member in get_args(annotation) if member is not type(None))
-    if get_origin(annotation) in (list, tuple):
+    if get_origin(annotation) in (list, tuple, Sequence):
         element = get_args(annotation)[0]
+        element = get_args(element)[0] if get_origin(element) is Annotated else element
         return list[element if element in (int, float, str) else str]
     return annotation
 

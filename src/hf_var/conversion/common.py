@@ -40,13 +40,13 @@ def require_keys(state_dict: StateDict, kind: str, required: dict[str, int]) -> 
             )
 
 
-def count(state_dict: StateDict, pattern: str) -> int:
-    """How many consecutive numbers from 0 on `pattern` captures in the names; a gap raises a `ValueError`."""
+def count(state_dict: StateDict, pattern: str, first: int = 0) -> int:
+    """How many consecutive numbers from `first` on `pattern` captures in the names; a gap raises a `ValueError`."""
     found = {match.group(1) for name in state_dict if (match := re.match(pattern, name))}
-    expected = set(map(str, range(len(found))))
+    expected = set(map(str, range(first, first + len(found))))
     if found != expected:
         raise ValueError(
-            f"`checkpoint` must number its keys {pattern!r} from 0 on without a gap, got {listing(list(found - expected))} "
+            f"`checkpoint` must number its keys {pattern!r} from {first} on without a gap, got {listing(list(found - expected))} "
             f"among {len(found)}."
         )
     return len(found)

@@ -99,7 +99,7 @@ def _infer_fields(state_dict: StateDict) -> dict:
     kind, suffix = ("VQ-VAE", "") if one_level else ("VQ-VAE-2", "_b")
     encoder, embed = f"enc{suffix}.blocks", f"quantize{suffix}.embed"
     # Five layers, of which three are convolutions, come before the residual blocks.
-    num_res_blocks = max(count(state_dict, rf"enc{suffix}\.blocks\.(\d+)\.") - 5, 0)
+    num_res_blocks = count(state_dict, rf"enc{suffix}\.blocks\.(\d+)\.conv\.", first=5)
     convs = [f"{encoder}.0.weight", f"{encoder}.4.weight", f"dec.blocks.{num_res_blocks + 4}.weight"]
     if num_res_blocks > 0:
         convs.append(f"{encoder}.5.conv.1.weight")
