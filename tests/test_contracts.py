@@ -102,6 +102,7 @@ def test_outputs_with_a_cache_are_made_and_read():
     "autoencoders/layers.py: modeling_layers.GradientCheckpointingLayer",
     "priors/modeling_pixelcnn.py: modeling_layers.GradientCheckpointingLayer",
     "priors/modeling_pixelsnail.py: modeling_layers.GradientCheckpointingLayer",
+    "autoencoders/plain_layers.py: modeling_layers.GradientCheckpointingLayer",
     "priors/modeling_var.py: gradient_checkpointing",
     "compatibility.py: activation_checkpointing_enable gradient_checkpointing_enable",
 )
@@ -195,6 +196,7 @@ def test_caches_are_made_of_layers():
 @contract(
     "priors/modeling_var.py: _init_weights initialization _supports_sdpa _supports_flash_attn _supports_flex_attn _supports_attention_backend _can_compile_fullgraph _input_embed_layer _no_split_modules _skip_keys_device_placement accepts_loss_kwargs",
     "autoencoders/modeling_vqvae.py: _init_weights initialization _keep_in_fp32_modules_strict",
+    "autoencoders/modeling_hierarchical_vqvae.py: _init_weights initialization _keep_in_fp32_modules_strict",
     "priors/modeling_pixel_prior.py: _can_compile_fullgraph _skip_keys_device_placement",
     "priors/modeling_pixelcnn.py: _init_weights initialization _input_embed_layer _no_split_modules",
     "priors/modeling_pixelsnail.py: _init_weights initialization _no_split_modules",
@@ -305,6 +307,7 @@ def test_what_diffusers_asks_pipelines_for_and_tells_them():
 
 @contract(
     "autoencoders/modeling_vqvae.py: accelerate_utils.apply_forward_hook _group_offload_block_modules",
+    "autoencoders/modeling_hierarchical_vqvae.py: accelerate_utils.apply_forward_hook _group_offload_block_modules",
     "priors/modeling_var.py: _hf_hook",
 )
 def test_methods_with_the_decorator_bring_weights_back():
@@ -501,6 +504,7 @@ def test_the_compilers_switches_and_what_it_wraps():
 
 @contract(
     "autoencoders/modeling_vqvae.py: _no_split_modules",
+    "autoencoders/modeling_hierarchical_vqvae.py: _no_split_modules",
 )
 def test_layers_that_are_not_split_are_named_by_their_class():
     """Accelerate looks for names of classes in `_no_split_modules`."""

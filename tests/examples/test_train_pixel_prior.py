@@ -81,7 +81,7 @@ def test_a_resumed_run_equals_the_uninterrupted_one(tmp_path: Path, one_level: s
     arguments += ["--class_dropout_prob", "0.2", "--checkpoints_total_limit", "9"]
     whole, resumed = tmp_path / "whole", tmp_path / "resumed"
     train_pixel_prior.main([*arguments, "--output_dir", str(whole)])
-    shutil.copytree(whole / "checkpoint-0000004", resumed / "checkpoint-0000004")
+    shutil.copytree(whole / "checkpoints/step-00000004", resumed / "checkpoints/step-00000004")
     train_pixel_prior.main([*arguments, "--output_dir", str(resumed), "--resume_from_checkpoint", "latest"])
     assert losses(resumed)[-2:] == losses(whole)[-2:]
     found, expected = (load_file(folder / "prior/model.safetensors") for folder in (resumed, whole))

@@ -16,8 +16,11 @@ from ..weight_files import StateDict, read_state_dict
 from .common import check_overrides, count, fill, require_keys
 
 
-# Ends of the names of each level's modules, coarse to fine, by the strides that the code has.
-SUFFIXES = {(4,): ("",), (4, 2): ("_t", "_b")}
+# Encoder, convolution and quantizer of each level, coarse to fine, by the strides that the code has.
+MODULES = {
+    (4,): [("enc", "quantize_conv", "quantize")],
+    (4, 2): [("enc_t", "quantize_conv_t", "quantize_t"), ("enc_b", "quantize_conv_b", "quantize_b")],
+}
 # Buffers of a codebook.
 AVERAGES = {"average_hits": "cluster_size", "average_sums": "embed_avg"}
 
@@ -80,7 +83,7 @@ def export_vqvae2(model: HierarchicalVQVAEModel) -> StateDict:
     Raises:
         `ValueError`: If the strides are not `(4,)` or `(4, 2)`, the only ones of that code.
     """
-    if tuple(model.config.strides) not in SUFFIXES:
+    if tuple(model.config.strides) not in MODULES:
         raise ValueError(
             f"`strides` must be (4,) or (4, 2) for rosinality/vq-vae-2-pytorch, got {tuple(model.config.strides)}."
         )
@@ -96,19 +99,20 @@ def export_vqvae2(model: HierarchicalVQVAEModel) -> StateDict:
 
 def _infer_fields(state_dict: StateDict) -> dict:
     one_level = any(name.startswith("enc.") for name in state_dict)
-    kind, suffix = ("VQ-VAE", "") if one_level else ("VQ-VAE-2", "_b")
-    encoder, embed = f"enc{suffix}.blocks", f"quantize{suffix}.embed"
+    kind, strides = ("VQ-VAE", (4,)) if one_level else ("VQ-VAE-2", (4, 2))
+    encoder, _, quantizer = MODULES[strides][-1]
+    embed = f"{quantizer}.embed"
     # Five layers, of which three are convolutions, come before the residual blocks.
-    num_res_blocks = count(state_dict, rf"enc{suffix}\.blocks\.(\d+)\.conv\.", first=5)
-    convs = [f"{encoder}.0.weight", f"{encoder}.4.weight", f"dec.blocks.{num_res_blocks + 4}.weight"]
+    num_res_blocks = count(state_dict, rf"{encoder}\.blocks\.(\d+)\.conv\.", first=5)
+    convs = [f"{encoder}.blocks.0.weight", f"{encoder}.blocks.4.weight", f"dec.blocks.{num_res_blocks + 4}.weight"]
     if num_res_blocks > 0:
-        convs.append(f"{encoder}.5.conv.1.weight")
+        convs.append(f"{encoder}.blocks.5.conv.1.weight")
     require_keys(state_dict, kind, {embed: 2, **dict.fromkeys(convs, 4)})
     in_channels, out_channels = state_dict[convs[0]].shape[1], state_dict[convs[2]].shape[1]
     fields = {
         "in_channels": in_channels,
         "out_channels": None if out_channels == in_channels else out_channels,
-        "strides": [4] if one_level else [4, 2],
+        "strides": strides,
         "base_channels": state_dict[convs[1]].shape[0],
         "num_res_blocks": num_res_blocks,
         "latent_channels": state_dict[embed].shape[0],
@@ -121,16 +125,16 @@ def _infer_fields(state_dict: StateDict) -> dict:
 def _names(config: HierarchicalVQVAEConfig) -> dict[str, str]:
     """Official name of every weight, and of the buffer that only ours has."""
     modules, buffers, number = {}, {}, config.num_res_blocks
-    suffixes = SUFFIXES[tuple(config.strides)]
-    for level, (suffix, stride) in enumerate(zip(suffixes, reversed(config.strides), strict=True)):
-        modules |= _encoder_names(f"encoders.{level}", f"enc{suffix}.blocks", stride, number)
-        modules[f"quant_convs.{level}"] = f"quantize_conv{suffix}"
+    strides = config.strides[::-1]
+    for level, (encoder, conv, quantizer) in enumerate(MODULES[tuple(config.strides)]):
+        modules |= _encoder_names(f"encoders.{level}", f"{encoder}.blocks", strides[level], number)
+        modules[f"quant_convs.{level}"] = conv
         for ours, official in {"weight": "embed", "running_hits": "running_hits", **AVERAGES}.items():
-            buffers[f"codebooks.{level}.{ours}"] = f"quantize{suffix}.{official}"
-    if len(suffixes) == 2:
-        modules |= _decoder_names("condition_decoders.0", "dec_t.blocks", config.strides[1], number)
+            buffers[f"codebooks.{level}.{ours}"] = f"{quantizer}.{official}"
+    if len(strides) == 2:
+        modules |= _decoder_names("condition_decoders.0", "dec_t.blocks", strides[0], number)
         modules["upsamplers.0"] = "upsample_t"
-    modules |= _decoder_names("decoder", "dec.blocks", config.strides[0], number)
+    modules |= _decoder_names("decoder", "dec.blocks", strides[-1], number)
     kinds = ("weight", "bias")
     return {f"{ours}.{kind}": f"{official}.{kind}" for ours, official in modules.items() for kind in kinds} | buffers
 
