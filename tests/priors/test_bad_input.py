@@ -104,7 +104,6 @@ def test_shape_of_classes(model, labels):
         ("labels", lambda values: values + 19, r"must be in \[0, 19\), or -100, got values from 19 to 37"),
         ("labels", lambda values: values - 20, r"must be in \[0, 19\), or -100, got values from -20 to -2"),
     ],
-    ids=str,
 )
 def test_kind_of_every_input(model, inputs, name, change, message):
     inputs[name] = change(inputs[name])

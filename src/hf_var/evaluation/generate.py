@@ -41,9 +41,7 @@ def image_label(number: int, num_labels: int) -> int | None:
 
 
 @torch.no_grad()
-def sample_images(
-    pipeline: PipelineBase, seed: int, sampling: Mapping[str, Any], numbers: Sequence[int]
-) -> torch.Tensor:
+def sample_images(pipeline: Any, seed: int, sampling: Mapping[str, Any], numbers: Sequence[int]) -> torch.Tensor:
     """Images by number, bytes `(len(numbers), 3, height, width)`; `sampling` are arguments of the pipeline."""
     num_labels, device = len(pipeline.id2label), pipeline.device
     # Generators of the device, so that probabilities need not be copied to the CPU for every scale.

@@ -78,7 +78,7 @@ class PipelineBase(DiffusionPipeline):
         self.image_processor = make_processor(self.vqvae.config)
 
     @property
-    def priors(self) -> Sequence[nn.Module]:
+    def priors(self) -> Sequence[Any]:
         """The models that predict the codes; the first one has the labels."""
         raise NotImplementedError
 
@@ -249,10 +249,7 @@ class PipelineBase(DiffusionPipeline):
             drawn = self._draw(call, condition, *given)
             scores = self._score(call.score_fn, condition, drawn[0])
             better = scores > best_scores
-            best = tuple(
-                torch.where(better.view(-1, *[1] * (new.ndim - 1)), new, old)
-                for new, old in zip(drawn, best, strict=True)
-            )
+            best = (_choose(better, drawn[0], best[0]), _choose(better, drawn[1], best[1]))
             best_scores = torch.where(better, scores, best_scores)
         return best
 
@@ -285,3 +282,8 @@ class PipelineBase(DiffusionPipeline):
 
     def _output(self, call: CallSettings, images: Any, codes: torch.Tensor) -> VARPipelineOutput | tuple:
         return VARPipelineOutput(images=images, codes=codes) if call.return_dict else (images, codes)
+
+
+def _choose(chosen: torch.Tensor, values: torch.Tensor, others: torch.Tensor) -> torch.Tensor:
+    """`values` of the `chosen` images `(batch,)`, `others` of the rest."""
+    return torch.where(chosen.view(-1, *[1] * (values.ndim - 1)), values, others)

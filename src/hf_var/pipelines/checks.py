@@ -7,11 +7,9 @@ from numbers import Integral, Real
 from typing import Any
 
 import torch
-from torch import nn
 
-from ..autoencoders import VQVAEConfig, VQVAEModel
+from ..autoencoders import TokenizerConfig, VQVAEConfig, VQVAEModel
 from ..priors import VARConfig, VARTransformer
-from ..scales import ScheduleMixin
 from .adapters import is_adapter_module
 from .sampling import Generators
 
@@ -43,10 +41,10 @@ def check_components(transformer: VARTransformer, vqvae: VQVAEModel) -> None:
         )
 
 
-def check_levels(vqvae: nn.Module, priors: Mapping[str, nn.Module | None]) -> None:
+def check_levels(vqvae: Any, priors: Mapping[str, Any]) -> None:
     """Raise a `ValueError` unless there is one prior for each level of the tokenizer, for its map and its codes."""
-    tokenizer = getattr(vqvae, "config", None)
-    if not isinstance(tokenizer, ScheduleMixin) or not hasattr(vqvae, "decode"):
+    tokenizer: Any = getattr(vqvae, "config", None)
+    if not isinstance(tokenizer, TokenizerConfig):
         raise ValueError(f"`vqvae` must be a tokenizer such as `HierarchicalVQVAEModel`, got {type(vqvae).__name__}.")
     sizes, given = tokenizer.scale_sizes, {name: prior for name, prior in priors.items() if prior is not None}
     if len(given) != len(sizes) or "prior" not in given:

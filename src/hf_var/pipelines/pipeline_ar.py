@@ -15,7 +15,7 @@ from .conditions import Condition, Labels
 from .editing import known_latents
 from .options import ARCallOptions, CallSettings, last_guided_scale, show_options
 from .predictor import RowPredictor
-from .sampling import Sampler
+from .sampling import Guidance, Sampler
 
 
 class ARPipeline(PipelineBase):
@@ -61,7 +61,7 @@ class ARPipeline(PipelineBase):
         self._set_defaults(guidance_scale, top_p, temperature)
 
     @property
-    def priors(self) -> list[nn.Module]:
+    def priors(self) -> list[Any]:
         return [prior for prior in (self.prior, self.middle_prior, self.bottom_prior) if prior is not None]
 
     @show_options
@@ -182,7 +182,7 @@ class ARPipeline(PipelineBase):
         return codes, codes
 
     def _predictor(
-        self, prior: nn.Module, k: int, call: CallSettings, condition: Condition, coarser: torch.Tensor | None
+        self, prior: Any, k: int, call: CallSettings, condition: Condition, coarser: torch.Tensor | None
     ) -> RowPredictor:
         """What predicts level `k`, given the `coarser` codes."""
         has_classes = bool(prior.config.num_labels)
@@ -217,5 +217,5 @@ class ARPipeline(PipelineBase):
         return score
 
 
-def _weight(guidance_scale: Any, k: int, num_levels: int) -> float:
+def _weight(guidance_scale: Guidance, k: int, num_levels: int) -> float:
     return guidance_scale(k, num_levels) if callable(guidance_scale) else guidance_scale

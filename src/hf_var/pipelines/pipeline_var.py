@@ -256,6 +256,6 @@ class VARPipeline(VARPipelineBase):
     def _prepare(
         self, class_labels: Labels, options: Mapping[str, Any], **sizes: int
     ) -> tuple[CallSettings, Condition, dict[str, list[int]]]:
-        call, *others = super()._prepare(class_labels, options, **sizes)
-        check_refiner(self.transformer, call.sampling.refiner)
-        return call, *others
+        prepared = super()._prepare(class_labels, options, **sizes)
+        check_refiner(self.transformer, prepared[0].sampling.refiner)
+        return prepared
