@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Measures quality and variety of the digits that a `VARPipeline` samples.
+"""Measures quality and variety of the digits that a pipeline samples.
 
 The handwritten digits of scikit-learn are cut into two halves, those of `examples/prepare_digits.py`: the models are
 trained on the first, and everything here is measured against the second. 1,000 digits, 100 of each class, are sampled at the
@@ -39,7 +39,7 @@ from sklearn.datasets import load_digits
 from sklearn.model_selection import train_test_split
 from sklearn.svm import SVC
 
-from hf_var import VARPipeline
+from hf_var.pipelines.base import load_pipeline
 
 
 NUM_CLASSES = 10
@@ -132,8 +132,8 @@ def format_row(name, figures):
 
 
 def main(argv=None):
-    parser = argparse.ArgumentParser(description="Measures the digits sampled by one or more VARPipeline folders.")
-    parser.add_argument("pipelines", nargs="+", help="folders written by examples/train_var.py")
+    parser = argparse.ArgumentParser(description="Measures the digits sampled by one or more pipelines.")
+    parser.add_argument("pipelines", nargs="+", help="folders written by the scripts that train priors")
     parser.add_argument("--samples_per_class", type=int, default=100)
     parser.add_argument("--seed", type=int, default=0, help="seed of the generator for the samples")
     parser.add_argument("--json", type=Path, help="also write the metrics to this file")
@@ -142,7 +142,7 @@ def main(argv=None):
     (train_images, train_labels), _ = load_halves()
     report = {"real": measure(enlarge(train_images), train_labels) | {"copies": 0.05}}
     for folder in args.pipelines:
-        pipeline = VARPipeline.from_pretrained(folder)
+        pipeline = load_pipeline(folder)
         pipeline.set_progress_bar_config(disable=True)
         report[folder] = measure(*draw(pipeline, args.samples_per_class, args.seed))
     report["median"] = {

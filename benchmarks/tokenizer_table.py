@@ -11,8 +11,9 @@ import json
 from pathlib import Path
 
 from matplotlib.figure import Figure
+from transformers import AutoConfig
 
-from hf_var import VQVAEConfig
+import hf_var  # noqa: F401 - registers the tokenizers
 
 
 def read_log(folder: str) -> list[dict]:
@@ -20,7 +21,7 @@ def read_log(folder: str) -> list[dict]:
 
 
 def row(folder: str) -> str:
-    config = VQVAEConfig.from_pretrained(folder)
+    config = AutoConfig.from_pretrained(folder)
     last = next(line for line in reversed(read_log(folder)) if "validation_psnr" in line)
     scales = range(len(config.patch_nums))
     usage = " / ".join(f"{100 * last[f'validation_usage_{scale}']:.0f}" for scale in scales)
