@@ -188,12 +188,12 @@ def _score(
     """
     num_candidates = labels.shape[1]
     # What the transformer reads is made once per image, whatever the number of candidates.
-    pieces = torch.arange(len(codes)).split(max(1, batch_size // num_candidates))
+    pieces = torch.arange(len(codes)).split(max(1, int(batch_size) // num_candidates))
     found = []
     with pipe._at_work(), pipe.progress_bar(total=len(pieces)) as progress_bar:  # pyright: ignore
         for piece in pieces:
             scale_inputs = pipe.vqvae.teacher_forcing(codes[piece], pipe.transformer.config.is_raster)
-            for pairs in torch.arange(len(piece) * num_candidates).split(batch_size):
+            for pairs in torch.arange(len(piece) * num_candidates).split(int(batch_size)):
                 image = pairs // num_candidates
                 classes = labels[piece].flatten()[pairs].to(codes.device)
                 per_token = token_log_probs(
@@ -207,7 +207,7 @@ def _score(
 @torch.no_grad()
 def _encode(pipe: VARPipelineBase, pixel_values: torch.Tensor, batch_size: int) -> torch.Tensor:
     with pipe._at_work():
-        return torch.cat([pipe._encode(piece) for piece in pixel_values.split(batch_size)])
+        return torch.cat([pipe._encode(piece) for piece in pixel_values.split(int(batch_size))])
 
 
 def _check_pipeline(pipe: Any) -> None:
