@@ -186,12 +186,12 @@ def _score(
     `(batch, candidates, length)`, or `(batch, candidates)` if the tokens are summed up.
     """
     num_candidates = labels.shape[1]
-    pieces = torch.arange(len(codes)).split(max(1, batch_size // num_candidates))
+    pieces = torch.arange(len(codes)).split(max(1, int(batch_size) // num_candidates))
     found = []
     with pipe._at_work(), pipe.progress_bar(total=len(pieces)) as progress_bar:  # pyright: ignore
         for piece in pieces:
             scorer = pipe._scorer(codes[piece])
-            for pairs in torch.arange(len(piece) * num_candidates).split(batch_size):
+            for pairs in torch.arange(len(piece) * num_candidates).split(int(batch_size)):
                 classes = labels[piece].flatten()[pairs].to(codes.device)
                 per_token = scorer(pairs // num_candidates, classes)  # (pairs, length)
                 found.append(per_token.sum(dim=1) if sum_tokens else per_token)
@@ -202,7 +202,7 @@ def _score(
 @torch.no_grad()
 def _encode(pipe: PipelineBase, pixel_values: torch.Tensor, batch_size: int) -> torch.Tensor:
     with pipe._at_work():
-        return torch.cat([pipe._encode(piece) for piece in pixel_values.split(batch_size)])
+        return torch.cat([pipe._encode(piece) for piece in pixel_values.split(int(batch_size))])
 
 
 def _check_pipeline(pipe: Any) -> None:

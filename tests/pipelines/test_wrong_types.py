@@ -144,4 +144,7 @@ def test_numbers_of_numpy_count(pipe):
     expected = pipe([0, 0], generator=seeded(), output_type="pt").images
     drawn = pipe(0, num_images_per_label=np.int64(2), generator=seeded(), output_type="pt").images
     assert torch.equal(drawn, expected)
+    assert torch.equal(
+        classify(pipe, drawn, batch_size=np.int64(1)).posterior, classify(pipe, drawn, batch_size=1).posterior
+    )
     assert make_pipeline().get_label_ids(np.int64(1)) == [1]
