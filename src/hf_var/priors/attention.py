@@ -6,6 +6,7 @@ from typing import cast
 
 import torch
 from torch import nn
+from transformers import PreTrainedConfig
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
@@ -76,6 +77,16 @@ def blockwise_sdpa_attention_forward(
         parts = query[:, :, first - begin : last - begin], key[:, :, :last], value[:, :, :last]
         attended.append(sdpa_attention_forward(module, *parts, mask, **kwargs)[0])
     return torch.cat(attended, dim=1), None  # (batch, length, heads, head_dim)
+
+
+def check_output_attentions(config: PreTrainedConfig, output_attentions: bool) -> None:
+    """Raise a `ValueError` where attention weights are asked of an implementation that does not have them."""
+    implementation = config._attn_implementation
+    if output_attentions and implementation != "eager":
+        raise ValueError(
+            f"`output_attentions` needs the attention implementation 'eager', not {implementation!r}: call "
+            "`set_attn_implementation('eager')`."
+        )
 
 
 def register_attention() -> None:

@@ -5,6 +5,7 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
+from torch import nn
 from transformers.cache_utils import Cache, CacheLayerMixin
 from transformers.utils import logging
 
@@ -155,6 +156,13 @@ def only_cache(cache: Cache | None, past_key_values: Cache | None, others: dict[
     return past_key_values if cache is None else cache
 
 
+def checkpoints_layers(layers: nn.ModuleList) -> bool:
+    """Whether the backward pass will run any of `layers` a second time."""
+    return torch.is_grad_enabled() and any(
+        getattr(layer, "gradient_checkpointing", False) and layer.training for layer in layers
+    )
+
+
 def check_is_dispensable(cache: Cache) -> None:
     """
     Whether a call with checkpointed layers can do without `cache`: the backward pass would write its blocks a second time.
@@ -166,6 +174,21 @@ def check_is_dispensable(cache: Cache) -> None:
             "these layers cannot read: pass all blocks in one call, or turn off checkpointing or gradients."
         )
     logger.warning_once("Caching is incompatible with activation checkpointing: `cache` is ignored and stays empty.")
+
+
+def check_batch(cache: Cache | None, **inputs: torch.Tensor | None) -> None:
+    """All inputs must be for the same number of images, and so must a cache that was used before."""
+    sizes = {name: tensor.shape[0] for name, tensor in inputs.items() if tensor is not None and tensor.ndim > 0}
+    # Layers of a `DynamicCache` do not say it.
+    keys = getattr(cache.layers[0], "keys", None) if cache is not None and cache.layers else None
+    if keys is not None and keys.ndim == 4:
+        sizes["cache"] = keys.shape[0]
+    batch_size = next(iter(sizes.values()), 1)
+    if any(size != batch_size for size in sizes.values()):
+        raise ValueError(
+            f"All arguments must have the same batch size, got {sizes}. A cache keeps that of its first call: pass a "
+            "new one for another."
+        )
 
 
 __all__ = ["VARCache"]

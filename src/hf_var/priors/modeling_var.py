@@ -11,8 +11,8 @@ from transformers import initialization as init
 from transformers.cache_utils import Cache
 from transformers.utils.output_capturing import capture_outputs
 
-from .attention import block_mask
-from .cache import VARCache, check_is_dispensable, only_cache
+from .attention import block_mask, check_output_attentions
+from .cache import VARCache, check_batch, check_is_dispensable, checkpoints_layers, only_cache
 from .configuration_var import VARConfig
 from .layers import AdaLN, AdaLNOffset, VARAttention, VARBlock, VAREmbeddings, VARHeadNorm
 from .modeling_outputs import VARTransformerOutput
@@ -195,10 +195,10 @@ class VARTransformer(PreTrainedModel):
             use_cache = self.config.use_cache
         if cache is None and use_cache:
             cache = VARCache(self.config)
-        if cache is not None and self._checkpoints_layers():
+        if cache is not None and checkpoints_layers(self.layers):
             check_is_dispensable(cache)
             cache = None
-        self._check_attention(kwargs.get("output_attentions", self.config.output_attentions))
+        check_output_attentions(self.config, kwargs.get("output_attentions", self.config.output_attentions))
         begin = 0 if cache is None else cache.get_seq_length()
         num_blocks, length = self._check_blocks(begin, scale_inputs, labels)
         if cache is not None and cache.get_mask_sizes(1, 0) != (begin + 1, 0):
@@ -217,7 +217,7 @@ class VARTransformer(PreTrainedModel):
             embeds = self._embed_class(class_labels, class_embeds, scale_inputs, labels, begin)
             class_embedding = self.embeddings.project_condition(embeds)
             condition = class_embedding if self.shared_adaln is None else self.shared_adaln(class_embedding)
-        _check_batch(
+        check_batch(
             cache,
             class_labels=class_labels,
             class_embeds=class_embeds,
@@ -346,33 +346,6 @@ class VARTransformer(PreTrainedModel):
         if labels is not None and labels.shape[1:] != (length,):
             raise ValueError(f"`labels` must have the shape (batch, {length}), got {tuple(labels.shape)}.")
         return ends.index(begin + length) - ends.index(begin), length
-
-    def _checkpoints_layers(self) -> bool:
-        """Whether the backward pass will run layers of this call a second time."""
-        return torch.is_grad_enabled() and any(
-            getattr(layer, "gradient_checkpointing", False) and layer.training for layer in self.layers
-        )
-
-    def _check_attention(self, output_attentions: bool) -> None:
-        implementation = self.config._attn_implementation
-        if output_attentions and implementation != "eager":
-            raise ValueError(
-                f"`output_attentions` needs the attention implementation 'eager', not {implementation!r}: call "
-                "`set_attn_implementation('eager')`."
-            )
-
-
-def _check_batch(cache: Cache | None, **inputs: torch.Tensor | None) -> None:
-    """All inputs must be for the same number of images, and so must a cache that was used before."""
-    sizes = {name: tensor.shape[0] for name, tensor in inputs.items() if tensor is not None and tensor.ndim > 0}
-    if cache is not None and cache.batch_size > 0:
-        sizes["cache"] = cache.batch_size
-    batch_size = next(iter(sizes.values()), 1)
-    if any(size != batch_size for size in sizes.values()):
-        raise ValueError(
-            f"All arguments must have the same batch size, got {sizes}. A cache keeps that of its first call: pass a "
-            "new one for another."
-        )
 
 
 __all__ = ["VARTransformer", "VARTransformerOutput"]
