@@ -12,10 +12,15 @@ from .priors import (
     PixelSNAIL,
     PixelSNAILConfig,
     RowCache,
+    RQTransformer,
+    RQTransformerConfig,
+    RQTransformerOutput,
     VARCache,
     VARConfig,
     VARTransformer,
     VARTransformerOutput,
+    stack_codes,
+    unstack_codes,
 )
 from .registration import register
 
@@ -34,6 +39,9 @@ __all__ = [
     "PixelPriorOutput",
     "PixelSNAIL",
     "PixelSNAILConfig",
+    "RQTransformer",
+    "RQTransformerConfig",
+    "RQTransformerOutput",
     "RowCache",
     "VARCache",
     "VARConfig",
@@ -49,4 +57,6 @@ __all__ = [
     "VQVAEModel",
     "VQVAEOutput",
     "register",
+    "stack_codes",
+    "unstack_codes",
 ]

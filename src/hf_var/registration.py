@@ -9,7 +9,16 @@ from transformers import AutoConfig, AutoModel
 
 from .autoencoders import VQVAEConfig, VQVAEModel
 from .pipelines import VARImg2ImgPipeline, VARInpaintPipeline, VARPipeline
-from .priors import PixelCNN, PixelCNNConfig, PixelSNAIL, PixelSNAILConfig, VARConfig, VARTransformer
+from .priors import (
+    PixelCNN,
+    PixelCNNConfig,
+    PixelSNAIL,
+    PixelSNAILConfig,
+    RQTransformer,
+    RQTransformerConfig,
+    VARConfig,
+    VARTransformer,
+)
 from .priors.attention import register_attention
 
 
@@ -25,6 +34,7 @@ def register() -> None:
     for config_class, model_class in (
         (VQVAEConfig, VQVAEModel),
         (VARConfig, VARTransformer),
+        (RQTransformerConfig, RQTransformer),
         (PixelCNNConfig, PixelCNN),
         (PixelSNAILConfig, PixelSNAIL),
     ):
