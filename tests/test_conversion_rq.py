@@ -2,6 +2,8 @@
 """Checkpoints of VQGAN's GPT and of the RQ-Transformer, to our models and back, without losing a bit or a setting."""
 
 import re
+import sys
+import types
 
 import pytest
 import torch
@@ -64,12 +66,45 @@ def test_the_whole_file_of_a_net2net_transformer(tmp_path):
     }
     masks = {f"transformer.blocks.{layer}.attn.mask": torch.ones(1, 1, 16, 16) for layer in range(2)}
     file = {**{f"transformer.{name}": tensor for name, tensor in weights.items()}, **masks, **others}
-    torch.save(file, tmp_path / "last.ckpt")
+    torch.save({"state_dict": file, "epoch": 3, "optimizer_states": [{}]}, tmp_path / "last.ckpt")
     for checkpoint in (file, tmp_path / "last.ckpt"):
         assert_same_tensors(export_taming_gpt(load_taming_gpt(checkpoint, num_attention_heads=2)), weights)
     file["transformer.blocks.1.attn.bias"] = torch.zeros(64)
     with pytest.raises(ValueError, match=r"not an official GPT .* left over \['blocks.1.attn.bias'\]"):
         load_taming_gpt(file, num_attention_heads=2)
+
+
+@pytest.fixture
+def callback(monkeypatch):
+    """A class of Lightning's, which is not installed, whose objects say when they are made from a file."""
+    restored = []
+
+    class ModelCheckpoint:
+        def __setstate__(self, state):
+            restored.append(state)
+
+        def __reduce__(self):
+            return type(self), (), {"monitor": "loss"}
+
+    module = types.ModuleType("pytorch_lightning.callbacks")
+    module.ModelCheckpoint = ModelCheckpoint
+    ModelCheckpoint.__module__, ModelCheckpoint.__qualname__ = module.__name__, "ModelCheckpoint"
+    monkeypatch.setitem(sys.modules, "pytorch_lightning", types.ModuleType("pytorch_lightning"))
+    monkeypatch.setitem(sys.modules, module.__name__, module)
+    ModelCheckpoint.restored = restored
+    return ModelCheckpoint
+
+
+def test_classes_of_lightning_are_left_out_and_others_refused(callback, tmp_path):
+    weights = weights_of("gpt", "class")
+    path = tmp_path / "last.ckpt"
+    callbacks = {callback: {"best_model_score": torch.tensor(3.0)}, "object": callback()}
+    torch.save({"state_dict": weights, "callbacks": callbacks}, path)
+    assert_same_tensors(export_taming_gpt(load_taming_gpt(path, num_attention_heads=2)), weights)
+    assert callback.restored == []
+    torch.save({"state_dict": weights, "callbacks": {"function": re.compile}}, path)
+    with pytest.raises(ValueError, match=r"cannot be read as weights and nothing else: it refers to re\.compile"):
+        load_taming_gpt(path, num_attention_heads=2)
 
 
 def released_gpt(num_layers, width, num_positions):
@@ -128,6 +163,12 @@ OVERRIDES = {"class": HEADS, "text": {"num_attention_heads": 4}, "tokens": {**HE
 def test_rq_transformer_to_ours_to_rq_transformer(name):
     weights = weights_of("rqtransformer", name)
     assert_same_tensors(export_rq_transformer(load_rq_transformer(weights, **OVERRIDES[name])), weights)
+
+
+def test_the_whole_file_of_an_rq_transformer(tmp_path):
+    weights = weights_of("rqtransformer", "class")
+    torch.save({"epoch": 3, "state_dict": weights, "optimizer": {"state": {}}}, tmp_path / "model.pt")
+    assert_same_tensors(export_rq_transformer(load_rq_transformer(tmp_path / "model.pt", **HEADS)), weights)
 
 
 @pytest.mark.parametrize("name", OVERRIDES)
