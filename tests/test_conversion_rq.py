@@ -148,6 +148,9 @@ def test_what_a_gpt_leaves_open():
     model = load_taming_gpt(weights, num_attention_heads=2, patch_nums=[(3, 5)], bidirectional_condition=True)
     assert model.config.condition_length == 2
     assert model.config.bidirectional_condition
+    with_classes = load_taming_gpt(weights, num_attention_heads=2, patch_nums=[(3, 5)], num_labels=10)
+    assert with_classes.config.condition_length == 1
+    assert_same_tensors(export_taming_gpt(with_classes), weights)
     named = load_taming_gpt(weights_of("gpt", "class"), num_attention_heads=2, id2label={0: "cat", 1: "dog"})
     assert named.config.num_labels == 2
 

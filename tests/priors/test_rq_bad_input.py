@@ -174,6 +174,14 @@ def test_condition_and_codes_in_the_wrong_calls(model, inputs):
         model(cache=cache)
 
 
+def test_a_part_of_the_condition(text_model):
+    cache = DynamicCache()
+    text_model(condition_ids=torch.zeros(1, 4, dtype=torch.long), cache=cache)
+    cache.crop(-1)
+    with pytest.raises(ValueError, match="`cache` must hold the whole condition of 4 tokens or nothing, got 3"):
+        text_model(code_vectors=torch.zeros(1, 1, 3, 4), cache=cache)
+
+
 def test_batch_sizes(model, inputs):
     with pytest.raises(
         ValueError, match=r"All arguments must have the same batch size, got \{'class_labels': 2, 'codes': 3\}"

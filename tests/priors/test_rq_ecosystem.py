@@ -215,9 +215,10 @@ def test_lora(model, inputs, tmp_path):
 
 
 @pytest.mark.usefixtures("fresh_compiler")
-@pytest.mark.parametrize("kind", ["classes", "tokens", "text", "prefix_gpt"])
-def test_training_forward_compiles_into_one_graph(kind):
-    model = rq_model(kind, class_dropout_prob=0.0).train()
+@pytest.mark.parametrize(("kind", "num_depth_layers"), [("text", 1), ("prefix_gpt", 0)])
+def test_training_forward_compiles_into_one_graph(kind, num_depth_layers):
+    sizes = {"num_hidden_layers": 1, "num_depth_layers": num_depth_layers}
+    model = rq_model(kind, class_dropout_prob=0.0, **sizes).train()
     twin = copy.deepcopy(model)
     counter = CompileCounterWithBackend("aot_eager")
     compiled = torch.compile(model, fullgraph=True, backend=counter)
@@ -235,7 +236,7 @@ def test_training_forward_compiles_into_one_graph(kind):
 @pytest.mark.usefixtures("fresh_compiler")
 @pytest.mark.parametrize("kind", ["classes", "gpt"])
 def test_one_graph_serves_every_step_with_a_static_cache(kind):
-    model = rq_model(kind)
+    model = rq_model(kind, num_hidden_layers=1)
     inputs, config = rq_inputs(model.config), model.config
     expected, codes = model(**inputs).context, inputs["labels"]
     counter = CompileCounterWithBackend("eager")

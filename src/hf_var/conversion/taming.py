@@ -128,7 +128,8 @@ def _infer_fields(state_dict: StateDict, overrides: dict) -> dict:
     }
     # A class alone before the image takes the position of the last code, which nothing reads.
     length = math.prod(scale_sizes(normalize_patch_nums(fields["patch_nums"]))[0])
-    fields["condition_length"] = max(num_positions - length, 1)
+    has_classes = overrides.get("num_labels") or overrides.get("id2label")
+    fields["condition_length"] = 1 if has_classes else max(num_positions - length, 1)
     if not {"num_labels", "id2label"} & overrides.keys():
         is_imagenet = sizes == IMAGENET_SIZES and fields["condition_length"] == 1
         fields |= {"id2label": imagenet_id2label()} if is_imagenet else {"num_labels": 0}

@@ -333,8 +333,7 @@ class RQTransformer(PreTrainedModel):
         if targets.shape != shape:
             raise ValueError(f"`{name}` must have the shape {shape} of the codes, got {tuple(targets.shape)}.")
         if labels is not None:
-            # Of the labels themselves, -100 is left out.
-            check_range("labels", labels.clamp(min=-1).where(labels != -100, 0), 0, self.config.codebook_size - 1)
+            check_range("labels", labels.where(labels != -100, 0), 0, self.config.codebook_size - 1)
 
     def _check_positions(
         self, begin: int | torch.Tensor, has_condition: bool, num_read: int, stacks: torch.Tensor | None
@@ -347,6 +346,10 @@ class RQTransformer(PreTrainedModel):
             raise ValueError(
                 f"`{name}` must be passed with {'every call but' if stacks is None else 'no call but'} an image's first, "
                 f"and this cache holds {begin} tokens."
+            )
+        if 0 < begin < num_condition:
+            raise ValueError(
+                f"`cache` must hold the whole condition of {num_condition} tokens or nothing, got {begin}."
             )
         end = (num_condition if has_condition else begin) + num_read
         if end > num_condition + self.config.num_positions - 1:
