@@ -166,6 +166,24 @@ def test_attention_implementations_agree(kind, attention):
     torch.testing.assert_close(contexts, model(**inputs).context, atol=1e-4, rtol=1e-4)
 
 
+@torch.no_grad()
+@pytest.mark.parametrize("is_cumulative", [True, False])
+@pytest.mark.parametrize("kind", ["classes", "shared_tokens"])
+def test_a_depth_reads_the_sum_of_the_codes_before_or_the_last_one(kind, is_cumulative):
+    embeddings = rq_model(kind, cumulative_depth_inputs=is_cumulative).embeddings
+    context, codes = torch.randn(3, 32), torch.randint(11, (3, 2))
+    vectors = torch.randn(3, 2, 4)
+    stacks = codes if kind == "shared_tokens" else vectors
+    tokens = embeddings.depth_inputs(context, stacks) - embeddings.depth_position_embedding.weight
+    last = vectors[:, 0] + vectors[:, 1] if is_cumulative else vectors[:, 1]
+    if kind == "classes":
+        expected = [context, embeddings.depth_proj(vectors[:, 0]), embeddings.depth_proj(last)]
+    else:
+        first, second = embeddings.code_embedding(codes).unbind(1)
+        expected = [context, first, first + second if is_cumulative else second]
+    torch.testing.assert_close(tokens, torch.stack(expected, dim=1), **CLOSE)
+
+
 # --- an independent implementation -----------------------------------------------------------------------------------
 
 
