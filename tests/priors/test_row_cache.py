@@ -6,6 +6,7 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from hf_var import RowCache
+from hf_var.priors.causal_layers import MaskedConv2d, WeightNormConv2d
 from priors.pixels import KINDS, condition_of, draws, greedy, pixel_inputs, pixel_prior, sample_by_rows, sample_naively
 
 
@@ -133,6 +134,25 @@ def test_work_of_a_row_does_not_grow_with_the_map(kind):
         model(**inputs)
     # The whole map costs about its rows, plus what is computed once.
     assert high[0] * 12 <= counter.get_total_flops() < high[0] * 12 * 1.4
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("kind", ["cnn", "snail_wide", "snail_fine_classes"])
+def test_weights_are_made_once_for_all_rows(kind, monkeypatch):
+    model, made = pixel_prior(kind), []
+    for convolution in (MaskedConv2d, WeightNormConv2d):
+        make_weight = convolution.effective_weight
+
+        def count(layer, make_weight=make_weight):
+            made.append(layer)
+            return make_weight(layer)
+
+        monkeypatch.setattr(convolution, "effective_weight", count)
+    inputs, cache = pixel_inputs(model.config), RowCache()
+    for row in range(2):
+        model(rows_of(inputs["codes"], model.config, row, row + 1), cache=cache, **condition_of(inputs))
+        cache.finish_rows()
+    assert len(made) == len(set(made)) == sum(isinstance(module, MaskedConv2d) for module in model.modules())
 
 
 def test_attention_alone_grows_with_finished_rows():

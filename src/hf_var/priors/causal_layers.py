@@ -42,7 +42,8 @@ class MaskedConv2d(nn.Module):
         if cache is not None and top > 0:
             states, top = cache.extend(self, states, top), 0
         states = functional.pad(states, (left, right, top, bottom))
-        return functional.conv2d(states, self.effective_weight(), self.bias)  # (batch, channels, rows, width)
+        weight = self.effective_weight() if cache is None else cache.keep(self, self.effective_weight)
+        return functional.conv2d(states, weight, self.bias)  # (batch, channels, rows, width)
 
 
 class WeightNormConv2d(MaskedConv2d):
@@ -55,12 +56,18 @@ class WeightNormConv2d(MaskedConv2d):
         self.weight_g = nn.Parameter(torch.empty(shape[0], 1, 1, 1))
         self.weight_v = nn.Parameter(torch.empty(shape))
 
-    def direction_norm(self) -> torch.Tensor:
-        """Norm of the masked direction of every output channel, `(channels, 1, 1, 1)`."""
-        return torch.linalg.vector_norm(mask_last(self.weight_v, self.num_masked), dim=(1, 2, 3), keepdim=True)
+    def direction(self) -> torch.Tensor:
+        """The direction of every output channel, masked."""
+        return mask_last(self.weight_v, self.num_masked)
 
     def effective_weight(self) -> torch.Tensor:
-        return mask_last(self.weight_v, self.num_masked) * (self.weight_g / self.direction_norm())
+        direction = self.direction()
+        return direction * (self.weight_g / norm_per_channel(direction))
+
+
+def norm_per_channel(weight: torch.Tensor) -> torch.Tensor:
+    """Norm of the weights of every output channel, `(channels, 1, 1, 1)`."""
+    return torch.linalg.vector_norm(weight, dim=(1, 2, 3), keepdim=True)
 
 
 def mask_last(weight: torch.Tensor, num_masked: int) -> torch.Tensor:

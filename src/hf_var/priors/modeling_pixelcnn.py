@@ -45,7 +45,7 @@ class PixelCNNLayer(GradientCheckpointingLayer):
         cache: RowCache | None = None,
     ) -> tuple[torch.Tensor, torch.Tensor]:
         above = self.vertical_conv(vertical, cache)
-        left = self.vertical_to_horizontal(above) + self.horizontal_conv(horizontal)
+        left = self.vertical_to_horizontal(above) + self.horizontal_conv(horizontal, cache)
         if self.class_embedding is not None:
             shift = self.class_embedding(class_labels)[:, :, None, None]
             above, left = above + shift, left + shift

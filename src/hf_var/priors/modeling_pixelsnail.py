@@ -7,7 +7,7 @@ from torch.nn import functional
 from transformers import initialization as init
 from transformers.modeling_layers import GradientCheckpointingLayer
 
-from .causal_layers import WeightNormConv2d
+from .causal_layers import WeightNormConv2d, norm_per_channel
 from .configuration_pixelsnail import PixelSNAILConfig
 from .modeling_pixel_prior import PixelPrior, check_range
 from .row_cache import RowCache
@@ -47,10 +47,10 @@ class GatedResBlock(nn.Module):
     ) -> torch.Tensor:
         hidden = self.conv1(functional.elu(states), cache)
         if self.aux_conv is not None and aux_states is not None:
-            hidden = hidden + self.aux_conv(functional.elu(aux_states))
+            hidden = hidden + self.aux_conv(functional.elu(aux_states), cache)
         hidden = self.conv2(self.dropout(functional.elu(hidden)), cache)
         if self.condition_conv is not None and condition is not None:
-            hidden = hidden + self.condition_conv(condition)
+            hidden = hidden + self.condition_conv(condition, cache)
         return states + functional.glu(hidden, dim=1)
 
 
@@ -72,12 +72,10 @@ class PixelSNAILAttention(nn.Module):
         self.value = pointwise_conv(2 * config.hidden_size + 2, width)
 
     def forward(self, queries: torch.Tensor, keys: torch.Tensor, cache: RowCache | None = None) -> torch.Tensor:
+        projections = self.query(queries, cache), self.key(keys, cache), self.value(keys, cache)
         query, key, value = (
-            projected.flatten(2)
-            .unflatten(1, (self.num_heads, -1))
-            .transpose(2, 3)  # (batch, heads, positions, head_dim)
-            for projected in (self.query(queries), self.key(keys), self.value(keys))
-        )
+            projection.flatten(2).unflatten(1, (self.num_heads, -1)).transpose(2, 3) for projection in projections
+        )  # (batch, heads, positions, head_dim)
         if cache is not None:
             key, value = cache.extend(self, torch.cat([key, value], dim=-1)).chunk(2, dim=-1)
         num_new, num_all = query.shape[2], key.shape[2]
@@ -132,10 +130,11 @@ class PixelSNAILBlock(GradientCheckpointingLayer):
         for block in self.res_blocks:
             hidden = block(hidden, condition=condition, cache=cache)
         if self.attention is None:
-            return self.output_conv(torch.cat([hidden, positions], dim=1))
-        keys = self.key_block(torch.cat([states, hidden, positions], dim=1))
-        queries = self.query_block(torch.cat([hidden, positions], dim=1))
-        return self.output_block(hidden, self.attention(queries, keys, cache))  # (batch, hidden, rows, width)
+            return self.output_conv(torch.cat([hidden, positions], dim=1), cache)
+        keys = self.key_block(torch.cat([states, hidden, positions], dim=1), cache=cache)
+        queries = self.query_block(torch.cat([hidden, positions], dim=1), cache=cache)
+        attended = self.attention(queries, keys, cache)
+        return self.output_block(hidden, attended, cache=cache)  # (batch, hidden, rows, width)
 
 
 class PixelSNAILConditionStack(nn.Module):
@@ -215,7 +214,7 @@ class PixelSNAIL(PixelPrior):
     def _init_weights(self, module: nn.Module) -> None:
         if isinstance(module, WeightNormConv2d):
             init.kaiming_uniform_(module.weight_v, a=5**0.5)  # torch's own initialisation of convolutions
-            init.copy_(module.weight_g, module.direction_norm())
+            init.copy_(module.weight_g, norm_per_channel(module.direction()))
             if module.bias is not None:
                 init.zeros_(module.bias)
         elif isinstance(module, nn.Embedding):
@@ -257,8 +256,8 @@ class PixelSNAIL(PixelPrior):
         for block in self.blocks:
             states = block(states, positions, condition, cache=cache)
         for block in self.output_blocks:
-            states = block(states)
-        return self.head(functional.elu(states))
+            states = block(states, cache=cache)
+        return self.head(functional.elu(states), cache)
 
     def _check_condition_codes(self, condition_codes: torch.Tensor | None) -> torch.Tensor:
         config = self.config

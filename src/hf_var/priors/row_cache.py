@@ -15,7 +15,7 @@ class RowCache:
 
     A call with a cache computes rows that follow the finished ones. It may be repeated while these rows are filled code by
     code. After a last call with all their codes `finish_rows` makes them finished. Only as many rows of each layer's input
-    are kept as its convolution reaches back, and the keys and values of attention.
+    are kept as its convolution reaches back, and the keys and values of attention. Weights are masked and normalised once.
 
     Attributes:
         num_rows (`int`): Finished rows.
@@ -50,6 +50,7 @@ class RowCache:
         self.condition: torch.Tensor | None = None
         self._finished: dict[nn.Module, torch.Tensor] = {}
         self._latest: dict[nn.Module, torch.Tensor] = {}
+        self._weights: dict[nn.Module, torch.Tensor] = {}
         self._num_latest_rows = 0
 
     @property
@@ -87,6 +88,12 @@ class RowCache:
             states = functional.pad(states, (0, 0, num_kept, 0))
         self._latest[layer] = states if num_kept is None else states[:, :, states.shape[2] - num_kept :]
         return states
+
+    def keep(self, layer: nn.Module, make_weight: Callable[[], torch.Tensor]) -> torch.Tensor:
+        """The weight of a layer, made at its first call: for a row or two, making it costs more than using it."""
+        if layer not in self._weights:
+            self._weights[layer] = make_weight()
+        return self._weights[layer]
 
     def batch_select_indices(self, indices: torch.Tensor) -> None:
         """Keep the maps `indices` of the batch, for instance those with a class, in their order."""
