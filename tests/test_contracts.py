@@ -320,12 +320,13 @@ def test_a_pipelines_configuration_names_class_and_origin(tmp_path):
     "pipelines/base.py: _execution_device _guidance_scale _interrupt",
     "pipelines/pipeline_base.py: _execution_device model_cpu_offload_seq",
     "pipelines/pipeline_var.py: _execution_device _callback_tensor_inputs",
+    "pipelines/pipeline_ar.py: _execution_device _optional_components",
     "scoring.py: _execution_device",
 )
 def test_what_diffusers_asks_pipelines_for_and_tells_them():
     """
     `_execution_device` is where inputs go, also with offloading; callbacks name one of `_callback_tensor_inputs`, and set
-    `_guidance_scale` and `_interrupt`.
+    `_guidance_scale` and `_interrupt`. What `_optional_components` names need not be saved.
     """
     assert "pipeline._guidance_scale = " in inspect.getsource(diffusers.callbacks)
     pipe = make_pipeline()
@@ -333,7 +334,8 @@ def test_what_diffusers_asks_pipelines_for_and_tells_them():
     pipe.enable_model_cpu_offload(device="cpu")
     assert pipe._execution_device.type == "cpu"
     assert hasattr(pipe.transformer, "_hf_hook")
-    assert "model_cpu_offload_seq" in inspect.getsource(diffusers.DiffusionPipeline)
+    source = inspect.getsource(diffusers.DiffusionPipeline)
+    assert not [name for name in ("model_cpu_offload_seq", "_optional_components") if name not in source]
 
 
 @contract(
