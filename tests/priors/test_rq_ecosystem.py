@@ -10,7 +10,7 @@ from accelerate import cpu_offload
 from diffusers.hooks import apply_group_offloading
 from peft import LoraConfig, PeftModel, get_peft_model
 from torch._dynamo.testing import CompileCounterWithBackend
-from transformers import AutoConfig, AutoModel, StaticCache
+from transformers import AutoConfig, AutoModel, StaticCache, Trainer, TrainingArguments
 
 from hf_var import RQTransformer, RQTransformerConfig
 from hf_var.compatibility import enable_activation_checkpointing
@@ -210,6 +210,28 @@ def test_lora(model, inputs, tmp_path):
         merged = adapted.merge_and_unload()
         assert merged.state_dict().keys() == before.keys()
         torch.testing.assert_close(merged(**inputs).logits, tuned.logits, atol=1e-4, rtol=1e-4)
+
+
+def test_batches_that_transformers_trainer_accumulates_are_one_large_batch(tmp_path):
+    model = rq_model("tokens")
+    inputs = rq_inputs(model.config, batch_size=8)
+    rows = [{name: values[row] for name, values in inputs.items()} for row in range(8)]
+    expected = gradients(copy.deepcopy(model), inputs)["head.norm.bias"]
+    arguments = TrainingArguments(
+        str(tmp_path),
+        max_steps=1,
+        per_device_train_batch_size=2,
+        gradient_accumulation_steps=4,
+        max_grad_norm=0.0,
+        remove_unused_columns=False,
+        report_to="none",
+        use_cpu=True,
+    )
+    trainer, found = Trainer(model, arguments, train_dataset=rows), []
+    trainer.create_optimizer()
+    trainer.optimizer.register_step_pre_hook(lambda *_: found.append(model.head.norm.bias.grad.clone()))
+    trainer.train()
+    torch.testing.assert_close(found[0], expected, **CLOSE)
 
 
 # --- compilation -----------------------------------------------------------------------------------------------------
