@@ -109,10 +109,10 @@ def load_case(name: str) -> ParityCase:
 
 
 @functools.cache
-def load_lineage_case(name: str) -> LineageCase:
-    """Read a case of `lineage` once per process; nothing may change its tensors."""
+def load_lineage_case(name: str, model: str = "weights") -> LineageCase:
+    """Read a case of `lineage`, of several models one, once per process; nothing may change its tensors."""
     folder = FIXTURES / "parity" / "lineage" / name
-    weights = safetensors.torch.load(lzma.decompress((folder / "weights.safetensors.xz").read_bytes()))
+    weights = safetensors.torch.load(lzma.decompress((folder / f"{model}.safetensors.xz").read_bytes()))
     return LineageCase(
         weights=_upcast(weights),
         inputs=_upcast(safetensors.torch.load_file(folder / "inputs.safetensors")),

@@ -21,6 +21,8 @@ from hf_var.conversion import (
     export_official_vqvae,
     export_pixelcnn,
     export_pixelsnail,
+    export_rq_transformer,
+    export_taming_gpt,
     load_official_var,
     load_official_vqvae,
 )
@@ -85,9 +87,34 @@ def test_convert_writes_a_pixel_prior(tmp_path):
         assert_same_tensors(export(model), case.weights)
 
 
+@pytest.mark.parametrize(
+    ("flag", "model", "export", "patch_nums"),
+    [
+        ("--taming-gpt", ("gpt", "class"), export_taming_gpt, ["4"]),
+        ("--rq-transformer", ("rqtransformer", "class"), export_rq_transformer, ["4", "4", "4"]),
+    ],
+)
+def test_convert_writes_a_transformer_of_codes(tmp_path, flag, model, export, patch_nums):
+    weights = load_lineage_case(*model).weights
+    torch.save(weights, tmp_path / "last.ckpt")
+    arguments = [flag, str(tmp_path / "last.ckpt"), "--num-attention-heads", "2", "--output", str(tmp_path / "out")]
+    assert main(["convert", *arguments, "--patch-nums", *patch_nums]) == 0
+    converted = AutoModel.from_pretrained(tmp_path / "out")
+    assert converted.config.num_attention_heads == 2
+    assert_same_tensors(export(converted), weights)
+
+
+def test_convert_with_a_field_that_the_model_lacks(tmp_path, capsys):
+    torch.save(load_lineage_case("pixelcnn").weights, tmp_path / "prior.pt")
+    arguments = ["--pixelcnn", str(tmp_path / "prior.pt"), "--patch-nums", "6", "--output", str(tmp_path / "out")]
+    assert main(["convert", *arguments]) == 2
+    assert "`patch_nums` is not a field of PixelCNNConfig" in capsys.readouterr().err
+
+
 def test_convert_two_kinds_of_priors(tmp_path, capsys):
     assert main(["convert", "--pixelcnn", "a.pt", "--var", "b.pth", "--output", str(tmp_path)]) == 2
-    assert "or one of --pixelcnn and --pixelsnail" in capsys.readouterr().err
+    message = "or one of --vqvae2, --pixelsnail, --pixelcnn, --taming-gpt, --rq-transformer"
+    assert message in capsys.readouterr().err
 
 
 def test_convert_without_a_file(tmp_path, capsys):

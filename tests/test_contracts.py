@@ -23,6 +23,7 @@ from transformers import initialization
 
 from hf_var import VARCache, VARPipeline, VARTransformer, VQVAEModel
 from pipelines.tiny import make_pipeline
+from priors.rq import rq_inputs, rq_model
 from priors.tiny import tiny_inputs, tiny_model
 
 
@@ -77,6 +78,7 @@ def contract(*uses):
 
 @contract(
     "priors/modeling_var.py: output_capturing.capture_outputs _can_record_outputs",
+    "priors/modeling_rq.py: output_capturing.capture_outputs output_capturing.OutputRecorder _can_record_outputs",
 )
 def test_hidden_states_and_attentions_are_recorded():
     """`capture_outputs` collects what the layers named in `_can_record_outputs` return, and makes tuples of outputs."""
@@ -84,6 +86,10 @@ def test_hidden_states_and_attentions_are_recorded():
     output = model(**tiny_inputs(model.config), output_hidden_states=True, output_attentions=True)
     assert (len(output.hidden_states), len(output.attentions)) == (3, 2)
     assert isinstance(model(torch.tensor([1]), return_dict=False), tuple)
+    # Of a recorder with `layer_name="layers"` these are not the depth layers, which are of the same class.
+    model = rq_model("classes", "eager")
+    output = model(**rq_inputs(model.config), output_hidden_states=True, output_attentions=True)
+    assert (len(output.hidden_states), len(output.attentions)) == (3, 2)
 
 
 @contract(
@@ -103,7 +109,8 @@ def test_outputs_with_a_cache_are_made_and_read():
     "priors/modeling_pixelcnn.py: modeling_layers.GradientCheckpointingLayer",
     "priors/modeling_pixelsnail.py: modeling_layers.GradientCheckpointingLayer",
     "autoencoders/plain_layers.py: modeling_layers.GradientCheckpointingLayer",
-    "priors/modeling_var.py: gradient_checkpointing",
+    "priors/layers_rq.py: modeling_layers.GradientCheckpointingLayer",
+    "priors/cache.py: gradient_checkpointing",
     "compatibility.py: activation_checkpointing_enable gradient_checkpointing_enable",
 )
 def test_layers_can_be_checkpointed():
@@ -121,6 +128,8 @@ def test_layers_can_be_checkpointed():
 @contract(
     "priors/layers.py: modeling_utils.ALL_ATTENTION_FUNCTIONS _attn_implementation activations.ACT2FN",
     "priors/attention.py: modeling_utils.ALL_ATTENTION_FUNCTIONS _attn_implementation",
+    "priors/layers_rq.py: modeling_utils.ALL_ATTENTION_FUNCTIONS _attn_implementation",
+    "priors/modeling_rq.py: _attn_implementation",
     "training/flops.py: _from_config",
     "priors/checks.py: _attn_implementation",
 )
@@ -131,7 +140,7 @@ def test_attention_functions_are_looked_up_by_name():
     assert functions.get_interface("sdpa", len) is functions["sdpa"]
     model = VARTransformer._from_config(tiny_model().config, attn_implementation="blockwise_sdpa")
     assert model.config._attn_implementation == "blockwise_sdpa"
-    assert callable(transformers.activations.ACT2FN["gelu_pytorch_tanh"])
+    assert {"gelu_pytorch_tanh", "gelu", "quick_gelu"} <= set(transformers.activations.ACT2FN)
 
 
 @contract(
@@ -158,6 +167,24 @@ def test_masks_are_made_by_name():
 
 
 @contract(
+    "priors/modeling_rq.py: masking_utils.create_causal_mask",
+)
+def test_causal_masks_are_made_where_they_are_needed():
+    """The fourth argument is the cache; torch's attention needs no mask, unless `or_mask_function` adds to the causal one."""
+    config, hidden_states = rq_model("classes").config, torch.zeros(1, 3, 32)
+    make_mask = transformers.masking_utils.create_causal_mask
+    assert make_mask(config, hidden_states, None, None) is None
+    mask = make_mask(
+        config, hidden_states, None, None, or_mask_function=lambda batch, head, query, key: (query < 2) & (key < 2)
+    )
+    assert mask.squeeze().tolist() == [[True, True, False], [True, True, False], [True, True, True]]
+    cache = transformers.StaticCache(config, 4)
+    cache.update(torch.zeros(1, 2, 1, 16), torch.zeros(1, 2, 1, 16), 0)
+    mask = make_mask(config, hidden_states, None, cache)
+    assert mask.squeeze().tolist() == [[True, True, False, False], [True, True, True, False], [True] * 4]
+
+
+@contract(
     "priors/attention.py: sdpa_attention.sdpa_attention_forward",
 )
 def test_the_sdpa_function_is_torchs():
@@ -175,7 +202,9 @@ def test_the_sdpa_function_is_torchs():
 @contract(
     "priors/cache.py: cache_utils.Cache cache_utils.CacheLayerMixin is_croppable",
     "priors/layers.py: cache_utils.Cache",
+    "priors/layers_rq.py: cache_utils.Cache",
     "priors/modeling_var.py: cache_utils.Cache",
+    "priors/modeling_rq.py: cache_utils.Cache cache_utils.DynamicCache",
 )
 def test_caches_are_made_of_layers():
     """`Cache(layers=...)` hands `update`, `get_seq_length`, `get_mask_sizes`, `reset` and the selections to its layers."""
@@ -195,6 +224,7 @@ def test_caches_are_made_of_layers():
 
 @contract(
     "priors/modeling_var.py: _init_weights initialization _supports_sdpa _supports_flash_attn _supports_flex_attn _supports_attention_backend _can_compile_fullgraph _input_embed_layer _no_split_modules _skip_keys_device_placement accepts_loss_kwargs",
+    "priors/modeling_rq.py: _supports_sdpa _supports_flash_attn _supports_flex_attn _supports_attention_backend _can_compile_fullgraph _input_embed_layer _no_split_modules _skip_keys_device_placement accepts_loss_kwargs",
     "autoencoders/modeling_vqvae.py: _init_weights initialization _keep_in_fp32_modules_strict",
     "autoencoders/modeling_hierarchical_vqvae.py: _init_weights initialization _keep_in_fp32_modules_strict",
     "priors/modeling_pixel_prior.py: _can_compile_fullgraph _skip_keys_device_placement",
@@ -202,6 +232,7 @@ def test_caches_are_made_of_layers():
     "priors/modeling_pixelsnail.py: _init_weights initialization _no_split_modules",
     "training/discriminators.py: _init_weights",
     "priors/configuration_var.py: keys_to_ignore_at_inference",
+    "priors/configuration_rq.py: keys_to_ignore_at_inference",
 )
 def test_attributes_of_models_are_those_that_transformers_reads():
     """`PreTrainedModel` declares them, and `transformers.initialization` draws weights that were not loaded."""
@@ -289,12 +320,13 @@ def test_a_pipelines_configuration_names_class_and_origin(tmp_path):
     "pipelines/base.py: _execution_device _guidance_scale _interrupt",
     "pipelines/pipeline_base.py: _execution_device model_cpu_offload_seq",
     "pipelines/pipeline_var.py: _execution_device _callback_tensor_inputs",
+    "pipelines/pipeline_ar.py: _execution_device _optional_components",
     "scoring.py: _execution_device",
 )
 def test_what_diffusers_asks_pipelines_for_and_tells_them():
     """
     `_execution_device` is where inputs go, also with offloading; callbacks name one of `_callback_tensor_inputs`, and set
-    `_guidance_scale` and `_interrupt`.
+    `_guidance_scale` and `_interrupt`. What `_optional_components` names need not be saved.
     """
     assert "pipeline._guidance_scale = " in inspect.getsource(diffusers.callbacks)
     pipe = make_pipeline()
@@ -302,7 +334,8 @@ def test_what_diffusers_asks_pipelines_for_and_tells_them():
     pipe.enable_model_cpu_offload(device="cpu")
     assert pipe._execution_device.type == "cpu"
     assert hasattr(pipe.transformer, "_hf_hook")
-    assert "model_cpu_offload_seq" in inspect.getsource(diffusers.DiffusionPipeline)
+    source = inspect.getsource(diffusers.DiffusionPipeline)
+    assert not [name for name in ("model_cpu_offload_seq", "_optional_components") if name not in source]
 
 
 @contract(

@@ -20,10 +20,15 @@ from .priors import (
     PixelSNAIL,
     PixelSNAILConfig,
     RowCache,
+    RQTransformer,
+    RQTransformerConfig,
+    RQTransformerOutput,
     VARCache,
     VARConfig,
     VARTransformer,
     VARTransformerOutput,
+    stack_codes,
+    unstack_codes,
 )
 from .registration import register
 
@@ -45,6 +50,9 @@ __all__ = [
     "PixelPriorOutput",
     "PixelSNAIL",
     "PixelSNAILConfig",
+    "RQTransformer",
+    "RQTransformerConfig",
+    "RQTransformerOutput",
     "RowCache",
     "VARCache",
     "VARConfig",
@@ -60,4 +68,6 @@ __all__ = [
     "VQVAEModel",
     "VQVAEOutput",
     "register",
+    "stack_codes",
+    "unstack_codes",
 ]

@@ -9,7 +9,16 @@ from transformers import AutoConfig, AutoModel
 
 from .autoencoders import HierarchicalVQVAEConfig, HierarchicalVQVAEModel, VQVAEConfig, VQVAEModel
 from .pipelines import ARPipeline, VARImg2ImgPipeline, VARInpaintPipeline, VARPipeline
-from .priors import PixelCNN, PixelCNNConfig, PixelSNAIL, PixelSNAILConfig, VARConfig, VARTransformer
+from .priors import (
+    PixelCNN,
+    PixelCNNConfig,
+    PixelSNAIL,
+    PixelSNAILConfig,
+    RQTransformer,
+    RQTransformerConfig,
+    VARConfig,
+    VARTransformer,
+)
 from .priors.attention import register_attention
 
 
@@ -26,6 +35,7 @@ def register() -> None:
         (VQVAEConfig, VQVAEModel),
         (HierarchicalVQVAEConfig, HierarchicalVQVAEModel),
         (VARConfig, VARTransformer),
+        (RQTransformerConfig, RQTransformer),
         (PixelCNNConfig, PixelCNN),
         (PixelSNAILConfig, PixelSNAIL),
     ):

@@ -23,6 +23,8 @@ StateDict = dict[str, torch.Tensor]
 # Where trainers keep a model, beside optimizer states and the like.
 NESTS = ("state_dict", "model")
 MAX_NESTING = 8
+# Packages whose classes stand beside the weights: Lightning keeps the states of callbacks by their classes.
+TRAINERS = ("pytorch_lightning.", "lightning.")
 # What wrappers put before the names: DDP and `torch.compile`.
 WRAPPERS = ("module.", "_orig_mod.")
 
@@ -116,11 +118,12 @@ def _read_file(path: str):
     try:
         if path.endswith(".safetensors"):
             return safetensors.torch.load_file(path)
-        # A trainer's arguments are harmless, and left out.
-        with torch.serialization.safe_globals([argparse.Namespace]):
-            if not zipfile.is_zipfile(path):
-                return torch.load(path, map_location="cpu", weights_only=True)  # the format before torch 1.6
-            _check_archive(path)
+        if not zipfile.is_zipfile(path):  # the format before torch 1.6
+            with torch.serialization.safe_globals([argparse.Namespace]):
+                return torch.load(path, map_location="cpu", weights_only=True)
+        _check_archive(path)
+        # A trainer's arguments and the states of its parts are harmless, and left out.
+        with torch.serialization.safe_globals([argparse.Namespace, *_inert_classes(path)]):
             return torch.load(path, map_location="cpu", weights_only=True, mmap=True)
     except pickle.UnpicklingError as error:
         # torch's own message advises to switch the protection off.
@@ -129,6 +132,14 @@ def _read_file(path: str):
         raise ValueError(f"`checkpoint` {path!r} cannot be read as weights and nothing else: {detail}.") from error
     except Exception as error:  # of any kind: a damaged pickle may make torch's reader do anything but run code
         raise _unreadable("`checkpoint` ", path, error) from error
+
+
+def _inert_classes(path: str) -> list[tuple[type, str]]:
+    """Empty classes in place of those of trainers that a file names: what these would do is neither run nor imported."""
+    names = torch.serialization.get_unsafe_globals_in_checkpoint(path)
+    return [
+        (type("Inert", (), {"__setstate__": lambda *_: None}), name) for name in names if name.startswith(TRAINERS)
+    ]
 
 
 def _check_archive(path: str) -> None:

@@ -36,7 +36,9 @@ def test_generate_writes_what_the_pipeline_samples(tmp_path, pipe, model):
     arguments = ["--class-labels", "LABEL_1", "2", "--guidance-scale", "2", "--seed", "7", "--output", str(output)]
     assert main(["generate", *model, *arguments]) == 0
     expected = pipe(["LABEL_1", 2], guidance_scale=2.0, generator=seeded(7)).images
-    assert np.array_equal(np.asarray(Image.open(output).convert("L")), np.hstack([np.asarray(image) for image in expected]))
+    assert np.array_equal(
+        np.asarray(Image.open(output).convert("L")), np.hstack([np.asarray(image) for image in expected])
+    )
 
 
 def test_a_gif_shows_every_level(tmp_path, model):

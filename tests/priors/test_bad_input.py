@@ -220,6 +220,10 @@ def test_batch_of_another_size_than_the_cache(model, inputs, cache):
     cache.reset()
     with pytest.raises(ValueError, match="A cache keeps that of its first call: pass a new one"):
         model(inputs["class_labels"][:2], cache=cache)
+    other = DynamicCache()
+    model(inputs["class_labels"], cache=other)
+    with pytest.raises(ValueError, match="same batch size, got .*'class_labels': 2.*'cache': 3"):
+        model(inputs["class_labels"][:2], inputs["scale_inputs"][:2, :4], cache=other)
 
 
 @pytest.mark.parametrize("attention", ["sdpa", "blockwise_sdpa"])

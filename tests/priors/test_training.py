@@ -366,5 +366,5 @@ def test_embeddings_of_another_width_are_named():
     model = tiny_model(condition_channels=5)
     with pytest.raises(ValueError, match=r"`class_embeds` must have the shape \(batch, 5\), got \(2, 32\)"):
         model(class_embeds=torch.zeros(2, 32))
-    with pytest.raises(ValueError, match="`condition_channels` must be an integer of at least 1, got 0"):
+    with pytest.raises(ValueError, match="`condition_channels` must be at least 1, got 0"):
         tiny_model(condition_channels=0)

@@ -9,14 +9,28 @@ from textwrap import shorten
 from transformers import PreTrainedModel
 
 from .. import VARPipeline
-from ..conversion import load_official_var, load_official_vqvae, load_pixelcnn, load_pixelsnail, load_vqvae2
+from ..conversion import (
+    load_official_var,
+    load_official_vqvae,
+    load_pixelcnn,
+    load_pixelsnail,
+    load_rq_transformer,
+    load_taming_gpt,
+    load_vqvae2,
+)
 from .common import check_output
 
 
 # Bounds the copy in memory while the weights are written.
 MAX_SHARD_SIZE = "2GB"
 # Models that are converted alone.
-LOADERS = {"vqvae2": load_vqvae2, "pixelsnail": load_pixelsnail, "pixelcnn": load_pixelcnn}
+LOADERS = {
+    "vqvae2": load_vqvae2,
+    "pixelsnail": load_pixelsnail,
+    "pixelcnn": load_pixelcnn,
+    "taming_gpt": load_taming_gpt,
+    "rq_transformer": load_rq_transformer,
+}
 
 
 def add_convert(commands) -> None:
@@ -25,8 +39,7 @@ def add_convert(commands) -> None:
         "convert",
         help="turn checkpoints of other code into a folder",
         description="Convert checkpoints of the official VAR code: with --vqvae and --var the output is a VARPipeline "
-        "folder, with one of them the folder of that model. A VQ-VAE-2, PixelCNN or PixelSNAIL of the public PyTorch code "
-        "is converted alone.",
+        "folder, with one of them the folder of that model. Models of other public code are converted alone.",
         epilog="example: hf-var convert --vqvae vae_ch160v4096z32.pth --var var_d16.pth --output var-d16-256",
     )
     parser.set_defaults(run=_convert)
@@ -35,6 +48,8 @@ def add_convert(commands) -> None:
     parser.add_argument("--vqvae2", type=Path, metavar="FILE", help="VQ-VAE-2, or one level, of vq-vae-2-pytorch")
     parser.add_argument("--pixelsnail", type=Path, metavar="FILE", help="PixelSNAIL of vq-vae-2-pytorch")
     parser.add_argument("--pixelcnn", type=Path, metavar="FILE", help="gated PixelCNN of pytorch-vqvae")
+    parser.add_argument("--taming-gpt", type=Path, metavar="FILE", help="GPT of taming-transformers (VQGAN)")
+    parser.add_argument("--rq-transformer", type=Path, metavar="FILE", help="RQ-Transformer of rq-vae-transformer")
     parser.add_argument("--output", required=True, type=Path, metavar="DIR", help="folder to write")
     parser.add_argument("--push-to-hub", metavar="REPO", help="also upload to this Hub repo, such as user/var-d16-256")
     parser.add_argument("--private", action="store_true", help="make a new Hub repo private")
@@ -44,7 +59,7 @@ def add_convert(commands) -> None:
     unknown.add_argument(
         "--image-size", type=int, nargs="+", metavar="N", help="side, or height and width, of --vqvae2 (256)"
     )
-    unknown.add_argument("--num-attention-heads", type=int, metavar="N", help="heads of a model without QK-norm")
+    unknown.add_argument("--num-attention-heads", type=int, metavar="N", help="attention heads of a transformer")
     unknown.add_argument("--id2label", type=Path, metavar="FILE", help="JSON file with the label names, in order")
 
 
@@ -66,13 +81,14 @@ def _load(options: argparse.Namespace) -> VARPipeline | PreTrainedModel:
     alone = [name for name in LOADERS if getattr(options, name) is not None]
     num_files = len(alone) + (options.vqvae is not None or options.var is not None)
     if num_files != 1:
-        raise ValueError(f"pass --vqvae, --var or both, or one of {', '.join(f'--{name}' for name in LOADERS)}.")
+        flags = ", ".join(f"--{name.replace('_', '-')}" for name in LOADERS)
+        raise ValueError(f"pass --vqvae, --var or both, or one of {flags}.")
     fields = {} if options.id2label is None else {"id2label": _read_label_names(options.id2label)}
     if alone:
-        for name in ("map_size", "image_size"):
-            size = getattr(options, name)
-            if size is not None:
-                fields[name] = size[0] if len(size) == 1 else size
+        for name in ("patch_nums", "map_size", "image_size", "num_attention_heads"):
+            value = getattr(options, name)
+            if value is not None:
+                fields[name] = value[0] if name == "image_size" and len(value) == 1 else value
         return LOADERS[alone[0]](getattr(options, alone[0]), **fields)
     shared = {} if options.patch_nums is None else {"patch_nums": options.patch_nums}
     models = {}

@@ -11,6 +11,8 @@ from .official_var import (
 from .pytorch_vqvae import export_pixelcnn, load_pixelcnn
 from .rosinality import export_vqvae2, load_vqvae2
 from .rosinality_pixelsnail import export_pixelsnail, load_pixelsnail
+from .rq import export_rq_transformer, load_rq_transformer
+from .taming import export_taming_gpt, load_taming_gpt
 
 
 __all__ = [
@@ -18,11 +20,15 @@ __all__ = [
     "export_official_vqvae",
     "export_pixelcnn",
     "export_pixelsnail",
+    "export_rq_transformer",
+    "export_taming_gpt",
     "export_vqvae2",
     "imagenet_id2label",
     "load_official_var",
     "load_official_vqvae",
     "load_pixelcnn",
     "load_pixelsnail",
+    "load_rq_transformer",
+    "load_taming_gpt",
     "load_vqvae2",
 ]

@@ -4,12 +4,15 @@
 from .cache import VARCache
 from .configuration_pixelcnn import PixelCNNConfig
 from .configuration_pixelsnail import PixelSNAILConfig
+from .configuration_rq import RQTransformerConfig
 from .configuration_var import VARConfig
-from .modeling_outputs import PixelPriorOutput
+from .modeling_outputs import PixelPriorOutput, RQTransformerOutput
 from .modeling_pixelcnn import PixelCNN
 from .modeling_pixelsnail import PixelSNAIL
+from .modeling_rq import RQTransformer
 from .modeling_var import VARTransformer, VARTransformerOutput
 from .row_cache import RowCache
+from .stacks import stack_codes, unstack_codes
 
 
 __all__ = [
@@ -18,9 +21,14 @@ __all__ = [
     "PixelPriorOutput",
     "PixelSNAIL",
     "PixelSNAILConfig",
+    "RQTransformer",
+    "RQTransformerConfig",
+    "RQTransformerOutput",
     "RowCache",
     "VARCache",
     "VARConfig",
     "VARTransformer",
     "VARTransformerOutput",
+    "stack_codes",
+    "unstack_codes",
 ]

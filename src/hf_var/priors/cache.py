@@ -1,10 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The cache of a VAR transformer between the blocks of an image."""
+"""The cache of a VAR transformer between the blocks of an image, and checks of the caches of all transformers."""
 
 from collections.abc import Callable
 from typing import Any
 
 import torch
+from torch import nn
+from transformers import PreTrainedConfig
 from transformers.cache_utils import Cache, CacheLayerMixin
 from transformers.utils import logging
 
@@ -148,7 +150,7 @@ class VARCache(Cache):
         self.modulations = {key: function(vectors) for key, vectors in self.modulations.items()}
 
 
-def only_cache(cache: Any, past_key_values: Any, config: VARConfig) -> Cache | None:
+def only_cache(cache: Any, past_key_values: Any, config: PreTrainedConfig) -> Cache | None:
     """The cache, by either of its names, if it is one for a model of `config`; otherwise a `ValueError`."""
     if cache is not None and past_key_values is not None:
         raise ValueError("Pass one of `cache` and `past_key_values`, which are two names of the same, not both.")
@@ -157,12 +159,22 @@ def only_cache(cache: Any, past_key_values: Any, config: VARConfig) -> Cache | N
         raise ValueError(
             f"`cache` must be a `VARCache` or another `Cache` of transformers, got {type(cache).__name__}."
         )
-    if isinstance(cache, VARCache) and cache.sizes != (config.num_hidden_layers, config.length):
-        raise ValueError(
-            f"`cache` must be for {config.num_hidden_layers} layers and {config.length} tokens, as "
-            f"`VARCache(model.config)`, got one for {cache.sizes[0]} and {cache.sizes[1]}."
-        )
+    if isinstance(cache, VARCache):
+        if not isinstance(config, VARConfig):
+            raise ValueError("`cache` must be a `DynamicCache` or another `Cache` of transformers, got VARCache.")
+        if cache.sizes != (config.num_hidden_layers, config.length):
+            raise ValueError(
+                f"`cache` must be for {config.num_hidden_layers} layers and {config.length} tokens, as "
+                f"`VARCache(model.config)`, got one for {cache.sizes[0]} and {cache.sizes[1]}."
+            )
     return cache
+
+
+def checkpoints_layers(layers: nn.ModuleList) -> bool:
+    """Whether the backward pass will run any of `layers` a second time."""
+    return torch.is_grad_enabled() and any(
+        getattr(layer, "gradient_checkpointing", False) and layer.training for layer in layers
+    )
 
 
 def check_is_dispensable(cache: Cache) -> None:
@@ -176,6 +188,13 @@ def check_is_dispensable(cache: Cache) -> None:
             "these layers cannot read: pass all blocks in one call, or turn off checkpointing or gradients."
         )
     logger.warning_once("Caching is incompatible with activation checkpointing: `cache` is ignored and stays empty.")
+
+
+def cached_batch_size(cache: Cache | None) -> int | None:
+    """Images that a cache is for, `None` before its first call."""
+    # Layers of a `DynamicCache` do not say it.
+    keys = getattr(cache.layers[0], "keys", None) if cache is not None and cache.layers else None
+    return keys.shape[0] if keys is not None and keys.ndim == 4 else None
 
 
 __all__ = ["VARCache"]

@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Checks of the transformer's arguments, before any work; errors name the argument and what would fit."""
+"""Checks of the transformers' arguments, before any work; errors name the argument and what would fit."""
 
 from typing import Any
 
+from transformers import PreTrainedModel
 from transformers.utils import TransformersKwargs
 
 from ..tensor_checks import as_indices, check_floats, check_range
@@ -42,23 +43,24 @@ def check_blocks(config: VARConfig, begin: int, scale_inputs: Any) -> tuple[int,
     return ends.index(begin + length) - ends.index(begin), length
 
 
-def as_targets(labels: Any, length: int, config: VARConfig) -> Any:
-    """`labels` in int64; a `ValueError` unless they are codes of `length` tokens, or -100."""
+def as_targets(labels: Any, shape: tuple[int, ...], codebook_size: int) -> Any:
+    """`labels` in int64; a `ValueError` unless they are a batch of codes of `shape`, or -100."""
     labels = as_indices("labels", labels)
-    if labels.shape[1:] != (length,):
-        raise ValueError(f"`labels` must have the shape (batch, {length}), got {tuple(labels.shape)}.")
-    size = config.codebook_size
-    check_range("labels", labels.masked_fill(labels == IGNORED, 0), 0, size - 1, f"in [0, {size}), or {IGNORED}")
+    if labels.ndim == 0 or labels.shape[1:] != shape:
+        expected = ", ".join(map(str, ("batch", *shape)))
+        raise ValueError(f"`labels` must have the shape ({expected}), got {tuple(labels.shape)}.")
+    accepted = f"in [0, {codebook_size}), or {IGNORED}"
+    check_range("labels", labels.masked_fill(labels == IGNORED, 0), 0, codebook_size - 1, accepted)
     return labels
 
 
-def as_class_labels(class_labels: Any, num_labels: int) -> Any:
-    """`class_labels` in int64; a `ValueError` unless they are a batch of classes."""
+def as_class_labels(class_labels: Any, num_labels: int, has_unconditional: bool = True) -> Any:
+    """`class_labels` in int64; a `ValueError` unless they are a batch of classes, or unconditional where that is known."""
     class_labels = as_indices("class_labels", class_labels)
     if class_labels.ndim != 1:
         raise ValueError(f"`class_labels` must have the shape (batch,), got {tuple(class_labels.shape)}.")
-    accepted = f"in [0, {num_labels}), or -1 or {num_labels} for unconditional"
-    check_range("class_labels", class_labels, -1, num_labels, accepted)
+    accepted = f"in [0, {num_labels})" + f", or -1 or {num_labels} for unconditional" * has_unconditional
+    check_range("class_labels", class_labels, -has_unconditional, num_labels - (not has_unconditional), accepted)
     return class_labels
 
 
@@ -71,7 +73,7 @@ def check_class_embeds(class_embeds: Any, config: VARConfig) -> None:
         )
 
 
-def check_keywords(config: VARConfig, **keywords: Any) -> None:
+def check_keywords(model: PreTrainedModel, **keywords: Any) -> None:
     """
     Raise a `TypeError` for keywords that are unknown, and a `ValueError` for attention weights that cannot be had. Other
     attention implementations without weights warn.
@@ -81,9 +83,9 @@ def check_keywords(config: VARConfig, **keywords: Any) -> None:
         hint = (
             " A cache must be passed as `cache`." if any("cache" in name or "past" in name for name in unknown) else ""
         )
-        raise TypeError(f"VARTransformer.forward() got the unknown arguments {unknown}.{hint}")
-    implementation = config._attn_implementation
-    if keywords.get("output_attentions", config.output_attentions) and "flex" in str(implementation):
+        raise TypeError(f"{type(model).__name__}.forward() got the unknown arguments {unknown}.{hint}")
+    implementation = model.config._attn_implementation
+    if keywords.get("output_attentions", model.config.output_attentions) and "flex" in str(implementation):
         raise ValueError(
             f"`output_attentions` needs the attention implementation 'eager', not {implementation!r}: call "
             "`set_attn_implementation('eager')`."

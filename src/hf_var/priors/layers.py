@@ -13,6 +13,7 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from .cache import VARCache
+from .configuration_rq import RQTransformerConfig
 from .configuration_var import VARConfig
 
 
@@ -133,13 +134,13 @@ class VARAttention(nn.Module):
 
 
 class VARMLP(nn.Module):
-    """Feed-forward layer with the tanh form of GELU."""
+    """Feed-forward layer, by default with the tanh form of GELU."""
 
-    def __init__(self, config: VARConfig):
+    def __init__(self, config: VARConfig | RQTransformerConfig, activation: str = "gelu_pytorch_tanh"):
         super().__init__()
         width = round(config.hidden_size * config.mlp_ratio)
         self.fc1 = nn.Linear(config.hidden_size, width)
-        self.activation = ACT2FN["gelu_pytorch_tanh"]
+        self.activation = ACT2FN[activation]
         self.fc2 = nn.Linear(width, config.hidden_size)
 
     def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:

@@ -14,7 +14,7 @@ from transformers.utils.output_capturing import capture_outputs
 from ..loading import CheckedModelMixin
 from ..tensor_checks import check_batch
 from .attention import block_mask
-from .cache import VARCache, check_is_dispensable, only_cache
+from .cache import VARCache, cached_batch_size, check_is_dispensable, checkpoints_layers, only_cache
 from .checks import as_class_labels, as_targets, check_blocks, check_class_embeds, check_keywords
 from .configuration_var import VARConfig
 from .layers import AdaLN, AdaLNOffset, VARAttention, VARBlock, VAREmbeddings, VARHeadNorm
@@ -197,12 +197,12 @@ class VARTransformer(CheckedModelMixin, PreTrainedModel):
             `TypeError`: If an argument is unknown.
         """
         cache = only_cache(cache, past_key_values, self.config)
-        check_keywords(self.config, **kwargs)
+        check_keywords(self, **kwargs)
         if use_cache is None:
             use_cache = self.config.use_cache
         if cache is None and use_cache:
             cache = VARCache(self.config)
-        if cache is not None and self._checkpoints_layers():
+        if cache is not None and checkpoints_layers(self.layers):
             check_is_dispensable(cache)
             cache = None
         begin = 0 if cache is None else cache.get_seq_length()
@@ -215,7 +215,7 @@ class VARTransformer(CheckedModelMixin, PreTrainedModel):
             )
 
         if labels is not None:
-            labels = as_targets(labels, length, self.config)
+            labels = as_targets(labels, (length,), self.config.codebook_size)
         if class_labels is not None:
             class_labels = as_class_labels(class_labels, self.embeddings.num_labels)
         if class_embeds is not None:
@@ -225,7 +225,7 @@ class VARTransformer(CheckedModelMixin, PreTrainedModel):
             class_embeds=class_embeds,
             scale_inputs=scale_inputs,
             labels=labels,
-            cache=cache.batch_size if cache is not None and cache.batch_size > 0 else None,
+            cache=cached_batch_size(cache),
         )
 
         remembers_class = begin > 0 and isinstance(cache, VARCache)
@@ -316,12 +316,6 @@ class VARTransformer(CheckedModelMixin, PreTrainedModel):
     def _dropped_classes(self, class_labels: torch.Tensor) -> torch.Tensor:
         """Which images lose their class: classifier-free guidance needs the unconditional one, too (Ho and Salimans 2022)."""
         return torch.rand(class_labels.shape, device=class_labels.device) < self.config.class_dropout_prob
-
-    def _checkpoints_layers(self) -> bool:
-        """Whether the backward pass will run layers of this call a second time."""
-        return torch.is_grad_enabled() and any(
-            getattr(layer, "gradient_checkpointing", False) and layer.training for layer in self.layers
-        )
 
 
 __all__ = ["VARTransformer", "VARTransformerOutput"]
