@@ -25,7 +25,6 @@ from typing import Annotated, NamedTuple
 
 import torch
 from accelerate.utils import set_seed
-from transformers import AutoConfig
 
 from hf_var import HierarchicalVQVAEConfig, HierarchicalVQVAEModel, VQVAEConfig, VQVAEModel
 from hf_var.autoencoders import Tokenizer, TokenizerConfig
@@ -131,12 +130,7 @@ def make_config(args: Arguments) -> TokenizerConfig:
                 f"`out_channels` must be `in_channels` = {config.in_channels}, got {config.out_channels}."
             )
     else:
-        config = AutoConfig.from_pretrained(args.script.pretrained_vqvae)
-        if not isinstance(config, config_class):
-            raise ValueError(
-                f"`model_type` must be that of `pretrained_vqvae`, a {type(config).__name__}, got "
-                f"{args.script.model_type!r}."
-            )
+        config = config_class.from_pretrained(args.script.pretrained_vqvae)
         for name, value in given.items():
             if name in FREE_CONFIG_FIELDS:
                 setattr(config, name, value)

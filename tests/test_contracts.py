@@ -307,7 +307,7 @@ def test_a_posterior_is_made_of_its_moments():
 
 @contract(
     "evaluation/run.py: _class_name",
-    "pipelines/base.py: _name_or_path",
+    "pipelines/base.py: _class_name _name_or_path",
 )
 def test_a_pipelines_configuration_names_class_and_origin(tmp_path):
     """`model_index.json` has `_class_name`, and a loaded pipeline's configuration `_name_or_path`."""

@@ -116,7 +116,7 @@ def test_a_hierarchy_resumes_tunes_and_is_tokenized_with(tmp_path: Path, images_
     assert "model_type: hierarchical_vqvae" in card
 
     start = ["--pretrained_vqvae", str(tmp_path / "whole"), *data, "--output_dir", str(tmp_path / "tuned")]
-    with pytest.raises(ValueError, match="`model_type` must be that of `pretrained_vqvae`, a HierarchicalVQVAEConfig"):
+    with pytest.raises(ValueError, match="holds a model of type 'hf_var_hierarchical_vqvae'"):
         train_vqvae.main(start)
     start += ["--model_type", "hierarchical_vqvae"]
     train_vqvae.main([*start, "--learning_rate", "1e-12", "--commitment_loss_weight", "0.5"])

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from os import PathLike
 from typing import Any
 
+import diffusers
 import torch
 from diffusers import DiffusionPipeline
 from diffusers.image_processor import PipelineImageInput
@@ -48,10 +49,12 @@ def load_pipeline(name: str | PathLike, **options: Any) -> "PipelineBase":
     The pipeline in a folder or repository, of the class that its `model_index.json` names; `options` are those of diffusers'
     `from_pretrained`. A `ValueError` if the class is not one of ours.
     """
-    pipeline = DiffusionPipeline.from_pretrained(name, **options)
-    if not isinstance(pipeline, PipelineBase):
-        raise ValueError(f"`model` = {str(name)!r} must be a pipeline of hf_var, got a {type(pipeline).__name__}.")
-    return pipeline
+    index: Any = PipelineBase.load_config(name, revision=options.get("revision"))
+    kind = index.get("_class_name")
+    pipeline_class = getattr(diffusers, str(kind), None)
+    if not (isinstance(pipeline_class, type) and issubclass(pipeline_class, PipelineBase)):
+        raise ValueError(f"`model` = {str(name)!r} must be a pipeline of hf_var, got a {kind}.")
+    return pipeline_class.from_pretrained(name, **options)
 
 
 class PipelineBase(DiffusionPipeline):

@@ -3,7 +3,7 @@
 
 import inspect
 from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import MISSING, Field, dataclass, field, fields
+from dataclasses import dataclass, fields
 from difflib import get_close_matches
 from functools import partial
 from numbers import Integral
@@ -102,7 +102,7 @@ class CallSettings(CheckedFields):
     output_type: Literal["pil", "np", "pt", "latent"] = "pil"
     return_dict: bool = True
     callback_on_step_end: Callback | None = None
-    callback_on_step_end_tensor_inputs: list[str] = field(default_factory=lambda: ["latents"])
+    callback_on_step_end_tensor_inputs: Sequence[str] = ("latents",)
     num_candidates: PositiveInt = 1
     score_fn: Scores | None = None
 
@@ -122,17 +122,13 @@ def show_options(call: AnyCall) -> AnyCall:
     """Let `help` and `inspect` show the arguments behind the `**options` of a pipeline's call."""
     signature = inspect.signature(call)
     own = [entry for entry in signature.parameters.values() if entry.kind is not inspect.Parameter.VAR_KEYWORD]
-    defaults = {**SAMPLING_DEFAULTS, **{entry.name: _default(entry) for entry in fields(CallSettings)}}
+    defaults = {**SAMPLING_DEFAULTS, **{entry.name: entry.default for entry in fields(CallSettings)}}
     shared = [
         inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=defaults[name], annotation=annotation)
         for name, annotation in get_type_hints(get_args(call.__annotations__["options"])[0]).items()
     ]
     call.__signature__ = signature.replace(parameters=[*own, *shared])  # pyright: ignore[reportFunctionMemberAccess]
     return call
-
-
-def _default(entry: Field) -> Any:
-    return entry.default if entry.default_factory is MISSING else entry.default_factory()
 
 
 def resolve_call(
