@@ -247,7 +247,7 @@ def test_broken_checkpoints(load, system, kind):
     weights = weights_of(system, "class")
     with pytest.raises(ValueError, match="`num_head` is not a field of RQTransformerConfig"):
         load(weights, num_head=2)
-    for name in list(weights)[::5]:
+    for name in weights:
         broken = {other: tensor for other, tensor in weights.items() if other != name}
         with pytest.raises(ValueError, match=rf"not an official {kind}.*{re.escape(name)}"):
             load(broken, **HEADS)

@@ -93,13 +93,14 @@ def export_rq_transformer(model: RQTransformer) -> StateDict:
 
 def _infer_fields(state_dict: StateDict, overrides: dict) -> dict:
     positions = dict.fromkeys(["pos_emb_cond", "pos_emb_hw", "pos_emb_d"], 3)
-    matrices = dict.fromkeys(["cond_emb.weight", "body_transformer.blocks.0.mlp.0.weight"], 2)
+    reads_vectors = any(name.startswith("input_mlp.") for name in state_dict)
+    matrices = ["cond_emb.weight", "body_transformer.blocks.0.mlp.0.weight", *["input_mlp.weight"] * reads_vectors]
     head = state_dict.get("classifier.linear.weight")
     has_separate_heads = head is not None and head.ndim == 3
     require_keys(
         state_dict,
         "RQ-Transformer",
-        {**positions, **matrices, "classifier.linear.weight": 3 if has_separate_heads else 2},
+        {**positions, **dict.fromkeys(matrices, 2), "classifier.linear.weight": 3 if has_separate_heads else 2},
     )
     num_conditions, hidden_size = state_dict["cond_emb.weight"].shape
     condition_length, num_positions, depth = (state_dict[name].shape[1] for name in positions)
@@ -108,7 +109,7 @@ def _infer_fields(state_dict: StateDict, overrides: dict) -> dict:
         "condition_length": condition_length,
         "condition_loss_weight": 0.1 if "cond_classifier.linear.weight" in state_dict else 0.0,
         "max_position_embeddings": condition_length + num_positions,
-        "code_inputs": "vectors" if "input_mlp.weight" in state_dict else "tokens",
+        "code_inputs": "vectors" if reads_vectors else "tokens",
         "separate_depth_embeddings": "tok_emb.offsets" in state_dict,
         "separate_depth_heads": has_separate_heads,
         "hidden_size": hidden_size,
@@ -117,7 +118,7 @@ def _infer_fields(state_dict: StateDict, overrides: dict) -> dict:
         "num_attention_heads": max(hidden_size // 64, 1),
         "mlp_ratio": state_dict["body_transformer.blocks.0.mlp.0.weight"].shape[0] / hidden_size,
     }
-    if "input_mlp.weight" in state_dict:
+    if reads_vectors:
         fields["latent_channels"] = state_dict["input_mlp.weight"].shape[1]
     if "patch_nums" not in overrides:
         side = math.isqrt(num_positions)
