@@ -140,7 +140,7 @@ class HierarchicalVQVAEModel(CheckedModelMixin, PreTrainedModel):
         return self.encoders[-1].downsamplers[0]  # pyright: ignore[reportReturnType, reportIndexIssue]
 
     def set_input_embeddings(self, value: nn.Module) -> None:
-        self.encoders[-1].downsamplers[0] = value  # pyright: ignore[reportIndexIssue]
+        self.encoders[-1].downsamplers[0] = value  # pyright: ignore
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:

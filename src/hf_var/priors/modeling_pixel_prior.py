@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """What the convolutional priors share: the call, the class and checks of both."""
 
+from typing import Any
+
 import torch
 from torch.nn import functional
 from transformers import PreTrainedModel
@@ -93,7 +95,7 @@ class PixelPrior(CheckedModelMixin, PreTrainedModel):
 
     def _check_codes(
         self, codes: torch.Tensor, labels: torch.Tensor | None, cache: RowCache | None
-    ) -> tuple[torch.LongTensor, torch.LongTensor | None]:
+    ) -> tuple[Any, Any]:
         """Both in int64."""
         config, codes = self.config, as_indices("codes", codes)
         if not isinstance(cache, RowCache | None):
