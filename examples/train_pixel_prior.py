@@ -46,7 +46,6 @@ from hf_var.training.prior_inputs import level_inputs
 from hf_var.training.run import RunConfig, TrainingRun
 from hf_var.training.samples import SampleConfig, spread_labels
 from hf_var.training.setup import card_contents, make_batches
-from hf_var.weight_files import use_umask
 
 
 PRIORS = {"pixelcnn": (PixelCNNConfig, PixelCNN), "pixelsnail": (PixelSNAILConfig, PixelSNAIL)}
@@ -166,7 +165,6 @@ def save(args: Arguments, prior: nn.Module, pipeline: ARPipeline | None, run: Tr
     """Save the pipeline with its card, or the prior of a coarser level."""
     with run.writing():
         (prior if pipeline is None else pipeline).save_pretrained(str(args.run.output_dir))
-        use_umask(args.run.output_dir)
     contents = card_contents(run, METRICS, CURVES, CAPTIONS)
     if pipeline is not None:
         recipe = public_arguments(*args[:-1], given_fields(args.model))

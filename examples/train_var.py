@@ -50,7 +50,6 @@ from hf_var.training.run import RunConfig, TrainingRun
 from hf_var.training.samples import SAMPLING, SampleConfig, spread_labels
 from hf_var.training.setup import Rows, card_contents, make_batches
 from hf_var.training.sharding import whole_model
-from hf_var.weight_files import use_umask
 
 
 # Fields of the configuration that may change when a trained transformer is trained further.
@@ -365,7 +364,6 @@ def main(argv: Sequence[str] | None = None) -> None:
             if accelerator.is_main_process:
                 with run.writing():
                     saved = save(args, whole, vqvae, sampling, Path(args.run.output_dir), is_final=True)
-                    use_umask(args.run.output_dir)
                 describe(args, saved, run)
                 if args.hub.push_to_hub:
                     pusher.finish()

@@ -53,7 +53,6 @@ from hf_var.training.setup import (
     make_batches,
     make_measures,
 )
-from hf_var.weight_files import use_umask
 
 
 MODELS = {
@@ -284,7 +283,6 @@ def main(argv: Sequence[str] | None = None) -> None:
         if accelerator.is_main_process:
             with optimization.averaged(), run.writing():
                 vqvae.save_pretrained(args.run.output_dir)
-                use_umask(args.run.output_dir)
             describe(args, vqvae, run)
             if args.hub.push_to_hub:
                 push_result(args.run.output_dir, args.hub.hub_model_id)

@@ -11,7 +11,15 @@ import pytest
 import torch
 
 from hf_var import VARConfig, VARTransformer, VQVAEConfig, VQVAEModel
-from hf_var.conversion import export_official_var, export_official_vqvae, load_official_var, load_official_vqvae
+from hf_var.conversion import (
+    export_official_var,
+    export_official_vqvae,
+    load_official_var,
+    load_official_vqvae,
+    load_pixelcnn,
+    load_pixelsnail,
+    load_vqvae2,
+)
 from parity import load_case
 
 
@@ -235,3 +243,12 @@ def test_overrides(official_vqvae, official_var):
     config = load_official_var(official_var, class_dropout_prob=0.25, id2label={n: str(n) for n in range(10)}).config
     assert config.class_dropout_prob == 0.25
     assert config.id2label[9] == "9"
+
+
+@pytest.mark.parametrize("load", [load_official_vqvae, load_official_var, load_pixelcnn, load_pixelsnail, load_vqvae2])
+@pytest.mark.parametrize("checkpoint", [3, None, b"var.pth", [], torch.zeros(2)], ids=repr)
+def test_neither_a_path_nor_a_state_dict(load, checkpoint):
+    message = f"`checkpoint` must be a path or a state dict, got {type(checkpoint).__name__}"
+    arguments = {"image_size": 16} if load is load_vqvae2 else {}
+    with pytest.raises(ValueError, match=message):
+        load(checkpoint, **arguments)

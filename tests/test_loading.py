@@ -328,3 +328,18 @@ def test_a_broken_configuration(pipeline, content):
     (pipeline / "vqvae" / "config.json").write_bytes(content.encode("latin-1"))
     with pytest.raises((ValueError, OSError)):
         VQVAEModel.from_pretrained(pipeline / "vqvae")
+
+
+# --- what is saved ---------------------------------------------------------------------------------------------------
+
+
+def test_weights_have_the_mode_of_any_new_file(tmp_path):
+    before = os.umask(0o027)
+    try:
+        make_pipeline().save_pretrained(tmp_path / "pipeline")
+        make_pipeline().vqvae.save_pretrained(tmp_path / "vqvae", max_shard_size="10kB")
+    finally:
+        os.umask(before)
+    modes = {str(file): file.stat().st_mode & 0o777 for file in tmp_path.rglob("*.*") if file.is_file()}
+    assert len([name for name in modes if name.endswith(".safetensors")]) > 3
+    assert set(modes.values()) == {0o640}

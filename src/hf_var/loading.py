@@ -16,7 +16,7 @@ import torch
 from transformers import PreTrainedConfig
 from transformers.utils import cached_file
 
-from .weight_files import check_finite, listing, read_shapes
+from .weight_files import check_finite, listing, read_shapes, use_umask
 
 
 # Where files are looked for; the other arguments of `from_pretrained` are about the model.
@@ -30,7 +30,6 @@ NUMBERS_OF_MODULES = re.compile(r"num_\w*(layers|blocks|convs)|channel_multiplie
 FLOATS = ("F16", "BF16", "F32", "F64")
 # What values of a wrong type or without bounds may cause.
 BROKEN = (ArithmeticError, AttributeError, LookupError, TypeError)
-MAX_LABELS = 2**20
 MAX_TOKENS = 2**24
 
 
@@ -52,10 +51,7 @@ class CheckedConfigMixin:
 
     @classmethod
     def from_dict(cls, config_dict: dict[str, Any], **kwargs) -> Any:
-        # Also the way of `AutoConfig`. transformers makes a name for every label.
-        labels = config_dict.get("num_labels")
-        if isinstance(labels, int) and labels > MAX_LABELS:
-            raise ValueError(f"`num_labels` in config.json must be at most {MAX_LABELS}, got {labels}.")
+        # Also the way of `AutoConfig`.
         for field, value in config_dict.items():
             if value is not None and field.lstrip("_").startswith(FORBIDDEN_FIELDS):
                 raise ValueError(f"`{field}` must not be in config.json: pass it to `from_pretrained` instead.")
@@ -73,7 +69,7 @@ class CheckedConfigMixin:
 
 class CheckedModelMixin:
     """
-    Models whose `from_pretrained` loads safetensors only, and all weights or none.
+    Models whose `from_pretrained` loads safetensors only, and all weights or none, and whose files have the usual mode.
 
     What it refuses with a `ValueError`: the folder of another kind of model; weights that are missing, left over, of
     another shape, or hold NaN or infinite values; a configuration that is too large for the weights, before anything is
@@ -112,6 +108,11 @@ class CheckedModelMixin:
         _check_names(f"{str(name)!r}", info["missing_keys"], info["unexpected_keys"], mismatched)
         check_finite(model.state_dict(), f"{str(name)!r}")
         return (model, info) if output_loading_info else model
+
+    def save_pretrained(self, save_directory: str | os.PathLike, **kwargs) -> None:
+        super().save_pretrained(save_directory, **kwargs)  # pyright: ignore[reportAttributeAccessIssue]
+        if os.path.isdir(save_directory):
+            use_umask(save_directory)
 
     @classmethod
     def _check_files(cls, name: Any, config: Any, ignore_mismatched_sizes: bool, kwargs: dict) -> tuple[Any, dict]:

@@ -5,12 +5,14 @@ import inspect
 from collections.abc import Sequence
 from itertools import accumulate
 from numbers import Integral
-from typing import Any
+from typing import Annotated, Any
 
-from .ranges import check_fields, checked
+from .ranges import Interval, check_fields, checked
 
 
 PatchNums = Sequence[int | Sequence[int]]
+# transformers makes a name for every label.
+NumLabels = Annotated[int, Interval(minimum=0, maximum=2**20)]
 
 
 def normalize_patch_nums(patch_nums: PatchNums) -> list[int | list[int]]:
@@ -78,6 +80,12 @@ class ScheduleMixin:
     def __post_init__(self, **kwargs) -> None:
         for name in ("id2label", "label2id"):
             checked(name, getattr(self, name), dict | None)
+        if "num_labels" in kwargs:
+            kwargs["num_labels"] = checked("num_labels", kwargs["num_labels"], NumLabels | None)
+        for name in kwargs:
+            known = inspect.getattr_static(type(self), name, None)
+            if isinstance(known, property) and known.fset is None:
+                raise ValueError(f"`{name}` follows from other fields of {type(self).__name__}, leave it out.")
         super().__post_init__(**kwargs)  # pyright: ignore[reportAttributeAccessIssue]
         check_fields(self)
         # Some schedules follow from other fields.

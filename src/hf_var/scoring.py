@@ -10,9 +10,10 @@ import torch
 from diffusers.image_processor import PipelineImageInput
 
 from .pipelines.base import PipelineBase
-from .pipelines.checks import as_tensor, check_count, checked_codes
+from .pipelines.checks import as_tensor, checked_codes
 from .pipelines.conditions import Labels
 from .pipelines.images import image_pixels
+from .ranges import PositiveInt, checked
 
 
 @dataclass
@@ -103,6 +104,7 @@ def log_likelihood(
     torch.Size([2, 5])
     ```
     """
+    batch_size = checked("batch_size", batch_size, PositiveInt)
     codes = _codes(pipe, images, codes, batch_size)
     if getattr(pipe.priors[0].config, "condition_channels", None) is not None:
         raise ValueError("`pipe` is conditioned on embeddings, and only likelihoods given classes can be computed.")
@@ -165,6 +167,7 @@ def classify(
     if not names:
         raise ValueError("`pipe` must have a transformer of several classes, got num_labels=0.")
     log_prior = _log_prior(prior, len(names))
+    batch_size = checked("batch_size", batch_size, PositiveInt)
     codes = _codes(pipe, images, codes, batch_size)
     candidates = log_prior.isfinite().nonzero()[:, 0]
     totals = _score(pipe, codes, candidates.expand(len(codes), -1), batch_size, sum_tokens=True)
@@ -185,13 +188,13 @@ def _score(
     Log-probabilities of `(batch, length)` codes under `(batch, candidates)` labels: of shape
     `(batch, candidates, length)`, or `(batch, candidates)` if the tokens are summed up.
     """
-    num_candidates = labels.shape[1]
-    pieces = torch.arange(len(codes)).split(max(1, int(batch_size) // num_candidates))
+    num_candidates, batch_size = labels.shape[1], min(batch_size, labels.numel())
+    pieces = torch.arange(len(codes)).split(max(1, batch_size // num_candidates))
     found = []
     with pipe._at_work(), pipe.progress_bar(total=len(pieces)) as progress_bar:  # pyright: ignore
         for piece in pieces:
             scorer = pipe._scorer(codes[piece])
-            for pairs in torch.arange(len(piece) * num_candidates).split(int(batch_size)):
+            for pairs in torch.arange(len(piece) * num_candidates).split(batch_size):
                 classes = labels[piece].flatten()[pairs].to(codes.device)
                 per_token = scorer(pairs // num_candidates, classes)  # (pairs, length)
                 found.append(per_token.sum(dim=1) if sum_tokens else per_token)
@@ -202,7 +205,7 @@ def _score(
 @torch.no_grad()
 def _encode(pipe: PipelineBase, pixel_values: torch.Tensor, batch_size: int) -> torch.Tensor:
     with pipe._at_work():
-        return torch.cat([pipe._encode(piece) for piece in pixel_values.split(int(batch_size))])
+        return torch.cat([pipe._encode(piece) for piece in pixel_values.split(min(batch_size, len(pixel_values)))])
 
 
 def _check_pipeline(pipe: Any) -> None:
@@ -213,7 +216,6 @@ def _check_pipeline(pipe: Any) -> None:
 def _codes(pipe: PipelineBase, images: Any, codes: Any, batch_size: int) -> torch.Tensor:
     """The codes to score, `(batch, length)`, on the pipeline's device."""
     _check_pipeline(pipe)
-    check_count("batch_size", batch_size)
     if (images is None) == (codes is None):
         raise ValueError("Pass exactly one of `images` and `codes`.")
     if codes is None:

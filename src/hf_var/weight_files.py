@@ -43,6 +43,8 @@ def read_state_dict(checkpoint: str | os.PathLike | Mapping, section: str) -> St
     Raises:
         `ValueError`: If the file does not exist, is truncated or damaged, or holds anything but tensors by name.
     """
+    if not isinstance(checkpoint, (str, os.PathLike, Mapping)):
+        raise ValueError(f"`checkpoint` must be a path or a state dict, got {type(checkpoint).__name__}.")
     content: Any = checkpoint if isinstance(checkpoint, Mapping) else _read_file(os.fspath(checkpoint))
     content = find_state_dict(content, section)
     others = [name for name, value in content.items() if not (isinstance(name, str) and torch.is_tensor(value))]
@@ -208,7 +210,7 @@ def listing(names: list, limit: int = 8) -> str:
 def use_umask(path: str | os.PathLike) -> None:
     """Give a file, or the weights in a folder, the mode of any other new file: safetensors hides its own from others."""
     path = Path(path)
-    for file in path.rglob("*.safetensors") if path.is_dir() else [path]:
+    for file in path.glob("*.safetensors") if path.is_dir() else [path]:
         # The system's mode for new files cannot be read without changing it for all threads.
         probe = file.with_name(f".mode-of-{file.name}")
         probe.touch()

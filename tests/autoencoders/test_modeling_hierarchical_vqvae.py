@@ -290,3 +290,12 @@ def test_configuration_is_that_of_its_file(tmp_path):
     assert HierarchicalVQVAEConfig(image_size=1024, strides=(8, 2, 2)).patch_nums == [32, 64, 128]
     with pytest.raises(ValueError, match="image_size"):
         HierarchicalVQVAEConfig.from_pretrained(tmp_path, image_size=(32, 17))
+
+
+def test_the_first_convolution_can_be_replaced():
+    model = make_model()
+    replacement = torch.nn.Conv2d(1, 4, 4, stride=2, padding=1)
+    before, images = model.encode(make_images(model)).features[-1], make_images(model)
+    model.set_input_embeddings(replacement)
+    assert model.get_input_embeddings() is replacement
+    assert not torch.allclose(model.encode(images).features[-1], before, atol=0.01)

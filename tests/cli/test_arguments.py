@@ -120,6 +120,7 @@ def test_the_parameters_of_a_constructor_are_arguments() -> None:
         ("max_train_steps: 0", REQUIRED, "`max_train_steps` must be at least 1, got 0"),
         ("mixed_precision: fp8", REQUIRED, "`mixed_precision` must be one of no, fp16, bf16, got 'fp8'"),
         ("a: &a [1, 1]\nseed: *a", REQUIRED, "must not use YAML's aliases"),
+        ("seed: " + "[" * 100_000, REQUIRED, "must not use YAML's aliases or more than 8 levels"),
     ],
 )
 def test_bad_arguments_are_named(recipe: str, command_line: list[str], message: str, tmp_path: Path) -> None:

@@ -20,6 +20,8 @@ from safetensors.torch import load_file
 from torch.nn import functional
 
 from hf_var import VARPipeline, data
+from hf_var.training.prior_data import PriorData
+from hf_var.training.prior_inputs import prior_inputs
 
 from .conftest import (
     REPOSITORY,
@@ -320,7 +322,7 @@ def test_new_labels_keep_what_the_model_knows(tmp_path: Path, var_folder: str, i
         torch.testing.assert_close(row, expected, rtol=0, atol=1e-6)
     # Dropout may change, and is built into the layers.
     args = train_var.read_arguments([*arguments, "--drop_path_rate", "0.5", "--output_dir", ""])
-    labels = train_var.PriorData(None, None, {0: "cat"}, None)
+    labels = PriorData(None, None, id2label={0: "cat"}, condition_channels=None)
     config = train_var.make_config(args, before.vqvae.config, labels, before.transformer)
     transformer = train_var.make_transformer(args, config, before.transformer)
     assert [layer.drop_path.rate for layer in transformer.layers] == [0.0, 0.5]
@@ -412,12 +414,12 @@ def test_raster_order_is_trained(tmp_path: Path, vqvae_folder: str, images_parqu
     assert pipeline(0, output_type="np", generator=torch.Generator().manual_seed(0)).images.shape == (1, 8, 8, 1)
     assert (tmp_path / "samples.png").is_file()
     codes = torch.randint(16, (2, 21), generator=torch.Generator().manual_seed(0))
-    inputs = train_var.prior_inputs(vqvae, {"codes": codes}, is_raster=True)
+    inputs = prior_inputs(vqvae, {"codes": codes}, is_raster=True)
     assert inputs["scale_inputs"].shape == (2, 20, 4)
     # A token is read by those after it alone.
     changed = codes.clone()
     changed[:, 7] = (codes[:, 7] + 1) % 16
-    others = train_var.prior_inputs(vqvae, {"codes": changed}, is_raster=True)
+    others = prior_inputs(vqvae, {"codes": changed}, is_raster=True)
     labels = torch.tensor([0, 1])
     with torch.no_grad():
         logits, other_logits = (transformer(labels, both["scale_inputs"]).logits for both in (inputs, others))

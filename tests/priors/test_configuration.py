@@ -138,6 +138,8 @@ def test_unknown_fields_are_kept(tmp_path):
         ({"hidden_size": 33}, "`hidden_size` must be a multiple of `num_attention_heads`, got 33 and 2"),
         ({"num_attention_heads": 0}, "`num_attention_heads` must be at least 1, got 0"),
         ({"num_hidden_layers": 1.5}, "`num_hidden_layers` must be an integer, at least 1, got 1.5"),
+        ({"num_labels": 10**30}, "`num_labels` must be from 0 to 1048576, got 1000"),
+        ({"length": 21}, "`length` follows from other fields of VARConfig, leave it out"),
         ({"num_labels": True}, "`num_labels` must be an integer, at least 0, got True"),
         ({"num_labels": 1.0, "id2label": {0: "a"}}, "`num_labels` must be an integer, at least 0, got 1.0"),
         ({"num_labels": None, "id2label": []}, r"`id2label` must be a dictionary, got \[\]"),

@@ -39,7 +39,7 @@ def test_codes_out_of_range(kind):
     assert_refused(model, r"`codes` must be in \[0, 11\), got values from 0 to 11", codes=codes)
     codes[1, 2] = -1
     assert_refused(model, r"`codes` must be in \[0, 11\), got values from -1 to 10", codes=codes)
-    assert_refused(model, "`codes` must be of type torch.int64, got torch.float32", codes=codes.float())
+    assert_refused(model, "`codes` must be integers in a tensor, got torch.float32", codes=codes.float())
 
 
 def test_condition_codes():
@@ -61,11 +61,10 @@ def test_class_labels():
         assert_refused(model, message, class_labels=torch.tensor(labels))
     assert_refused(model, r"`class_labels` must have the shape \(batch,\) for 4 classes, got None", class_labels=None)
     assert_refused(model, r"for 4 classes, got \(3, 1\)", class_labels=torch.zeros(3, 1, dtype=torch.long))
-    message = r"`class_labels` must be in \[0, 4\), or -1 or 4 for unconditional, got \[0, {}, 1\]"
+    message = r"`class_labels` must be in \[0, 4\), or -1 or 4 for unconditional, got values from "
     for kind in ("cnn_dropped_classes", "snail_classes"):
-        for label in (5, -2):
-            labels = torch.tensor([0, label, 1])
-            assert_refused(pixel_prior(kind), message.format(label), class_labels=labels)
+        for label, found in ((5, "0 to 5"), (-2, "-2 to 1")):
+            assert_refused(pixel_prior(kind), message + found, class_labels=torch.tensor([0, label, 1]))
     for kind in ("cnn_unconditional", "snail"):
         assert_refused(pixel_prior(kind), r"must be in \[0, 0\), or -1 or 0", class_labels=torch.tensor([0, 1, 0]))
 
@@ -75,8 +74,27 @@ def test_batches_and_labels():
     inputs = pixel_inputs(model.config)
     message = r"same batch size, got \{'codes': 3, 'class_labels': 2, 'condition_codes': 3\}"
     assert_refused(model, message, class_labels=inputs["class_labels"][:2])
-    message = r"`labels` must have the shape of `codes`, \(3, 36\), got \(3, 35\)"
+    message = r"`labels` must have the shape \(batch, 36\), got \(3, 35\)"
     assert_refused(model, message, labels=inputs["codes"][:, 1:])
+    assert_refused(model, r"`labels` must be in \[0, 11\), or -100", labels=inputs["codes"] + 11)
+
+
+@pytest.mark.parametrize("name", ["codes", "class_labels", "condition_codes", "labels"])
+def test_integers_of_other_types_are_the_same_and_all_else_is_refused(name):
+    model = pixel_prior("snail_fine_classes")
+    inputs = pixel_inputs(model.config)
+    inputs["labels"] = inputs["codes"]
+    expected = model(**inputs)
+    others = model(**inputs | {name: inputs[name].to(torch.int16)})
+    assert torch.equal(others.logits, expected.logits)
+    assert others.loss == expected.loss
+    for wrong in (inputs[name].float(), inputs[name] > 0, inputs[name].tolist(), "3", 1.0):
+        assert_refused(model, f"`{name}` must be integers in a tensor, got", **inputs | {name: wrong})
+
+
+def test_caches_of_another_kind():
+    for wrong in (True, {}, torch.zeros(2)):
+        assert_refused(pixel_prior("cnn"), "`cache` must be a `RowCache`, got", cache=wrong)
 
 
 @pytest.mark.parametrize(
@@ -92,6 +110,7 @@ def test_batches_and_labels():
         ({"first_kernel_size": 1}, "`first_kernel_size` must be an odd integer of at least 3, got 1"),
         ({"class_dropout_prob": 1.0}, "`class_dropout_prob` must be .*below 1, got 1.0"),
         ({"num_labels": -1}, "`num_labels` must be .*at least 0, got -1"),
+        ({"num_labels": 10**30}, "`num_labels` must be from 0 to 1048576, got 1000"),
         ({"num_labels": 3, "id2label": {0: "a"}}, "`num_labels` is 3 but `id2label` names 1 labels"),
     ],
     ids=str,

@@ -61,3 +61,8 @@ def check_weights(weights: Any, config: VQVAEConfig) -> None:
 def as_scale(name: str, value: Any, minimum: int, maximum: int) -> int:
     """`value`, a scale or a number of scales, as Python's integer; a `ValueError` unless it is an integer from `minimum` to `maximum`."""
     return fitting(name, value, int, Interval(minimum=minimum, maximum=maximum))
+
+
+def wants_dict(return_dict: Any, config: Config) -> bool:
+    """Whether a call returns an output object and no tuple; a `ValueError` unless `return_dict` is a truth value."""
+    return bool(config.return_dict) if return_dict is None else fitting("return_dict", return_dict, bool)

@@ -13,7 +13,7 @@ from transformers import initialization as init
 
 from ..loading import CheckedModelMixin
 from ..scales import bounds
-from .checks import as_codes, as_scale, check_pixels, check_shape
+from .checks import as_codes, as_scale, check_pixels, check_shape, wants_dict
 from .codebook import Codebook, CodeWeights
 from .configuration_hierarchical_vqvae import HierarchicalVQVAEConfig
 from .layers import init_convolution
@@ -139,6 +139,9 @@ class HierarchicalVQVAEModel(CheckedModelMixin, PreTrainedModel):
     def get_input_embeddings(self) -> nn.Module:
         return self.encoders[-1].downsamplers[0]  # pyright: ignore[reportReturnType, reportIndexIssue]
 
+    def set_input_embeddings(self, value: nn.Module) -> None:
+        self.encoders[-1].downsamplers[0] = value  # pyright: ignore
+
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
         if isinstance(module, CodeWeights):
@@ -172,7 +175,7 @@ class HierarchicalVQVAEModel(CheckedModelMixin, PreTrainedModel):
             output.latents = tuple(levels.latents)
             output.codes = torch.cat(levels.codes, dim=1)
             output.quantizer_inputs = self.quantizer_inputs(levels.features)
-        return output if self._wants_dict(return_dict) else output.to_tuple()
+        return output if wants_dict(return_dict, self.config) else output.to_tuple()
 
     @apply_forward_hook
     def encode(
@@ -194,7 +197,7 @@ class HierarchicalVQVAEModel(CheckedModelMixin, PreTrainedModel):
         output = VQVAEEncoderOutput(
             features=tuple(levels.features), latents=tuple(levels.latents), codes=torch.cat(levels.codes, dim=1)
         )
-        return output if self._wants_dict(return_dict) else output.to_tuple()
+        return output if wants_dict(return_dict, self.config) else output.to_tuple()
 
     @apply_forward_hook
     def decode(
@@ -230,7 +233,7 @@ class HierarchicalVQVAEModel(CheckedModelMixin, PreTrainedModel):
             raise ValueError("Pass exactly one of `codes` and `latents`.")
         sample = self._decode_latents(latents)
         output = VQVAEDecoderOutput(sample=sample.clamp(-1, 1))
-        return output if self._wants_dict(return_dict) else output.to_tuple()
+        return output if wants_dict(return_dict, self.config) else output.to_tuple()
 
     def latents(self, codes: torch.Tensor, num_scales: int | None = None) -> tuple[torch.Tensor, ...]:
         r"""
@@ -352,9 +355,6 @@ class HierarchicalVQVAEModel(CheckedModelMixin, PreTrainedModel):
             raise ValueError(f"`{name}` must be a tuple with one map for each of {len(sizes)} levels, got {found}.")
         for level, (own, size) in enumerate(zip(maps, sizes, strict=True)):
             check_shape(f"{name}[{level}]", own, (self.config.latent_channels, *size), self.config)
-
-    def _wants_dict(self, return_dict: bool | None) -> bool:
-        return bool(self.config.return_dict) if return_dict is None else return_dict
 
 
 __all__ = ["HierarchicalVQVAEModel"]

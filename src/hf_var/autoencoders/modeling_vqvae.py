@@ -11,7 +11,7 @@ from transformers import initialization as init
 
 from ..loading import CheckedModelMixin
 from ..tensor_checks import check_batch
-from .checks import as_codes, as_scale, check_latents, check_pixels, check_shape, check_weights
+from .checks import as_codes, as_scale, check_latents, check_pixels, check_shape, check_weights, wants_dict
 from .codebook import BaseCodebook, CodeWeights
 from .configuration_vqvae import VQVAEConfig
 from .layers import Decoder, Encoder, init_convolution
@@ -108,7 +108,7 @@ class VQVAEModel(SlicingAndTilingMixin, CheckedModelMixin, PreTrainedModel):
         if not quantize:
             loss = torch.zeros((), dtype=torch.float32, device=features.device)
             output = VQVAEOutput(loss=loss, sample=self._decode_latents(features), features=features)
-            return output if self._wants_dict(return_dict) else output.to_tuple()
+            return output if wants_dict(return_dict, self.config) else output.to_tuple()
         with full_precision(features):
             quantized = self.quantizer(features, return_loss=True)
             straight_through = self.quantizer.straight_through(features, quantized.latents)
@@ -121,7 +121,7 @@ class VQVAEModel(SlicingAndTilingMixin, CheckedModelMixin, PreTrainedModel):
             codes=quantized.codes,
             quantizer_inputs=quantized.inputs,
         )
-        return output if self._wants_dict(return_dict) else output.to_tuple()
+        return output if wants_dict(return_dict, self.config) else output.to_tuple()
 
     @apply_forward_hook
     def encode(
@@ -145,7 +145,7 @@ class VQVAEModel(SlicingAndTilingMixin, CheckedModelMixin, PreTrainedModel):
         with full_precision(features):
             quantized = self.quantizer(features)
         output = VQVAEEncoderOutput(features=features, latents=quantized.latents, codes=quantized.codes)
-        return output if self._wants_dict(return_dict) else output.to_tuple()
+        return output if wants_dict(return_dict, self.config) else output.to_tuple()
 
     @apply_forward_hook
     def decode(
@@ -181,7 +181,7 @@ class VQVAEModel(SlicingAndTilingMixin, CheckedModelMixin, PreTrainedModel):
             raise ValueError("Pass exactly one of `codes` and `latents`.")
         sample = self._map_slices(partial(self._decode_latents, tiled=self.use_tiling), latents)
         output = VQVAEDecoderOutput(sample=sample.clamp(-1, 1).contiguous())
-        return output if self._wants_dict(return_dict) else output.to_tuple()
+        return output if wants_dict(return_dict, self.config) else output.to_tuple()
 
     def latents(self, codes: torch.Tensor, num_scales: int | None = None) -> torch.Tensor:
         r"""
@@ -391,9 +391,6 @@ class VQVAEModel(SlicingAndTilingMixin, CheckedModelMixin, PreTrainedModel):
         latents = self.post_quant_conv(latents.to(self._compute_dtype))
         tile_size = self.tile_sample_min_size if tiled else None
         return self.decoder(latents, tile_size=tile_size, tile_overlap=self.tile_overlap_factor)
-
-    def _wants_dict(self, return_dict: bool | None) -> bool:
-        return bool(self.config.return_dict) if return_dict is None else return_dict
 
 
 __all__ = ["VQVAEModel"]

@@ -14,6 +14,9 @@ from transformers import HfArgumentParser
 from ..ranges import own_annotations
 
 
+MAX_DEPTH = 8
+
+
 def parse_arguments(configurations: Sequence[type], argv: Sequence[str], **texts: str) -> tuple[Any, ...]:
     """Read `[RECIPE.yaml] --key value ...`, which overrides the recipe, into one object of each dataclass."""
     usage = "%(prog)s [RECIPE.yaml] [--key value ...]"
@@ -108,11 +111,15 @@ def _read_yaml(path: Path) -> dict[str, Any]:
     import yaml
 
     # As written: safe_load would read the text `no` as a truth value, and 1e-3 as a text. Aliases are refused, since a
-    # few lines of them grow to gigabytes.
+    # few lines of them grow to gigabytes, and depth, since reading takes its square.
     try:
-        text = path.read_text(encoding="utf-8")
-        if any(isinstance(event, yaml.AliasEvent) for event in yaml.parse(text, Loader=yaml.SafeLoader)):
-            raise ValueError(f"The recipe {str(path)!r} must not use YAML's aliases.")
+        text, depth = path.read_text(encoding="utf-8"), 0
+        for event in yaml.parse(text, Loader=yaml.SafeLoader):
+            depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
+            if isinstance(event, yaml.AliasEvent) or depth > MAX_DEPTH:
+                raise ValueError(
+                    f"The recipe {str(path)!r} must not use YAML's aliases or more than {MAX_DEPTH} levels."
+                )
         content = yaml.load(text, Loader=yaml.BaseLoader)
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise ValueError(f"The recipe {str(path)!r} is not YAML: {error}") from error

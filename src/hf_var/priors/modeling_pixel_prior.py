@@ -1,12 +1,16 @@
 # SPDX-License-Identifier: Apache-2.0
 """What the convolutional priors share: the call, the class and checks of both."""
 
+from typing import Any
+
 import torch
 from torch.nn import functional
 from transformers import PreTrainedModel
 from transformers.utils import can_return_tuple
 
 from ..loading import CheckedModelMixin
+from ..tensor_checks import as_indices, check_batch, check_range, describe
+from .checks import as_targets
 from .configuration_pixel_prior import PixelPriorConfig
 from .modeling_outputs import PixelPriorOutput
 from .row_cache import RowCache
@@ -58,9 +62,13 @@ class PixelPrior(CheckedModelMixin, PreTrainedModel):
             `ValueError`: If the codes are not whole rows of the map, arguments do not fit the model or each other, or a
                 label or code is out of range.
         """
-        begin = 0 if cache is None else cache.num_rows
-        rows = self._check_codes(codes, labels, cache).unflatten(1, (-1, self.config.width))
-        _check_batch(cache, codes=codes, class_labels=class_labels, condition_codes=condition_codes, labels=labels)
+        codes, labels = self._check_codes(codes, labels, cache)
+        given = {"class_labels": class_labels, "condition_codes": condition_codes}
+        given = {name: None if value is None else as_indices(name, value) for name, value in given.items()}
+        num_maps = -1 if cache is None else cache.batch_size
+        check_batch(codes=codes, **given, labels=labels, cache=None if num_maps < 0 else num_maps)
+        class_labels, condition_codes = given["class_labels"], given["condition_codes"]
+        rows, begin = codes.unflatten(1, (-1, self.config.width)), 0 if cache is None else cache.num_rows
         condition = None if cache is None else cache.condition
         if condition is None:
             condition = self.embed_condition(self._resolve_labels(class_labels, codes), condition_codes)
@@ -85,8 +93,13 @@ class PixelPrior(CheckedModelMixin, PreTrainedModel):
         """Logits `(batch, codebook_size, rows, width)` of `rows` of codes `(batch, rows, width)` from row `begin` on."""
         raise NotImplementedError
 
-    def _check_codes(self, codes: torch.Tensor, labels: torch.Tensor | None, cache: RowCache | None) -> torch.Tensor:
-        config = self.config
+    def _check_codes(
+        self, codes: torch.Tensor, labels: torch.Tensor | None, cache: RowCache | None
+    ) -> tuple[Any, Any]:
+        """Both in int64."""
+        config, codes = self.config, as_indices("codes", codes)
+        if not isinstance(cache, RowCache | None):
+            raise ValueError(f"`cache` must be a `RowCache`, got {describe(cache)}.")
         if cache is not None and self.training:
             raise ValueError(
                 "`cache` must be None in training mode, where all rows are computed at once: call `eval()`."
@@ -104,12 +117,8 @@ class PixelPrior(CheckedModelMixin, PreTrainedModel):
                 f"`codes` must have the shape (batch, n) with 1 to {left} whole rows of {config.width} codes for "
                 f"map_size={config.map_size}, got {tuple(codes.shape)}."
             )
-        check_range("codes", codes, config.codebook_size)
-        if labels is not None and labels.shape != codes.shape:
-            raise ValueError(
-                f"`labels` must have the shape of `codes`, {tuple(codes.shape)}, got {tuple(labels.shape)}."
-            )
-        return codes
+        check_range("codes", codes, 0, config.codebook_size - 1, f"in [0, {config.codebook_size})")
+        return codes, None if labels is None else as_targets(labels, tuple(codes.shape[1:]), config.codebook_size)
 
     def _resolve_labels(self, class_labels: torch.Tensor | None, codes: torch.Tensor) -> torch.Tensor | None:
         """Rows of the class embedding `(batch,)`, some of them dropped in training; `None` without classes."""
@@ -121,13 +130,9 @@ class PixelPrior(CheckedModelMixin, PreTrainedModel):
             found = None if class_labels is None else tuple(class_labels.shape)
             raise ValueError(f"`class_labels` must have the shape (batch,) for {num_labels} classes, got {found}.")
         class_labels = torch.where(class_labels == -1, num_labels, class_labels)
-        if is_readable(class_labels):
-            smallest, largest = int(class_labels.min()), int(class_labels.max())
-            if smallest < 0 or largest > num_labels - needs_class:
-                others = (
-                    " without an unconditional class" if needs_class else f", or -1 or {num_labels} for unconditional"
-                )
-                raise ValueError(f"`class_labels` must be in [0, {num_labels}){others}, got {class_labels.tolist()}.")
+        accepted = f"in [0, {num_labels})"
+        accepted += " without an unconditional class" if needs_class else f", or -1 or {num_labels} for unconditional"
+        check_range("class_labels", class_labels, 0, num_labels - needs_class, accepted)
         if num_labels == 0:
             return None
         if self.training and config.class_dropout_prob > 0:
@@ -135,26 +140,3 @@ class PixelPrior(CheckedModelMixin, PreTrainedModel):
             dropped = torch.rand(class_labels.shape, device=class_labels.device) < config.class_dropout_prob
             class_labels = torch.where(dropped, num_labels, class_labels)
         return class_labels
-
-
-def is_readable(values: torch.Tensor) -> bool:
-    """Whether values can be checked: elsewhere than on the CPU the comparison would wait for the device."""
-    return values.device.type == "cpu" and not torch.compiler.is_compiling() and values.numel() > 0
-
-
-def check_range(name: str, codes: torch.Tensor, codebook_size: int) -> None:
-    """Raise a `ValueError` unless the codes are integers in range."""
-    if codes.dtype != torch.int64:
-        raise ValueError(f"`{name}` must be of type torch.int64, got {codes.dtype}.")
-    if is_readable(codes) and (int(codes.min()) < 0 or int(codes.max()) >= codebook_size):
-        raise ValueError(
-            f"`{name}` must be in [0, {codebook_size}), got values from {int(codes.min())} to {int(codes.max())}."
-        )
-
-
-def _check_batch(cache: RowCache | None, **inputs: torch.Tensor | None) -> None:
-    sizes = {name: len(tensor) for name, tensor in inputs.items() if tensor is not None and tensor.ndim > 0}
-    if cache is not None and cache.batch_size > 0:
-        sizes["cache"] = cache.batch_size
-    if len(set(sizes.values())) > 1:
-        raise ValueError(f"All arguments must have the same batch size, got {sizes}.")

@@ -7,9 +7,10 @@ from torch.nn import functional
 from transformers import initialization as init
 from transformers.modeling_layers import GradientCheckpointingLayer
 
+from ..tensor_checks import check_range
 from .causal_layers import WeightNormConv2d, norm_per_channel
 from .configuration_pixelsnail import PixelSNAILConfig
-from .modeling_pixel_prior import PixelPrior, check_range
+from .modeling_pixel_prior import PixelPrior
 from .row_cache import RowCache
 
 
@@ -267,7 +268,8 @@ class PixelSNAIL(PixelPrior):
                 f"`condition_codes` must have the shape (batch, {config.condition_length}), all codes of the coarser map of "
                 f"{config.condition_map_size} for map_size={config.map_size}, got {found}."
             )
-        check_range("condition_codes", condition_codes, config.num_condition_codes)
+        size = config.num_condition_codes
+        check_range("condition_codes", condition_codes, 0, size - 1, f"in [0, {size})")
         return condition_codes
 
 
