@@ -1,7 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """The trainer of convolutional priors through its command line: one level, two levels, resumed."""
 
+import os
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -86,6 +89,21 @@ def test_a_resumed_run_equals_the_uninterrupted_one(tmp_path: Path, one_level: s
     assert losses(resumed)[-2:] == losses(whole)[-2:]
     found, expected = (load_file(folder / "prior/model.safetensors") for folder in (resumed, whole))
     assert all(found[name].equal(tensor) for name, tensor in expected.items())
+
+
+def test_two_processes_equal_one_that_accumulates(tmp_path: Path, one_level: str, images_parquet: str) -> None:
+    arguments = ["--train_data", images_parquet, "--validation_data", images_parquet, "--vqvae", one_level]
+    arguments += [*TINY_PIXELCNN, *SHORT_RUN, "--max_train_steps", "4", "--ema_decay", "0", "--learning_rate", "3e-5"]
+    one, two = tmp_path / "one", tmp_path / "two"
+    train_pixel_prior.main([*arguments, "--output_dir", str(one), "--gradient_accumulation_steps", "2"])
+    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
+    command = [*launch, str(REPOSITORY / "examples/train_pixel_prior.py"), *arguments, "--output_dir", str(two)]
+    result = subprocess.run(command, capture_output=True, text=True, env=os.environ | {"ACCELERATE_USE_CPU": "true"})
+    assert result.returncode == 0, result.stderr
+    first, second = read_log(one), read_log(two)
+    assert len(first) == len(second)
+    for expected, found in zip(first, second, strict=True):
+        assert found == pytest.approx(expected, rel=1e-3, abs=1e-4)
 
 
 @pytest.mark.parametrize(
