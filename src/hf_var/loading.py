@@ -9,11 +9,12 @@ import json
 import os
 import re
 from collections.abc import Iterator, Mapping
+from functools import wraps
 from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import PreTrainedConfig
+from transformers import PreTrainedConfig, PreTrainedModel
 from transformers.utils import cached_file
 
 from .weight_files import check_finite, listing, read_shapes, use_umask
@@ -109,6 +110,8 @@ class CheckedModelMixin:
         check_finite(model.state_dict(), f"{str(name)!r}")
         return (model, info) if output_loading_info else model
 
+    # diffusers reads off the signature which arguments it may pass.
+    @wraps(PreTrainedModel.save_pretrained)
     def save_pretrained(self, save_directory: str | os.PathLike, **kwargs) -> None:
         super().save_pretrained(save_directory, **kwargs)  # pyright: ignore[reportAttributeAccessIssue]
         if os.path.isdir(save_directory):

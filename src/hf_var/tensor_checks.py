@@ -38,7 +38,7 @@ def check_finite(name: str, tensor: torch.Tensor) -> None:
 def check_batch(**inputs: torch.Tensor | int | None) -> None:
     """Raise a `ValueError` unless all inputs that are not `None` have the same batch size; integers are sizes."""
     sizes = {
-        name: value.shape[:1].numel() if isinstance(value, torch.Tensor) else value
+        name: (value.shape[0] if value.ndim > 0 else 1) if isinstance(value, torch.Tensor) else value
         for name, value in inputs.items()
         if value is not None
     }
