@@ -247,7 +247,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         accelerator.wait_for_everyone()
         if accelerator.is_main_process:
             with optimization.averaged(), run.writing():
-                if args.model.scaling_factor is None:
+                if args.model.scaling_factor is None and args.script.pretrained_autoencoder is None:
                     set_scaling_factor(autoencoder, run, batches, seed)
                 autoencoder.save_pretrained(args.run.output_dir)
                 use_umask(args.run.output_dir)

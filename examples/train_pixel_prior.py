@@ -95,6 +95,10 @@ def read_arguments(argv: Sequence[str]) -> Arguments:
     args = Arguments(*parse_arguments(list(Arguments.__annotations__.values()), argv))
     if args.conditions.condition_column is not None:
         raise ValueError("`condition_column` is for train_var.py: a prior of convolutions is conditioned on classes.")
+    if args.script.prior == "pixelcnn" and args.script.level > 0:
+        raise ValueError(
+            f"`level` must be 0 for `prior` pixelcnn, which reads no coarser level: take pixelsnail, got {args.script.level}."
+        )
     if args.hub.push_steps > 0:
         raise ValueError(f"`push_steps` must be 0: the result is uploaded at the end, got {args.hub.push_steps}.")
     return args
@@ -113,7 +117,7 @@ def load_models(args: Arguments) -> tuple[Tokenizer, list[nn.Module]]:
     needed = level if level == levels - 1 else 0
     if len(coarser) != needed:
         raise ValueError(f"`coarser_priors` must be {needed} folders for level {level} of {levels}, got {coarser}.")
-    priors = [AutoModel.from_pretrained(folder, dtype=torch.float32) for folder in coarser]
+    priors = [AutoModel.from_pretrained(folder, dtype=torch.float32).requires_grad_(False) for folder in coarser]
     return vqvae.requires_grad_(False), priors
 
 
@@ -192,7 +196,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     if args.run.gradient_checkpointing:
         enable_activation_checkpointing(prior)
     set_seed(seed, device_specific=True)
-    pipeline = make_pipeline(args, vqvae.to(accelerator.device), [*coarser_priors, prior])
+    device = accelerator.device
+    pipeline = make_pipeline(args, vqvae.to(device), [*(coarser.to(device) for coarser in coarser_priors), prior])
     if args.hub.push_to_hub and accelerator.is_main_process:
         repo_id = create_repository(args.run.output_dir, args.hub.hub_model_id)
         args = args._replace(hub=replace(args.hub, hub_model_id=repo_id))

@@ -121,6 +121,8 @@ def test_two_processes_equal_one_that_accumulates(tmp_path: Path, one_level: str
         (["--prior", "pixelcnn", "--attention", "false"], "`attention` is not a field of PixelCNNConfig"),
         (["--codebook_size", "8"], "`codebook_size` is 16 in the tokenizer: leave it out, got 8"),
         (["--hidden_sizes", "8"], "Unknown argument 'hidden_sizes' in the command line. Did you mean hidden_size"),
+        (["--prior", "pixelcnn", "--level", "1"], "`level` must be 0 for `prior` pixelcnn"),
+        (["--guidance_scale", "2"], "`guidance_scale` must be 1 for a prior that was trained without class dropout"),
         (["--prior", "gpt"], "`prior` must be one of pixelcnn, pixelsnail, got 'gpt'"),
         (["--condition_column", "label"], "`condition_column` is for train_var.py"),
         (["--push_to_hub", "--push_steps", "1"], "`push_steps` must be 0"),

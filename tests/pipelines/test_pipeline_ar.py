@@ -1,11 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
 """Position by position: the pipeline of raster-order priors, for one level and for two."""
 
+import inspect
+
 import pytest
 import torch
 from diffusers import DiffusionPipeline
 
-from hf_var import ARPipeline
+from hf_var import ARPipeline, VARPipeline
 from hf_var.pipelines.sampling import filter_logits
 from hf_var.scoring import classify, log_likelihood
 from pipelines.tiny import seeded
@@ -109,6 +111,21 @@ def test_an_interrupted_call_returns_what_there_is():
     assert output.images.shape == (2, 1, 8, 8)
 
 
+@pytest.mark.parametrize("candidate", [0, 1])
+def test_an_interrupt_ends_the_candidates_as_well(candidate):
+    pipe, rows = make_pipeline(2), []
+
+    def stop(pipe, step, k, tensors):
+        rows.append(step)
+        pipe._interrupt = len(rows) == 6 * candidate + 2
+
+    arguments = {"num_candidates": 3, "score_fn": lambda images, labels: images.mean((1, 2, 3))}
+    codes = pipe([0, 1], generator=seeded(), callback_on_step_end=stop, **arguments).codes
+    whole = pipe([0, 1], generator=seeded()).codes
+    assert len(rows) == 6 * candidate + 2
+    assert codes.equal(whole if candidate else whole[:, :4])
+
+
 def test_missing_codes_are_vectors_of_zeros():
     pipe = make_pipeline(2)
     codes = pipe([0, 1], generator=seeded()).codes
@@ -190,6 +207,7 @@ def test_classification_is_bayes_rule():
         ({"bottom_prior": make_pixelcnn}, "`vqvae` has 1 levels, .* got prior, bottom_prior"),
         ({"vqvae": make_pixelcnn}, "`vqvae` must be a tokenizer"),
         ({"prior": make_tokenizer}, "map_size is None in the prior"),
+        ({"prior": lambda: torch.nn.Linear(1, 1)}, "map_size is None in the prior"),
         ({"prior": lambda: make_pixelsnail(map_size=4, condition_map_size=2)}, "condition_map_size is .* needs None"),
         ({"temperature": 0.0}, "`temperature` must be a number above 0"),
     ],
@@ -233,3 +251,25 @@ def test_a_prior_that_never_saw_images_without_a_class():
     with pytest.raises(ValueError, match="`guidance_scale` must be 1 for a prior .* without class dropout, got 2.0"):
         pipe(1, guidance_scale=2.0)
     assert pipe(1, generator=seeded()).codes.shape == (1, 16)
+    with pytest.raises(ValueError, match="`guidance_scale` must be 1 for a prior .* without class dropout, got 1.5"):
+        ARPipeline(make_tokenizer(), make_pixelcnn(class_dropout_prob=0.0), guidance_scale=1.5)
+
+
+def test_a_fine_prior_that_never_saw_images_without_a_class():
+    fine = make_pixelsnail(1, map_size=4, condition_map_size=2, attention=False, class_dropout_prob=0.0)
+    pipe = ARPipeline(make_tokenizer((2, 4)), make_pixelsnail(map_size=2), bottom_prior=fine)
+    for arguments in ({"class_labels": None}, {"class_labels": 1, "guidance_scale": 2.0}):
+        with pytest.raises(ValueError, match="without class dropout"):
+            pipe(**arguments, callback_on_step_end=lambda *seen: pytest.fail("nothing is sampled before the check"))
+    assert pipe(1, generator=seeded(), guidance_scale=lambda k, levels: 2.0 - k).codes.shape == (1, 20)
+
+
+def test_defaults_that_help_shows():
+    shown = inspect.signature(ARPipeline.__call__).parameters
+    assert shown["callback_on_step_end_tensor_inputs"].default == ("codes",)
+    assert "smooth" not in shown
+
+
+def test_a_pipeline_of_other_models():
+    with pytest.raises(ValueError, match="`pipeline` must have transformer for a VARPipeline, got a ARPipeline"):
+        VARPipeline.from_pipe(make_pipeline())

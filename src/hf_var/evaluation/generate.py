@@ -145,6 +145,7 @@ def _sampling_arguments(config: EvaluationConfig, pipeline: PipelineBase) -> dic
         # Without classes, guidance has nothing to contrast with.
         sampling["guidance_scale"] = 1.0
     resolved = resolve_sampling(pipeline.vqvae.config, pipeline.config, sampling)
+    pipeline.check_sampling(resolved)
     found = {name: getattr(resolved, name) for name in sampling}
     # These options may differ per scale; here one value serves all scales.
     found = {name: value[0] if isinstance(value, list) else value for name, value in found.items()}

@@ -23,7 +23,7 @@ from .editing import match_inputs
 from .images import image_pixels, make_processor
 from .options import CallOptions, CallSettings, Scores, resolve_call
 from .pipeline_output import VARPipelineOutput
-from .sampling import Guidance
+from .sampling import Guidance, SamplingSettings
 
 
 # Log-probabilities `(pairs, length)` in nats, in fp32, from indices of images `(pairs,)` and their class labels.
@@ -103,7 +103,14 @@ class PipelineBase(DiffusionPipeline):
         # diffusers' method would turn the models to fp32, for both pipelines.
         shared = {**pipeline.config, **pipeline.components}
         accepted = inspect.signature(cls.__init__).parameters
-        made = cls(**{**{name: value for name, value in shared.items() if name in accepted}, **kwargs})
+        arguments = {**{name: value for name, value in shared.items() if name in accepted}, **kwargs}
+        needed = [name for name, entry in accepted.items() if entry.default is entry.empty and name != "self"]
+        missing = [name for name in needed if name not in arguments]
+        if missing:
+            raise ValueError(
+                f"`pipeline` must have {', '.join(missing)} for a {cls.__name__}, got a {type(pipeline).__name__}."
+            )
+        made = cls(**arguments)
         if pipeline.config.get("_name_or_path") is not None:
             made.register_to_config(_name_or_path=pipeline.config["_name_or_path"])
         return made
@@ -238,18 +245,25 @@ class PipelineBase(DiffusionPipeline):
         check_generator(call.generator, len(condition))
         return call, condition, items
 
+    def check_sampling(self, settings: SamplingSettings) -> None:
+        """Raise a `ValueError` if the models cannot sample with these settings."""
+
     def _draw(self, call: CallSettings, condition: Condition, *given: Any) -> tuple[torch.Tensor, torch.Tensor]:
         """Sample images: what [`_latents`] takes, and codes `(batch, length)`."""
         raise NotImplementedError
 
     def _draw_best(self, call: CallSettings, condition: Condition, *given: Any) -> tuple[torch.Tensor, torch.Tensor]:
         """A sample of each image: of `num_candidates` the one with the highest score."""
+        length = sum(self.vqvae.config.scale_lengths)
         best = self._draw(call, condition, *given)
-        if call.score_fn is None:
+        # A callback may interrupt a call, of which the codes so far are the result.
+        if call.score_fn is None or best[1].shape[1] < length:
             return best
         best_scores = self._score(call.score_fn, condition, best[0])
         for _ in range(call.num_candidates - 1):
             drawn = self._draw(call, condition, *given)
+            if drawn[1].shape[1] < length:
+                break
             scores = self._score(call.score_fn, condition, drawn[0])
             better = scores > best_scores
             best = (_choose(better, drawn[0], best[0]), _choose(better, drawn[1], best[1]))

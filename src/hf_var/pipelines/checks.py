@@ -51,10 +51,10 @@ def check_levels(vqvae: Any, priors: Mapping[str, Any]) -> None:
         raise ValueError(
             f"`vqvae` has {len(sizes)} levels, which need as many priors, got {', '.join(given) or 'none'}."
         )
-    first = given["prior"].config
+    first: Any = getattr(given["prior"], "config", None)
     coarser = None
     for (name, prior), size in zip(given.items(), sizes, strict=True):
-        config = prior.config
+        config: Any = getattr(prior, "config", None)
         expected = {"map_size": size, "codebook_size": tokenizer.codebook_size}
         found = {field: getattr(config, field, None) for field in expected}
         if coarser is not None or getattr(config, "condition_map_size", None) is not None:

@@ -118,11 +118,11 @@ class CallSettings(CheckedFields):
             self.callback_on_step_end_tensor_inputs = list(self.callback_on_step_end.tensor_inputs)
 
 
-def show_options(call: AnyCall) -> AnyCall:
-    """Let `help` and `inspect` show the arguments behind the `**options` of a pipeline's call."""
+def show_options(call: AnyCall, **own_defaults: Any) -> AnyCall:
+    """Let `help` and `inspect` show the arguments behind the `**options` of a pipeline's call, with defaults of its own."""
     signature = inspect.signature(call)
     own = [entry for entry in signature.parameters.values() if entry.kind is not inspect.Parameter.VAR_KEYWORD]
-    defaults = {**SAMPLING_DEFAULTS, **{entry.name: entry.default for entry in fields(CallSettings)}}
+    defaults = {**SAMPLING_DEFAULTS, **{entry.name: entry.default for entry in fields(CallSettings)}, **own_defaults}
     shared = [
         inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=defaults[name], annotation=annotation)
         for name, annotation in get_type_hints(get_args(call.__annotations__["options"])[0]).items()

@@ -2,6 +2,7 @@
 """Images from class labels, position by position: the loop over the levels, their rows and columns."""
 
 from collections.abc import Mapping
+from functools import partial
 from itertools import accumulate
 from typing import Any, Unpack
 
@@ -15,7 +16,7 @@ from .conditions import Condition, Labels
 from .editing import known_latents
 from .options import ARCallOptions, CallSettings, last_guided_scale, show_options
 from .predictor import RowPredictor
-from .sampling import Guidance, Sampler
+from .sampling import Guidance, Sampler, SamplingSettings
 
 
 class ARPipeline(PipelineBase):
@@ -59,12 +60,13 @@ class ARPipeline(PipelineBase):
         check_levels(vqvae, {"prior": prior, "middle_prior": middle_prior, "bottom_prior": bottom_prior})
         self.register_modules(vqvae=vqvae, prior=prior, middle_prior=middle_prior, bottom_prior=bottom_prior)
         self._set_defaults(guidance_scale, top_p, temperature)
+        self._check_class_dropout(guidance_scale)
 
     @property
     def priors(self) -> list[Any]:
         return [prior for prior in (self.prior, self.middle_prior, self.bottom_prior) if prior is not None]
 
-    @show_options
+    @partial(show_options, callback_on_step_end_tensor_inputs=("codes",))
     @torch.no_grad()
     def __call__(self, class_labels: Labels = None, **options: Unpack[ARCallOptions]) -> Any:
         r"""
@@ -134,6 +136,8 @@ class ARPipeline(PipelineBase):
             `ValueError`: If `codes` has the wrong shape or `output_type` is not supported.
         """
         check_output(output_type, self.vqvae.config.num_output_channels)
+        if output_type == "latent":
+            raise ValueError("`output_type` must be 'pil', 'np' or 'pt', got 'latent'.")
         codes = checked_codes("codes", codes, self.vqvae.config)
         ends = accumulate(self.vqvae.config.scale_lengths)
         with self._at_work() as device:
@@ -144,16 +148,26 @@ class ARPipeline(PipelineBase):
     ) -> tuple[CallSettings, Condition, dict[str, list[int]]]:
         options = {"callback_on_step_end_tensor_inputs": ["codes"], **options}
         call, condition, items = super()._prepare(class_labels, options, **sizes)
-        scale, levels = call.sampling.guidance_scale, len(self.priors)
-        config = self.prior.config
-        if config.num_labels and not config.class_dropout_prob:
-            if bool((condition.class_labels == config.num_labels).any()):
-                raise ValueError("`class_labels` must be classes: the prior was trained without class dropout.")
-            if last_guided_scale(scale, levels) >= 0:
-                raise ValueError(
-                    f"`guidance_scale` must be 1 for a prior that was trained without class dropout, got {scale!r}."
-                )
+        self.check_sampling(call.sampling)
+        self._check_class_dropout(1.0, condition.class_labels)
         return call, condition, items
+
+    def check_sampling(self, settings: SamplingSettings) -> None:
+        self._check_class_dropout(settings.guidance_scale)
+
+    def _check_class_dropout(self, guidance_scale: Guidance, class_labels: torch.Tensor | None = None) -> None:
+        """Raise a `ValueError` if a prior is asked for what only class dropout teaches: to do without a class."""
+        last_guided = last_guided_scale(guidance_scale, len(self.priors))
+        for level, config in enumerate(prior.config for prior in self.priors):
+            if not config.num_labels or config.class_dropout_prob > 0:
+                continue
+            if class_labels is not None and bool((class_labels == config.num_labels).any()):
+                raise ValueError("`class_labels` must be classes: the prior was trained without class dropout.")
+            if level <= last_guided:
+                raise ValueError(
+                    "`guidance_scale` must be 1 for a prior that was trained without class dropout, got "
+                    f"{guidance_scale!r}."
+                )
 
     def _draw(self, call: CallSettings, condition: Condition, *given: Any) -> tuple[torch.Tensor, torch.Tensor]:
         """Sample the token maps of all levels: codes `(batch, length)`, twice."""
