@@ -235,7 +235,10 @@ def test_fine_tuning_goes_on_from_the_pretrained_weights(tmp_path: Path, images_
     expected, found = load_file(first / WEIGHTS), load_file(still / WEIGHTS)
     for name, tensor in expected.items():
         torch.testing.assert_close(found[name], tensor, rtol=0, atol=1e-9)
-    assert AutoencoderKL.load_config(still)["sample_size"] == 16
+    config = AutoencoderKL.load_config(still)
+    assert config["sample_size"] == 16
+    # What models of its latents were trained with; images of another size would give another one.
+    assert config["scaling_factor"] == AutoencoderKL.load_config(first)["scaling_factor"]
 
 
 @pytest.mark.parametrize(
