@@ -71,10 +71,13 @@ def measure_likelihood(
     config = transformer.config
     predictions = CodePredictions(config.scale_lengths, accelerator.device)
     nothing = {"codes": torch.zeros(1, sum(config.scale_lengths), dtype=torch.long)}
+    inputs: dict[str, Any] = {}
     with evaluation_mode(transformer):
         for batch in _in_step(validation, accelerator):
-            inputs = make_inputs(nothing if batch is None else batch)
-            codes = inputs.pop("labels")
+            # A process that waits for others repeats its last batch, which has every argument that the model needs.
+            if batch is not None or not inputs:
+                inputs = make_inputs(nothing if batch is None else batch)
+                codes = inputs.pop("labels")
             with accelerator.autocast():
                 logits = transformer(**inputs).logits
             if batch is not None:
