@@ -35,6 +35,18 @@ def check_finite(name: str, tensor: torch.Tensor) -> None:
         raise ValueError(f"`{name}` must be finite, got {int((~tensor.isfinite()).sum())} NaN or infinite values.")
 
 
+def check_one_hot(name: str, tensor: torch.Tensor) -> None:
+    """Raise a `ValueError` unless each position `(batch, ...)` has a one in one channel, and zeros else; only on the CPU."""
+    if not _is_readable(tensor):
+        return
+    is_one = tensor == 1
+    if not bool((is_one | (tensor == 0)).all()) or not bool((is_one.sum(dim=1) == 1).all()):
+        raise ValueError(
+            f"`{name}` must be one-hot over its {tensor.shape[1]} channels, 0 and a single 1, got values from "
+            f"{float(tensor.min()):g} to {float(tensor.max()):g}, or another number of ones."
+        )
+
+
 def check_batch(**inputs: torch.Tensor | int | None) -> None:
     """Raise a `ValueError` unless all inputs that are not `None` have the same batch size; integers are sizes."""
     sizes = {

@@ -27,6 +27,9 @@ def test_defaults_are_the_released_tokenizer():
         {"patch_nums": [3], "num_refinement_convs": 0, "refinement_ratio": 0},
         {"quantizer": "fsq", "fsq_levels": (8, 5, 5, 5)},
         {"quantizer": "fsq", "fsq_levels": [3, 4], "codebook_size": 12, "latent_channels": 2},
+        {"attention_levels": (3, 1), "encoder_out_channels": 48},
+        {"attention_levels": (), "mid_block_attention": False},
+        {"in_channels": 7, "sample_type": "class_map", "out_channels": 7},
     ],
     ids=str,
 )
@@ -51,9 +54,57 @@ def test_pairs_and_integers_are_the_same_sizes():
 
 
 @pytest.mark.parametrize(
+    ("fields", "levels", "is_last"),
+    [
+        ({}, [2], True),
+        ({"last_level_attention": False}, [], False),
+        ({"attention_levels": (1,)}, [1], False),
+        ({"attention_levels": (2, 0)}, [0, 2], True),
+        ({"attention_levels": (1,), "last_level_attention": False}, [1], False),
+        ({"attention_levels": (2,), "last_level_attention": True}, [2], True),
+        ({"attention_levels": []}, [], False),
+    ],
+    ids=str,
+)
+def test_levels_with_attention(fields, levels, is_last):
+    config = VQVAEConfig(channel_multipliers=(1, 1, 2), **fields)
+    assert config.levels_with_attention == levels
+    assert config.last_level_attention is is_last
+
+
+def test_channels_and_classes_that_follow():
+    config = VQVAEConfig(in_channels=1, latent_channels=8)
+    assert (config.num_encoder_channels, config.num_pixel_classes) == (8, None)
+    config = VQVAEConfig(in_channels=9, latent_channels=8, encoder_out_channels=24, sample_type="class_map")
+    assert (config.num_encoder_channels, config.num_pixel_classes, config.num_output_channels) == (24, 9, 9)
+
+
+@pytest.mark.parametrize(
     ("fields", "message"),
     [
         ({"in_channels": 0}, "`in_channels`.*got 0"),
+        ({"attention_levels": 4}, "`attention_levels` must be a list, got 4"),
+        ({"attention_levels": (5,)}, r"`attention_levels` must be different levels from 0 to 4, got \[5\]"),
+        ({"attention_levels": (2, 2)}, r"`attention_levels` must be different levels from 0 to 4, got \[2, 2\]"),
+        ({"attention_levels": (-1,)}, r"`attention_levels\[0\]` must be at least 0, got -1"),
+        (
+            {"attention_levels": (1,), "last_level_attention": True},
+            r"`last_level_attention` must be False with attention_levels=\[1\] of 5 levels, got True. Leave it out",
+        ),
+        (
+            {"attention_levels": (4,), "last_level_attention": False},
+            r"`last_level_attention` must be True with attention_levels=\[4\] of 5 levels, got False",
+        ),
+        ({"encoder_out_channels": 0}, "`encoder_out_channels` must be at least 1, got 0"),
+        ({"sample_type": "map"}, "`sample_type` must be one of image, class_map, got 'map'"),
+        (
+            {"sample_type": "class_map", "in_channels": 1},
+            "`in_channels` must be the number of classes with sample_type='class_map', 2 or more,.*got 1 and 1",
+        ),
+        (
+            {"sample_type": "class_map", "in_channels": 5, "out_channels": 3},
+            "`out_channels` the same, got 5 and 3",
+        ),
         ({"out_channels": -1}, "`out_channels`.*got -1"),
         ({"base_channels": "160"}, "`base_channels`.*got '160'"),
         ({"base_channels": 100}, r"`base_channels` times `channel_multipliers\[0\]`.*`norm_num_groups` = 32"),

@@ -93,10 +93,11 @@ def gradients(model, images):
     return {name: parameter.grad for name, parameter in model.named_parameters()}
 
 
+@pytest.mark.parametrize("fields", [{}, {"attention_levels": (0,), "encoder_out_channels": 12}], ids=str)
 @pytest.mark.parametrize("use_reentrant", [True, False])
-def test_gradient_checkpointing(make_vqvae, images, use_reentrant):
-    model, calls = make_vqvae().train(), []
-    expected = gradients(make_vqvae().train(), images)
+def test_gradient_checkpointing(make_vqvae, images, use_reentrant, fields):
+    model, calls = make_vqvae(**fields).train(), []
+    expected = gradients(make_vqvae(**fields).train(), images)
     enable_activation_checkpointing(model, {"use_reentrant": use_reentrant})
     for stage in (model.encoder, model.decoder):
         stage.levels[0].resnets[0].register_forward_hook(lambda *_: calls.append(1))

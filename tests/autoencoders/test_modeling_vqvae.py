@@ -24,6 +24,9 @@ from hf_var import VQVAEDecoderOutput, VQVAEEncoderOutput, VQVAEOutput
         {"norm_num_groups": 8, "dropout": 0.5},
         {"patch_nums": ((1, 2), (3, 5)), "channel_multipliers": (1, 1, 1)},
         {"patch_nums": (4,)},
+        {"channel_multipliers": (1, 2, 2), "attention_levels": (1,)},
+        {"channel_multipliers": (1, 2, 2), "attention_levels": (0, 2), "mid_block_attention": False},
+        {"encoder_out_channels": 12},
     ],
     ids=str,
 )
@@ -42,8 +45,52 @@ def test_shapes(make_vqvae, make_images, fields):
     assert output.loss.shape == ()
     # Every setting changes how many weights there are; attention only where it is asked for.
     attentions = sum(type(module).__name__ == "AttentionBlock" for module in model.modules())
-    blocks = config.num_res_blocks
-    assert attentions == 2 * config.mid_block_attention + (2 * blocks + 1) * config.last_level_attention
+    levels = len(fields.get("attention_levels", [0] * config.last_level_attention))
+    assert attentions == 2 * config.mid_block_attention + (2 * config.num_res_blocks + 1) * levels
+    for index in range(len(config.channel_multipliers)):
+        has_attention = index in config.levels_with_attention
+        assert (len(model.encoder.levels[index].attentions) > 0) is has_attention
+        assert (len(model.decoder.levels[-1 - index].attentions) > 0) is has_attention
+    assert model.encoder(make_images(model)).shape[1] == fields.get("encoder_out_channels", config.latent_channels)
+
+
+@pytest.fixture(scope="module")
+def class_maps():
+    """Maps of 5 classes of 8x8 pixels."""
+    ids = torch.randint(5, (3, 8, 8), generator=torch.Generator().manual_seed(0))
+    return torch.nn.functional.one_hot(ids, 5).movedim(-1, 1).float()
+
+
+@torch.no_grad()
+def test_class_maps_have_logits_of_any_size(make_vqvae, class_maps):
+    model, images = (make_vqvae(in_channels=5, sample_type=kind) for kind in ("class_map", "image"))
+    codes = model.encode(class_maps).codes
+    assert torch.equal(codes, images.encode(class_maps).codes)
+    logits = model.decode(codes).sample
+    assert logits.abs().max() > 1
+    assert torch.equal(logits.clamp(-1, 1), images.decode(codes).sample)
+    torch.testing.assert_close(logits, model(class_maps).sample, rtol=0, atol=1e-5)
+    model.enable_slicing()
+    torch.testing.assert_close(model.decode(codes).sample, logits, rtol=0, atol=1e-5)
+    assert model.to(torch.bfloat16).decode(codes).sample.dtype == torch.bfloat16
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda maps: maps * 2 - 1,
+        lambda maps: maps * 0.5,
+        lambda maps: torch.zeros_like(maps),
+        lambda maps: torch.ones_like(maps),
+        lambda maps: torch.full_like(maps, torch.nan),
+    ],
+    ids=["normalized", "halves", "no class", "all classes", "nan"],
+)
+@pytest.mark.parametrize("method", ["forward", "encode"])
+def test_class_maps_that_are_not_one_hot(make_vqvae, class_maps, method, change):
+    model = make_vqvae(in_channels=5, sample_type="class_map")
+    with pytest.raises(ValueError, match="`pixel_values` must be one-hot over its 5 channels, 0 and a single 1, got"):
+        getattr(model, method)(change(class_maps))
 
 
 def test_outputs_are_named_and_tuples(vqvae, images, codes):

@@ -94,6 +94,28 @@ def test_only_the_finer_levels_work_on_tiles(make_vqvae, make_images):
 
 
 @torch.no_grad()
+@pytest.mark.parametrize(
+    ("attention_levels", "whole", "tiles"), [((), 1, 2), ((2,), 1, 2), ((1,), 2, 1), ((0,), 3, 0), ((1, 2), 2, 1)]
+)
+def test_levels_up_to_the_last_attention_are_decoded_whole(make_vqvae, make_images, attention_levels, whole, tiles):
+    model = make_vqvae(patch_nums=(16,), channel_multipliers=(1, 2, 2), attention_levels=attention_levels)
+    codes = model.encode(make_images(model, batch_size=2)).codes
+    expected = model.decode(codes).sample
+    seen = [sizes_seen(level) for level in model.decoder.levels]
+    conv_out = sizes_seen(model.decoder.conv_out)
+    model.enable_tiling(tile_sample_min_size=32)
+    tiled = model.decode(codes).sample
+    full = [(16, 16), (32, 32), (64, 64)]
+    for index in range(whole):
+        assert {size[-2:] for size in seen[index]} == {full[index]}
+    for index in range(whole, whole + tiles):
+        assert all(size[-1] < full[index][-1] for size in seen[index])
+    assert {size[-2:] for size in conv_out} == {(32, 32)}
+    assert tiled.shape == expected.shape
+    assert 0 < (tiled - expected).abs().mean() < 0.3 * expected.std()
+
+
+@torch.no_grad()
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
 def test_tiles_in_half_precision(make_vqvae, make_images, dtype):
     model = make_vqvae(patch_nums=(1, 8)).to(dtype)

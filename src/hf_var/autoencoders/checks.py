@@ -6,7 +6,7 @@ from typing import Any
 import torch
 
 from ..ranges import Interval, fitting
-from ..tensor_checks import as_indices, check_finite, check_floats, check_range, describe
+from ..tensor_checks import as_indices, check_finite, check_floats, check_one_hot, check_range, describe
 from .configuration_hierarchical_vqvae import HierarchicalVQVAEConfig
 from .configuration_vqvae import VQVAEConfig
 
@@ -26,9 +26,15 @@ def check_shape(name: str, tensor: torch.Tensor, expected: tuple[int, ...], conf
 
 
 def check_pixels(pixel_values: torch.Tensor, config: Config) -> None:
-    """Raise a `ValueError` unless `pixel_values` are images that fit; NaN, which has codes, is found on the CPU."""
+    """
+    Raise a `ValueError` unless `pixel_values` are images, or class maps, that fit. Their values, NaN for instance, which has
+    codes, are looked at on the CPU alone.
+    """
     check_shape("pixel_values", pixel_values, (config.in_channels, *config.image_size), config)
-    check_finite("pixel_values", pixel_values)
+    if config.num_pixel_classes is None:
+        check_finite("pixel_values", pixel_values)
+    else:
+        check_one_hot("pixel_values", pixel_values)
 
 
 def check_latents(name: str, tensor: torch.Tensor, config: VQVAEConfig) -> None:

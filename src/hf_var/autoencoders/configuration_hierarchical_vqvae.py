@@ -117,6 +117,11 @@ class HierarchicalVQVAEConfig(ScheduleMixin, CheckedConfigMixin, PreTrainedConfi
         return self.in_channels if self.out_channels is None else self.out_channels
 
     @property
+    def num_pixel_classes(self) -> None:
+        """`None`, since the pixels are those of images, as those of most [`VQVAEConfig`]s."""
+        return None
+
+    @property
     def downsampling_factor(self) -> int:
         """How many times smaller than the image the finest level is."""
         return self.strides[0]

@@ -32,14 +32,25 @@ class VQVAEConfig(ScheduleMixin, CheckedConfigMixin, PreTrainedConfig):
             five levels make latents 16 times smaller than the image.
         num_res_blocks (`int`, *optional*, defaults to 2):
             Residual blocks per level of the encoder; the decoder has one more.
-        last_level_attention (`bool`, *optional*, defaults to `True`):
-            Whether the residual blocks of the coarsest level are followed by self-attention.
+        last_level_attention (`bool`, *optional*):
+            Whether the residual blocks of the coarsest level are followed by self-attention: `True`, or with
+            `attention_levels` whether the coarsest level is among them, which it must agree with if given.
+        attention_levels (`list[int]`, *optional*):
+            Levels whose residual blocks are followed by self-attention, in the encoder and the decoder alike; 0 is the
+            finest, at the resolution of the image. `None` leaves the choice to `last_level_attention`.
         mid_block_attention (`bool`, *optional*, defaults to `True`):
             Whether there is self-attention between the two residual blocks in the middle.
         norm_num_groups (`int`, *optional*, defaults to 32):
             Groups of the group normalisations. Every width must be a multiple of it.
         dropout (`float`, *optional*, defaults to 0.0):
             Dropout probability inside the residual blocks.
+        encoder_out_channels (`int`, *optional*):
+            Channels of the encoder's output, before the convolution that precedes the quantizer, and of the decoder's
+            input, after the one that follows it (`z_channels` of VQGAN's code). As many as `latent_channels` when `None`.
+        sample_type (`str`, *optional*, defaults to `"image"`):
+            `"image"` for pixels in `[-1, 1]`; `"class_map"` for maps of `in_channels` classes, such as a segmentation:
+            the pixels are one-hot over the channels, 0 and 1, and the decoder's output are logits of the classes
+            (Esser et al. 2021, section 4.1).
         quantizer (`str`, *optional*, defaults to `"vq"`):
             `"vq"` searches a learned codebook, `"fsq"` rounds each channel (finite scalar quantization, Mentzer et al.
             2023, arXiv 2309.15505): its codebook is fixed, and there are no codebook and commitment terms.
@@ -90,13 +101,16 @@ class VQVAEConfig(ScheduleMixin, CheckedConfigMixin, PreTrainedConfig):
     base_channels: PositiveInt = 160
     channel_multipliers: Sequence[PositiveInt] = (1, 1, 2, 2, 4)
     num_res_blocks: PositiveInt = 2
-    last_level_attention: bool = True
+    # `None` is replaced by the value that follows from other fields, here and below.
+    last_level_attention: bool = None  # pyright: ignore[reportAssignmentType]
+    attention_levels: Sequence[NonNegativeInt] | None = None
     mid_block_attention: bool = True
     norm_num_groups: PositiveInt = 32
     dropout: PartialShare = 0.0
+    encoder_out_channels: PositiveInt | None = None
+    sample_type: Annotated[str, OneOf("image", "class_map")] = "image"
     quantizer: Annotated[str, OneOf("vq", "fsq")] = "vq"
     fsq_levels: Sequence[Annotated[int, Interval(minimum=2)]] | None = None
-    # `None` is replaced by the value that follows from the quantizer.
     latent_channels: PositiveInt = None  # pyright: ignore[reportAssignmentType]
     quant_conv_kernel_size: PositiveInt = 3
     codebook_size: PositiveInt = None  # pyright: ignore[reportAssignmentType]
@@ -112,6 +126,7 @@ class VQVAEConfig(ScheduleMixin, CheckedConfigMixin, PreTrainedConfig):
         self._set_code_sizes()
         if len(self.channel_multipliers) == 0:
             raise ValueError("`channel_multipliers` must be a list with one multiple per level, got [].")
+        self._set_attention()
         for level, multiplier in enumerate(self.channel_multipliers):
             if self.base_channels * multiplier % self.norm_num_groups:
                 raise ValueError(
@@ -120,6 +135,25 @@ class VQVAEConfig(ScheduleMixin, CheckedConfigMixin, PreTrainedConfig):
                 )
         if self.quant_conv_kernel_size % 2 == 0:
             raise ValueError(f"`quant_conv_kernel_size` must be odd, got {self.quant_conv_kernel_size}.")
+        if self.sample_type == "class_map" and not self.num_output_channels == self.in_channels > 1:
+            raise ValueError(
+                "`in_channels` must be the number of classes with sample_type='class_map', 2 or more, and `out_channels` "
+                f"the same, got {self.in_channels} and {self.num_output_channels}."
+            )
+
+    def _set_attention(self) -> None:
+        levels, last = self.attention_levels, len(self.channel_multipliers) - 1
+        if levels is None:
+            self.last_level_attention = self.last_level_attention is not False
+            return
+        if len(set(levels)) < len(levels) or any(level > last for level in levels):
+            raise ValueError(f"`attention_levels` must be different levels from 0 to {last}, got {levels}.")
+        if self.last_level_attention not in (None, last in levels):
+            raise ValueError(
+                f"`last_level_attention` must be {last in levels} with attention_levels={levels} of {last + 1} levels, got "
+                f"{self.last_level_attention}. Leave it out."
+            )
+        self.attention_levels, self.last_level_attention = sorted(levels), last in levels
 
     def _set_code_sizes(self) -> None:
         if self.quantizer == "vq":
@@ -167,6 +201,23 @@ class VQVAEConfig(ScheduleMixin, CheckedConfigMixin, PreTrainedConfig):
     def num_output_channels(self) -> int:
         """Channels of the reconstruction."""
         return self.in_channels if self.out_channels is None else self.out_channels
+
+    @property
+    def num_encoder_channels(self) -> int:
+        """Channels of the encoder's output and of the decoder's input."""
+        return self.latent_channels if self.encoder_out_channels is None else self.encoder_out_channels
+
+    @property
+    def num_pixel_classes(self) -> int | None:
+        """Classes of the pixels of class maps, `None` for images."""
+        return self.in_channels if self.sample_type == "class_map" else None
+
+    @property
+    def levels_with_attention(self) -> list[int]:
+        """Levels whose residual blocks are followed by attention, 0 the finest."""
+        if self.attention_levels is not None:
+            return list(self.attention_levels)
+        return [len(self.channel_multipliers) - 1] if self.last_level_attention else []
 
     @property
     def downsampling_factor(self) -> int:

@@ -155,10 +155,11 @@ class MidBlock(GradientCheckpointingLayer):
 
 
 class Encoder(nn.Module):
-    """Images `(batch, in_channels, height, width)` to maps `(batch, latent_channels, height / f, width / f)`."""
+    """Images `(batch, in_channels, height, width)` to maps `(batch, encoder_out_channels, height / f, width / f)`."""
 
     def __init__(self, config: VQVAEConfig):
         super().__init__()
+        with_attention = config.levels_with_attention
         widths = [config.base_channels * multiplier for multiplier in config.channel_multipliers]
         last = len(widths) - 1
         self.conv_in = nn.Conv2d(config.in_channels, config.base_channels, kernel_size=3, padding=1)
@@ -168,14 +169,14 @@ class Encoder(nn.Module):
                 in_channels=config.base_channels if index == 0 else widths[index - 1],
                 out_channels=width,
                 num_blocks=config.num_res_blocks,
-                attention=config.last_level_attention and index == last,
+                attention=index in with_attention,
                 resample=Downsample(width) if index < last else None,
             )
             for index, width in enumerate(widths)
         )
         self.mid_block = MidBlock(config, widths[-1])
         self.norm_out = nn.GroupNorm(config.norm_num_groups, widths[-1], eps=GROUP_NORM_EPSILON)
-        self.conv_out = nn.Conv2d(widths[-1], config.latent_channels, kernel_size=3, padding=1)
+        self.conv_out = nn.Conv2d(widths[-1], config.num_encoder_channels, kernel_size=3, padding=1)
 
     def forward(self, pixel_values: torch.Tensor) -> torch.Tensor:
         hidden_states = self.conv_in(fast_format(pixel_values, self.training))
@@ -186,13 +187,14 @@ class Encoder(nn.Module):
 
 
 class Decoder(nn.Module):
-    """Maps `(batch, latent_channels, height / f, width / f)` to images `(batch, out_channels, height, width)`."""
+    """Maps `(batch, encoder_out_channels, height / f, width / f)` to images `(batch, out_channels, height, width)`."""
 
     def __init__(self, config: VQVAEConfig):
         super().__init__()
+        with_attention = config.levels_with_attention
         widths = [config.base_channels * multiplier for multiplier in reversed(config.channel_multipliers)]
         last = len(widths) - 1
-        self.conv_in = nn.Conv2d(config.latent_channels, widths[0], kernel_size=3, padding=1)
+        self.conv_in = nn.Conv2d(config.num_encoder_channels, widths[0], kernel_size=3, padding=1)
         self.mid_block = MidBlock(config, widths[0])
         self.levels = nn.ModuleList(
             Level(
@@ -200,22 +202,26 @@ class Decoder(nn.Module):
                 in_channels=widths[0] if index == 0 else widths[index - 1],
                 out_channels=width,
                 num_blocks=config.num_res_blocks + 1,
-                attention=config.last_level_attention and index == 0,
+                attention=last - index in with_attention,
                 resample=Upsample(width) if index < last else None,
             )
             for index, width in enumerate(widths)
         )
+        # Attention in tiles would see other positions: a level that has it is decoded whole, with all coarser ones.
+        self.num_whole_levels = max([1, *(last - level + 1 for level in with_attention)])
         self.norm_out = nn.GroupNorm(config.norm_num_groups, widths[-1], eps=GROUP_NORM_EPSILON)
         self.conv_out = nn.Conv2d(widths[-1], config.num_output_channels, kernel_size=3, padding=1)
 
     def forward(self, latents: torch.Tensor, tile_size: int | None = None, tile_overlap: float = 0.0) -> torch.Tensor:
         """
-        With a `tile_size`, in pixels, all levels but the coarsest work on tiles, of which neighbours overlap by the share
-        `tile_overlap`.
+        With a `tile_size`, in pixels, the levels after `num_whole_levels` work on tiles, of which neighbours overlap by the
+        share `tile_overlap`.
         """
         hidden_states = self.mid_block(self.conv_in(fast_format(latents, self.training)))
-        coarsest_level, *finer_levels = self.levels
-        hidden_states = coarsest_level(hidden_states)
+        levels = list(self.levels)
+        finer_levels = levels[self.num_whole_levels :]
+        for level in levels[: self.num_whole_levels]:
+            hidden_states = level(hidden_states)
 
         def finish(hidden_states: torch.Tensor) -> torch.Tensor:
             for level in finer_levels:

@@ -56,7 +56,8 @@ class VQVAEDecoderOutput(ModelOutput):
     Output of [`VQVAEModel.decode`] and [`HierarchicalVQVAEModel.decode`].
 
     Args:
-        sample (`torch.FloatTensor` of shape `(batch, out_channels, height, width)`): Images in `[-1, 1]`.
+        sample (`torch.FloatTensor` of shape `(batch, out_channels, height, width)`): Images in `[-1, 1]`; of class maps
+            (`VQVAEConfig.sample_type`) the logits of the classes.
     """
 
     sample: torch.Tensor | None = None
