@@ -113,7 +113,7 @@ def test_convert_with_a_field_that_the_model_lacks(tmp_path, capsys):
 
 def test_convert_two_kinds_of_priors(tmp_path, capsys):
     assert main(["convert", "--pixelcnn", "a.pt", "--var", "b.pth", "--output", str(tmp_path)]) == 2
-    message = "or one of --vqvae2, --pixelsnail, --pixelcnn, --taming-gpt, --rq-transformer"
+    message = "or one of --vqvae2, --pixelsnail, --pixelcnn, --taming-vqgan, --taming-gpt, --rqvae, --rq-transformer"
     assert message in capsys.readouterr().err
 
 

@@ -226,7 +226,7 @@ def test_caches_are_made_of_layers():
     "priors/modeling_var.py: _init_weights initialization _supports_sdpa _supports_flash_attn _supports_flex_attn _supports_attention_backend _can_compile_fullgraph _input_embed_layer _no_split_modules _skip_keys_device_placement accepts_loss_kwargs",
     "priors/modeling_rq.py: _supports_sdpa _supports_flash_attn _supports_flex_attn _supports_attention_backend _can_compile_fullgraph _input_embed_layer _no_split_modules _skip_keys_device_placement accepts_loss_kwargs",
     "autoencoders/modeling_vqvae.py: _init_weights initialization _keep_in_fp32_modules_strict",
-    "autoencoders/modeling_hierarchical_vqvae.py: _init_weights initialization _keep_in_fp32_modules_strict",
+    "autoencoders/modeling_hierarchical_vqvae.py: _init_weights _keep_in_fp32_modules_strict",
     "priors/modeling_pixel_prior.py: _can_compile_fullgraph _skip_keys_device_placement",
     "priors/modeling_pixelcnn.py: _init_weights initialization _input_embed_layer _no_split_modules",
     "priors/modeling_pixelsnail.py: _init_weights initialization _no_split_modules",

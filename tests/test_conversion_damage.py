@@ -15,7 +15,16 @@ import torch
 
 from hf_var import VARConfig, VARTransformer, VQVAEConfig, VQVAEModel
 from hf_var.cli import main
-from hf_var.conversion import export_official_var, export_official_vqvae, load_official_var, load_official_vqvae
+from hf_var.conversion import (
+    export_official_var,
+    export_official_vqvae,
+    export_rqvae,
+    export_taming_vqgan,
+    load_official_var,
+    load_official_vqvae,
+    load_rqvae,
+    load_taming_vqgan,
+)
 from parity import assert_same_tensors, make_contrast
 
 
@@ -32,10 +41,34 @@ def load_var(checkpoint):
     return export_official_var(load_official_var(checkpoint))
 
 
+def load_vqgan(checkpoint):
+    return export_taming_vqgan(load_taming_vqgan(checkpoint, patch_nums=(2,)))
+
+
+def load_residual_vqvae(checkpoint):
+    return export_rqvae(load_rqvae(checkpoint, patch_nums=(2, 2)))
+
+
+def tiny_vqvae(**fields):
+    shape = {"base_channels": 32, "channel_multipliers": (1, 2), "num_res_blocks": 1, "latent_channels": 4}
+    return make_contrast(VQVAEModel(VQVAEConfig(codebook_size=16, **shape, **fields)))
+
+
 @pytest.fixture(scope="module")
 def vqvae():
-    shape = {"base_channels": 32, "channel_multipliers": (1, 2), "num_res_blocks": 1, "latent_channels": 4}
-    return export_official_vqvae(make_contrast(VQVAEModel(VQVAEConfig(codebook_size=16, patch_nums=(1, 2), **shape))))
+    return export_official_vqvae(tiny_vqvae(patch_nums=(1, 2)))
+
+
+@pytest.fixture(scope="module")
+def vqgan():
+    fields = {"quant_conv_kernel_size": 1, "refinement_ratio": 0.0, "encoder_out_channels": 6}
+    return export_taming_vqgan(tiny_vqvae(patch_nums=(2,), attention_levels=[0], **fields))
+
+
+@pytest.fixture(scope="module")
+def rqvae():
+    fields = {"quant_conv_kernel_size": 1, "refinement_ratio": 0.0, "codebook_averages": True}
+    return export_rqvae(tiny_vqvae(patch_nums=(2, 2), **fields))
 
 
 @pytest.fixture(scope="module")
@@ -45,9 +78,12 @@ def var():
     return export_official_var(make_contrast(VARTransformer(config)))
 
 
-@pytest.fixture(params=["vqvae", "var"])
+LOADERS = {"vqvae": load_vqvae, "var": load_var, "vqgan": load_vqgan, "rqvae": load_residual_vqvae}
+
+
+@pytest.fixture(params=LOADERS)
 def load_and_weights(request):
-    return {"vqvae": load_vqvae, "var": load_var}[request.param], request.getfixturevalue(request.param)
+    return LOADERS[request.param], request.getfixturevalue(request.param)
 
 
 # --- wrapped and nested ----------------------------------------------------------------------------------------------
@@ -86,7 +122,7 @@ def test_a_nested_state_dict_is_found(load_and_weights, tmp_path, names):
     load, weights = load_and_weights
     content = with_prefix(weights, "module.")
     if names == ["trainer"]:
-        content = {name: {"state_dict": content, "step": 3} for name in ("vae_local", "var_wo_ddp")}
+        content = {name: {"state_dict": content, "step": 3} for name in ("vae_local", "var_wo_ddp", *LOADERS)}
     for name in reversed(names):
         optimizer = {"state": {0: {"step": torch.zeros(())}}, "param_groups": [{"lr": 1e-3}]}
         content = {"epoch": 3, "optimizer": optimizer, name: content, "args": argparse.Namespace(lr=1e-3, name="run")}
@@ -161,7 +197,7 @@ def test_absurd_level_buffers(var, value):
 
 
 def test_nothing():
-    for load in (load_vqvae, load_var):
+    for load in LOADERS.values():
         with pytest.raises(ValueError, match="missing"):
             load({})
 

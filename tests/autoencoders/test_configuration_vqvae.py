@@ -153,6 +153,10 @@ def test_channels_and_classes_that_follow():
             {"quantizer": "fsq", "fsq_levels": (8, 5), "normalize_codebook": True},
             "`normalize_codebook` goes with.*'vq'",
         ),
+        (
+            {"quantizer": "fsq", "fsq_levels": (8, 5), "codebook_averages": True},
+            "`codebook_averages` goes with.*'vq'",
+        ),
         ({"patch_nums": 16}, "`patch_nums`.*got 16"),
         ({"patch_nums": "1,2,4"}, "`patch_nums`.*got '1,2,4'"),
         ({"patch_nums": ()}, r"`patch_nums`.*got \(\)"),

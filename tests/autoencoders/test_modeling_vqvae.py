@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 import torch
 
-from hf_var import VQVAEDecoderOutput, VQVAEEncoderOutput, VQVAEOutput
+from hf_var import VQVAEDecoderOutput, VQVAEEncoderOutput, VQVAEModel, VQVAEOutput
 
 
 @torch.no_grad()
@@ -172,6 +172,21 @@ def test_code_vectors_are_set_by_their_codes(make_vqvae):
     assert torch.equal(vqvae.codebook.vectors[6:], before[6:])
     vqvae.codebook.set_vectors(before)
     assert torch.equal(vqvae.code_vectors(torch.arange(32)), before)
+
+
+def test_averages_are_saved_with_the_weights(make_vqvae, tmp_path):
+    vqvae = make_vqvae(codebook_averages=True)
+    assert not vqvae.codebook.has_averages
+    vqvae.codebook.average_hits.fill_(0.123456789)
+    vqvae.to(torch.bfloat16).save_pretrained(tmp_path)
+    loaded = VQVAEModel.from_pretrained(tmp_path)
+    assert torch.equal(loaded.codebook.average_hits, torch.full((32,), 0.123456789))
+    assert loaded.codebook.has_averages
+    loaded.codebook.forget_averages()
+    assert not loaded.codebook.has_averages
+    make_vqvae().save_pretrained(tmp_path)
+    with pytest.raises(ValueError, match="missing .*quantizer.codebook.average_hits"):
+        VQVAEModel.from_pretrained(tmp_path, codebook_averages=True)
 
 
 @torch.no_grad()

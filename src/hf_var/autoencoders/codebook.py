@@ -123,3 +123,33 @@ class Codebook(BaseCodebook, nn.Embedding):
     def set_vectors(self, vectors: torch.Tensor, codes: torch.Tensor | None = None) -> None:
         chosen = slice(None) if codes is None else codes
         self.weight[chosen] = vectors.to(self.weight)
+
+
+class AveragedCodebook(Codebook):
+    """
+    A codebook with the averages that a training by moving averages ends with: of how many vectors choose each code
+    (`average_hits`) and of their sum (`average_sums`). Both are zero after any other training.
+    """
+
+    average_hits: torch.Tensor
+    average_sums: torch.Tensor
+
+    def __init__(self, config: VQVAEConfig | HierarchicalVQVAEConfig):
+        super().__init__(config)
+        self.register_buffer("average_hits", torch.zeros(config.codebook_size, dtype=torch.float32))
+        self.register_buffer("average_sums", torch.zeros_like(self.weight))
+
+    def init_weights(self) -> None:
+        super().init_weights()
+        init.zeros_(self.average_hits)
+        init.zeros_(self.average_sums)
+
+    @property
+    def has_averages(self) -> bool:
+        """Whether a training by moving averages has left any."""
+        return bool(self.average_hits.any()) or bool(self.average_sums.any())
+
+    def forget_averages(self) -> None:
+        """Before a training that does not update them."""
+        self.average_hits.zero_()
+        self.average_sums.zero_()

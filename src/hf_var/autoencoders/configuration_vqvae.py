@@ -74,6 +74,9 @@ class VQVAEConfig(ScheduleMixin, CheckedConfigMixin, PreTrainedConfig):
             Share r of the convolution in phi(x) = (1 - r) x + r conv(x). 0 leaves phi out.
         normalize_codebook (`bool`, *optional*, defaults to `False`):
             Whether the nearest code is the one of largest cosine instead of smallest Euclidean distance; not with `"fsq"`.
+        codebook_averages (`bool`, *optional*, defaults to `False`):
+            Whether the averages that a training by moving averages ends with are saved with the weights, so that another
+            one can continue them; not with `"fsq"`. RQ-VAE's checkpoints hold them.
         commitment_loss_weight (`float`, *optional*, defaults to 0.25):
             Weight of the term that pulls the features to their quantization, beta in VQ-VAE.
         codebook_loss_weight (`float`, *optional*, defaults to 1.0):
@@ -118,6 +121,7 @@ class VQVAEConfig(ScheduleMixin, CheckedConfigMixin, PreTrainedConfig):
     num_refinement_convs: NonNegativeInt = 4
     refinement_ratio: Share = 0.5
     normalize_codebook: bool = False
+    codebook_averages: bool = False
     commitment_loss_weight: NonNegativeFloat = 0.25
     codebook_loss_weight: NonNegativeFloat = 1.0
 
@@ -177,8 +181,9 @@ class VQVAEConfig(ScheduleMixin, CheckedConfigMixin, PreTrainedConfig):
                     f"`codebook_size` must be the product of `fsq_levels` = {levels}, {size}, got "
                     f"{self.codebook_size!r}. Leave it out."
                 )
-            if self.normalize_codebook:
-                raise ValueError("`normalize_codebook` goes with quantizer='vq', got True with 'fsq'.")
+            for name in ("normalize_codebook", "codebook_averages"):
+                if getattr(self, name):
+                    raise ValueError(f"`{name}` goes with quantizer='vq', got True with 'fsq'.")
         self.latent_channels = channels if self.latent_channels is None else self.latent_channels
         self.codebook_size = size if self.codebook_size is None else self.codebook_size
 

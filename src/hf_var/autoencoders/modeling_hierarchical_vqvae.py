@@ -9,42 +9,16 @@ from diffusers.utils.accelerate_utils import apply_forward_hook
 from torch import nn
 from torch.nn import functional
 from transformers import PreTrainedModel
-from transformers import initialization as init
 
 from ..loading import CheckedModelMixin
 from ..scales import bounds
 from .checks import as_codes, as_scale, check_pixels, check_shape, wants_dict
-from .codebook import Codebook, CodeWeights
+from .codebook import AveragedCodebook, CodeWeights
 from .configuration_hierarchical_vqvae import HierarchicalVQVAEConfig
 from .layers import init_convolution
 from .modeling_outputs import VQVAEDecoderOutput, VQVAEEncoderOutput, VQVAEOutput
 from .plain_layers import PlainDecoder, PlainEncoder
 from .quantization import full_precision
-
-
-class LevelCodebook(Codebook):
-    """
-    The codebook of a level, with the averages that a training by moving averages ends with: of how many vectors choose each
-    code (`average_hits`) and of their sum (`average_sums`). Both are zero after any other training.
-    """
-
-    average_hits: torch.Tensor
-    average_sums: torch.Tensor
-
-    def __init__(self, config: HierarchicalVQVAEConfig):
-        super().__init__(config)
-        self.register_buffer("average_hits", torch.zeros(config.codebook_size, dtype=torch.float32))
-        self.register_buffer("average_sums", torch.zeros_like(self.weight))
-
-    def init_weights(self) -> None:
-        super().init_weights()
-        init.zeros_(self.average_hits)
-        init.zeros_(self.average_sums)
-
-    def forget_averages(self) -> None:
-        """Before a training that does not update them."""
-        self.average_hits.zero_()
-        self.average_sums.zero_()
 
 
 def as_map(vectors: torch.Tensor, size: Sequence[int]) -> torch.Tensor:
@@ -117,7 +91,7 @@ class HierarchicalVQVAEModel(CheckedModelMixin, PreTrainedModel):
         self.quant_convs = nn.ModuleList(
             nn.Conv2d(width + channels * (level > 0), channels, kernel_size=1) for level in range(len(strides))
         )
-        self.codebooks = nn.ModuleList(LevelCodebook(config) for _ in strides)
+        self.codebooks = nn.ModuleList(AveragedCodebook(config) for _ in strides)
         # From the latents of a level and of all coarser ones: what the next level's features know of them, and the same
         # latents at the next level's size.
         self.condition_decoders = nn.ModuleList(

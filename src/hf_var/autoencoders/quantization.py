@@ -17,7 +17,7 @@ from torch import nn
 from torch.nn import functional
 
 from ..scales import bounds
-from .codebook import BaseCodebook, Codebook, Float32Weights
+from .codebook import AveragedCodebook, BaseCodebook, Codebook, Float32Weights
 from .configuration_vqvae import VQVAEConfig
 from .fsq import FiniteScalarCodebook
 
@@ -90,7 +90,7 @@ class MultiScaleResidualQuantizer(nn.Module):
         self.commitment_loss_weight = config.commitment_loss_weight
         self.codebook_loss_weight = config.codebook_loss_weight
         self.has_trainable_codes = config.has_trainable_codes
-        self.codebook = CODEBOOKS[config.quantizer](config)
+        self.codebook = (AveragedCodebook if config.codebook_averages else CODEBOOKS[config.quantizer])(config)
         num_scales = len(self.scale_sizes)
         # As many convolutions as scales give each scale its own.
         num_convs = config.num_refinement_convs or num_scales

@@ -15,7 +15,9 @@ from ..conversion import (
     load_pixelcnn,
     load_pixelsnail,
     load_rq_transformer,
+    load_rqvae,
     load_taming_gpt,
+    load_taming_vqgan,
     load_vqvae2,
 )
 from .common import check_output
@@ -28,7 +30,9 @@ LOADERS = {
     "vqvae2": load_vqvae2,
     "pixelsnail": load_pixelsnail,
     "pixelcnn": load_pixelcnn,
+    "taming_vqgan": load_taming_vqgan,
     "taming_gpt": load_taming_gpt,
+    "rqvae": load_rqvae,
     "rq_transformer": load_rq_transformer,
 }
 
@@ -48,7 +52,9 @@ def add_convert(commands) -> None:
     parser.add_argument("--vqvae2", type=Path, metavar="FILE", help="VQ-VAE-2, or one level, of vq-vae-2-pytorch")
     parser.add_argument("--pixelsnail", type=Path, metavar="FILE", help="PixelSNAIL of vq-vae-2-pytorch")
     parser.add_argument("--pixelcnn", type=Path, metavar="FILE", help="gated PixelCNN of pytorch-vqvae")
+    parser.add_argument("--taming-vqgan", type=Path, metavar="FILE", help="VQGAN's tokenizer of taming-transformers")
     parser.add_argument("--taming-gpt", type=Path, metavar="FILE", help="GPT of taming-transformers (VQGAN)")
+    parser.add_argument("--rqvae", type=Path, metavar="FILE", help="RQ-VAE of rq-vae-transformer")
     parser.add_argument("--rq-transformer", type=Path, metavar="FILE", help="RQ-Transformer of rq-vae-transformer")
     parser.add_argument("--output", required=True, type=Path, metavar="DIR", help="folder to write")
     parser.add_argument("--push-to-hub", metavar="REPO", help="also upload to this Hub repo, such as user/var-d16-256")
@@ -59,6 +65,7 @@ def add_convert(commands) -> None:
     unknown.add_argument(
         "--image-size", type=int, nargs="+", metavar="N", help="side, or height and width, of --vqvae2 (256)"
     )
+    unknown.add_argument("--section", metavar="NAME", help="which tokenizer of a Net2NetTransformer --taming-vqgan is")
     unknown.add_argument("--num-attention-heads", type=int, metavar="N", help="attention heads of a transformer")
     unknown.add_argument("--id2label", type=Path, metavar="FILE", help="JSON file with the label names, in order")
 
@@ -85,7 +92,7 @@ def _load(options: argparse.Namespace) -> VARPipeline | PreTrainedModel:
         raise ValueError(f"pass --vqvae, --var or both, or one of {flags}.")
     fields = {} if options.id2label is None else {"id2label": _read_label_names(options.id2label)}
     if alone:
-        for name in ("patch_nums", "map_size", "image_size", "num_attention_heads"):
+        for name in ("patch_nums", "map_size", "image_size", "section", "num_attention_heads"):
             value = getattr(options, name)
             if value is not None:
                 fields[name] = value[0] if name == "image_size" and len(value) == 1 else value

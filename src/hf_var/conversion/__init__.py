@@ -12,7 +12,9 @@ from .pytorch_vqvae import export_pixelcnn, load_pixelcnn
 from .rosinality import export_vqvae2, load_vqvae2
 from .rosinality_pixelsnail import export_pixelsnail, load_pixelsnail
 from .rq import export_rq_transformer, load_rq_transformer
+from .rqvae import export_rqvae, load_rqvae
 from .taming import export_taming_gpt, load_taming_gpt
+from .taming_vqgan import export_taming_vqgan, load_taming_vqgan
 
 
 __all__ = [
@@ -21,7 +23,9 @@ __all__ = [
     "export_pixelcnn",
     "export_pixelsnail",
     "export_rq_transformer",
+    "export_rqvae",
     "export_taming_gpt",
+    "export_taming_vqgan",
     "export_vqvae2",
     "imagenet_id2label",
     "load_official_var",
@@ -29,6 +33,8 @@ __all__ = [
     "load_pixelcnn",
     "load_pixelsnail",
     "load_rq_transformer",
+    "load_rqvae",
     "load_taming_gpt",
+    "load_taming_vqgan",
     "load_vqvae2",
 ]

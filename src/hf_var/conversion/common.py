@@ -5,6 +5,7 @@ import dataclasses
 import difflib
 import re
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -58,21 +59,28 @@ def rename(name: str, rules: list) -> str:
     return name
 
 
-def fill(
-    model: Any,
-    names: Mapping[str, str | tuple[str, int | None]],
-    state_dict: StateDict,
-    kind: str,
-    view: Callable[[str, torch.Tensor], torch.Tensor] | None = None,
-) -> Any:
+@dataclass(frozen=True)
+class Third:
+    """A third of the rows of an official weight, in which three of ours are fused."""
+
+    name: str
+    index: int
+
+
+# Where our weights are in the official code: each is a weight, a third of one, or several one below the other.
+Names = Mapping[str, str | Third | tuple[str, ...]]
+View = Callable[[str, torch.Tensor], torch.Tensor]
+
+
+def fill(model: Any, names: Names, state_dict: StateDict, kind: str, view: View | None = None) -> Any:
     """
-    Give a model on the meta device the weights of an official state dict, without a copy of them.
+    Give a model on the meta device the weights of an official state dict, without a copy of those that are whole.
 
     Args:
         model (`PreTrainedModel`): The model, on the meta device.
         names (`dict`):
-            Official name of each of our weights, or the pair of name and index where it is a third of the official
-            weight's rows.
+            Official name of each of our weights, a [`Third`] where it is a part of the official weight, or the names of the
+            official weights whose rows it has, in this order. Buffers without a name become zero.
         state_dict (`dict`): Official weights, all of which must be used.
         kind (`str`): What the checkpoint should be, for messages.
         view (`Callable`, *optional*): Gives our weight, with its official name, the official dimensions.
@@ -83,8 +91,7 @@ def fill(
     Raises:
         `ValueError`: If weights are missing, left over, of another shape, not floating-point or not finite.
     """
-    sources = {ours: (source, None) if isinstance(source, str) else source for ours, source in names.items()}
-    expected = {official for official, _ in sources.values()}
+    expected = {official for source in names.values() for official in _official_names(source)}
     missing = sorted(expected - set(state_dict))
     left_over = [name for name in state_dict if name not in expected]
     if missing or left_over:
@@ -92,23 +99,64 @@ def fill(
             f"`checkpoint` is not an official {kind} that this package knows: missing keys {listing(missing)}, left over "
             f"{listing(left_over)}."
         )
-    weights = {}
-    for ours, target in model.state_dict().items():
-        official, row_part = sources[ours]
-        whole = source = state_dict[official]
-        if whole.dtype not in DTYPES:
-            raise ValueError(
-                f"`checkpoint` must hold floating-point weights of 16 bits or more, got {official} of {whole.dtype}."
-            )
-        if row_part is not None and whole.ndim > 0 and len(whole) % 3 == 0:
-            source = whole.chunk(3)[row_part]
-        if source.shape != (target if view is None else view(official, target)).shape:
-            raise ValueError(
-                f"`checkpoint` does not fit its {kind} configuration: {official} has the shape {tuple(whole.shape)}, {ours} "
-                f"needs {tuple(target.shape)}."
-            )
-        weights[ours] = source.view(target.shape)
+    weights = {
+        ours: _take(ours, target, names[ours], state_dict, kind, view)
+        for ours, target in model.state_dict().items()
+        if ours in names
+    }
+    for ours, buffer in model.named_buffers():
+        if ours not in weights:
+            weights[ours] = torch.zeros(buffer.shape, dtype=buffer.dtype)
     check_finite({official: state_dict[official] for official in expected}, "`checkpoint`")
     model.load_state_dict(weights, assign=True)
     model.tie_weights()
     return model.eval()
+
+
+def official_weights(model: Any, names: Names, view: View | None = None) -> StateDict:
+    """The official state dict of a model, the opposite of [`fill`], with the same arguments. Shares no memory with it."""
+    weights, parts = model.state_dict(), {}
+    for ours, source in names.items():
+        official = _official_names(source)
+        for name, part in zip(official, weights[ours].chunk(len(official)), strict=True):
+            parts.setdefault(name, []).append(part)
+    whole = {name: torch.cat(own) if len(own) > 1 else own[0].clone() for name, own in parts.items()}
+    return whole if view is None else {name: view(name, tensor) for name, tensor in whole.items()}
+
+
+def _official_names(source: str | Third | tuple[str, ...]) -> tuple[str, ...]:
+    if isinstance(source, tuple):
+        return source
+    return (source.name if isinstance(source, Third) else source,)
+
+
+def _take(
+    ours: str,
+    target: torch.Tensor,
+    source: str | Third | tuple[str, ...],
+    state_dict: StateDict,
+    kind: str,
+    view: View | None,
+) -> torch.Tensor:
+    """One of our weights, of the shape of `target`, from the official ones."""
+    official = _official_names(source)
+    shape = list((target if view is None else view(official[0], target)).shape)
+    if isinstance(source, Third):
+        shape[0] *= 3
+    elif len(official) > 1:
+        shape[0] //= len(official)
+    for name in official:
+        tensor = state_dict[name]
+        if tensor.dtype not in DTYPES:
+            raise ValueError(
+                f"`checkpoint` must hold floating-point weights of 16 bits or more, got {name} of {tensor.dtype}."
+            )
+        if list(tensor.shape) != shape:
+            raise ValueError(
+                f"`checkpoint` does not fit its {kind} configuration: {name} has the shape {tuple(tensor.shape)}, {ours} "
+                f"needs {tuple(target.shape)}."
+            )
+    if isinstance(source, Third):
+        return state_dict[source.name].chunk(3)[source.index].view(target.shape)
+    tensors = [state_dict[name] for name in official]
+    return tensors[0].view(target.shape) if len(tensors) == 1 else torch.cat(tensors)

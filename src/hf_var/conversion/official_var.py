@@ -20,7 +20,8 @@ from transformers.utils import logging
 from ..autoencoders import VQVAEConfig, VQVAEModel
 from ..priors import VARConfig, VARTransformer
 from ..weight_files import StateDict, read_state_dict
-from .common import DTYPES, check_overrides, count, fill, rename, require_keys
+from .common import DTYPES, Names, Third, check_overrides, count, fill, official_weights, rename, require_keys
+from .taming_vqgan import infer_network_fields, network_names
 
 
 logger = logging.get_logger(__name__)
@@ -104,12 +105,18 @@ def export_official_vqvae(model: VQVAEModel) -> StateDict:
     The official code's state dict of a [`VQVAEModel`], equal to the one it was loaded from.
 
     Raises:
-        `ValueError`: If the quantizer has no codebook of weights, which the official code needs.
+        `ValueError`: If the quantizer has no codebook of weights, which the official code needs, or if the levels have
+            attention or widths that it does not know.
     """
-    if not model.config.has_trainable_codes:
-        raise ValueError(f"`quantizer` must be 'vq' for the official code, got {model.config.quantizer!r}.")
-    weights = model.state_dict()
-    return {official: weights[ours].clone() for ours, official in _vqvae_names(model).items()}
+    config = model.config
+    if not config.has_trainable_codes:
+        raise ValueError(f"`quantizer` must be 'vq' for the official code, got {config.quantizer!r}.")
+    if config.attention_levels is not None or config.num_encoder_channels != config.latent_channels:
+        raise ValueError(
+            "`attention_levels` and `encoder_out_channels` must be None for the official code, got "
+            f"{config.attention_levels} and {config.encoder_out_channels}."
+        )
+    return official_weights(model, _vqvae_names(model))
 
 
 def export_official_var(model: VARTransformer) -> StateDict:
@@ -131,13 +138,7 @@ def export_official_var(model: VARTransformer) -> StateDict:
             f"`block_sizes` must be one block per scale for the official code, got {config.block_lengths} for scales "
             f"of {config.scale_lengths} tokens."
         )
-    weights = model.state_dict()
-    parts: dict[str, list[torch.Tensor]] = {}
-    for ours, (official, _) in _var_names(model).items():
-        parts.setdefault(official, []).append(weights[ours])
-    exported = {name: torch.cat(tensors) for name, tensors in parts.items()}
-    for name, tensor in exported.items():
-        exported[name] = _official_view(name, tensor)
+    exported = official_weights(model, _var_names(model), _official_view)
     levels = torch.arange(len(config.patch_nums)).repeat_interleave(torch.tensor(config.scale_lengths))
     exported["lvl_1L"] = levels.view(1, -1)
     dtype = exported["pos_1LC"].dtype
@@ -157,30 +158,16 @@ def imagenet_id2label() -> dict[int, str]:
 
 
 def _infer_vqvae_fields(state_dict: StateDict, overrides: dict) -> dict:
-    num_levels = max(count(state_dict, r"encoder\.down\.(\d+)\.block\."), 1)
-    level_convs = [f"encoder.down.{level}.block.0.conv1.weight" for level in range(num_levels)]
-    ends = ["encoder.conv_in.weight", "decoder.conv_out.weight", "quant_conv.weight"]
-    require_keys(state_dict, "VQVAE", {"quantize.embedding.weight": 2, **dict.fromkeys([*ends, *level_convs], 4)})
-    base_channels, in_channels = state_dict["encoder.conv_in.weight"].shape[:2]
-    out_channels = state_dict["decoder.conv_out.weight"].shape[0]
+    fields = infer_network_fields(state_dict, "VQVAE", "quantize.embedding.weight")
 
     def has(prefix: str) -> bool:
         return any(name.startswith(prefix) for name in state_dict)
 
     hits = state_dict.get("quantize.ema_vocab_hit_SV")
     num_scales = len(hits) if hits is not None and hits.ndim == 2 else None
-    fields = {
-        "in_channels": in_channels,
-        "out_channels": None if out_channels == in_channels else out_channels,
-        "base_channels": base_channels,
-        "channel_multipliers": [state_dict[name].shape[0] // base_channels for name in level_convs],
-        "num_res_blocks": count(state_dict, r"encoder\.down\.0\.block\.(\d+)\."),
-        "last_level_attention": has(f"encoder.down.{num_levels - 1}.attn."),
-        "mid_block_attention": has("encoder.mid.attn_1."),
-        "latent_channels": state_dict["quantize.embedding.weight"].shape[1],
-        "quant_conv_kernel_size": state_dict["quant_conv.weight"].shape[-1],
-        "codebook_size": state_dict["quantize.embedding.weight"].shape[0],
-    }
+    fields |= dict(
+        zip(("codebook_size", "latent_channels"), state_dict["quantize.embedding.weight"].shape, strict=True)
+    )
     if has("quantize.quant_resi.qresi."):
         fields["num_refinement_convs"] = 1
     elif has("quantize.quant_resi.qresi_ls."):
@@ -262,7 +249,6 @@ def _infer_patch_nums(state_dict: StateDict) -> list[int]:
 
 def _vqvae_names(model: VQVAEModel) -> dict[str, str]:
     """Official name of every weight."""
-    last_level = len(model.config.channel_multipliers) - 1
     # No convolution per se, one for all, one list for several: the official module's layout depends on the sharing.
     phi = {0: r"quantize.quant_resi.\1", 1: "quantize.quant_resi.qresi"}.get(
         model.config.num_refinement_convs, r"quantize.quant_resi.qresi_ls.\1"
@@ -271,22 +257,13 @@ def _vqvae_names(model: VQVAEModel) -> dict[str, str]:
         (r"^quantizer\.codebook\.weight$", "quantize.embedding.weight"),
         (r"^quantizer\.codebook\.running_hits$", "quantize.ema_vocab_hit_SV"),
         (r"^quantizer\.refinement_convs\.(\d+)", phi),
-        (r"\.mid_block\.resnet(\d)", r".mid.block_\1"),
-        (r"\.mid_block\.attention", ".mid.attn_1"),
-        (r"^encoder\.levels\.(\d+)\.resample", r"encoder.down.\1.downsample"),
-        (r"^encoder\.levels\.(\d+)", r"encoder.down.\1"),
-        (r"^decoder\.levels\.(\d+)\.resample", r"decoder.levels.\1.upsample"),
-        # The official decoder counts its levels from the finest one.
-        (r"^decoder\.levels\.(\d+)", lambda match: f"decoder.up.{last_level - int(match.group(1))}"),
-        (r"\.resnets\.", ".block."),
-        (r"\.attentions\.", ".attn."),
-        (r"\.shortcut\.", ".nin_shortcut."),
     ]
-    return {name: rename(name, rules) for name in model.state_dict()}
+    quantizer = [name for name in model.state_dict() if re.match(r"quantizer\.(?!codebook\.average_)", name)]
+    return {name: rename(name, rules) for name in quantizer} | network_names(model)
 
 
-def _var_names(model: VARTransformer) -> dict[str, tuple[str, int | None]]:
-    """Official name of every weight, and which third of its rows where the official code fuses three of ours."""
+def _var_names(model: VARTransformer) -> Names:
+    """Official name of every weight, and which third of it where the official code fuses three of ours."""
     rules = [
         (r"^embeddings\.class_embedding", "class_emb"),
         (r"^embeddings\.input_proj", "word_embed"),
@@ -304,7 +281,11 @@ def _var_names(model: VARTransformer) -> dict[str, tuple[str, int | None]]:
         (r"^layers\.(\d+)\.adaln\.offset$", r"blocks.\1.ada_gss"),
     ]
     fused = {"q_proj.weight": 0, "k_proj.weight": 1, "v_proj.weight": 2}
-    return {name: (rename(name, rules), fused.get(".".join(name.split(".")[-2:]))) for name in model.state_dict()}
+    names: dict[str, str | Third | tuple[str, ...]] = {}
+    for name in model.state_dict():
+        third = fused.get(".".join(name.split(".")[-2:]))
+        names[name] = rename(name, rules) if third is None else Third(rename(name, rules), third)
+    return names
 
 
 def _official_view(name: str, tensor: torch.Tensor) -> torch.Tensor:

@@ -12,6 +12,7 @@ from collections.abc import Mapping
 import torch
 
 from ..autoencoders import HierarchicalVQVAEConfig, HierarchicalVQVAEModel
+from ..autoencoders.codebook import AveragedCodebook
 from ..weight_files import StateDict, read_state_dict
 from .common import check_overrides, count, fill, require_keys
 
@@ -88,11 +89,10 @@ def export_vqvae2(model: HierarchicalVQVAEModel) -> StateDict:
             f"`strides` must be (4,) or (4, 2) for rosinality/vq-vae-2-pytorch, got {tuple(model.config.strides)}."
         )
     weights = model.state_dict()
-    for codebook in (f"codebooks.{level}" for level in range(len(model.codebooks))):
-        hits, sums = weights[f"{codebook}.average_hits"], weights[f"{codebook}.average_sums"]
-        if not hits.any() and not sums.any():
-            weights[f"{codebook}.average_hits"] = torch.ones_like(hits)
-            weights[f"{codebook}.average_sums"] = weights[f"{codebook}.weight"]
+    for level, codebook in enumerate(model.codebooks):
+        if isinstance(codebook, AveragedCodebook) and not codebook.has_averages:
+            weights[f"codebooks.{level}.average_hits"] = torch.ones_like(codebook.average_hits)
+            weights[f"codebooks.{level}.average_sums"] = codebook.weight
     names = {ours: official for ours, official in _names(model.config).items() if not ours.endswith("running_hits")}
     return {official: _transposed(ours, weights[ours]).clone() for ours, official in names.items()}
 

@@ -15,7 +15,7 @@ import torch
 
 from ..priors import RQTransformer, RQTransformerConfig
 from ..weight_files import StateDict, read_state_dict
-from .common import check_overrides, count, fill, rename, require_keys
+from .common import check_overrides, count, fill, official_weights, rename, require_keys
 from .official_var import imagenet_id2label
 from .taming import LAYER_RULES, position_view
 
@@ -73,10 +73,7 @@ def export_rq_transformer(model: RQTransformer) -> StateDict:
             f"`max_position_embeddings` must be at most {num_positions} for the official RQ-Transformer, got "
             f"{config.max_position_embeddings}."
         )
-    weights = model.state_dict()
-    exported = {
-        official: position_view(official, weights[ours]).clone() for ours, official in _rq_names(model).items()
-    }
+    exported = official_weights(model, _rq_names(model), position_view)
     positions = exported.pop("pos_emb")
     # The last position has an embedding there, although nothing reads its codes.
     positions = torch.nn.functional.pad(positions, (0, 0, 0, num_positions - positions.shape[1]))

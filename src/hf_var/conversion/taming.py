@@ -18,7 +18,7 @@ import torch
 from ..priors import RQTransformer, RQTransformerConfig
 from ..scales import normalize_patch_nums, scale_sizes
 from ..weight_files import StateDict, read_state_dict
-from .common import check_overrides, count, fill, rename, require_keys
+from .common import check_overrides, count, fill, official_weights, rename, require_keys
 from .official_var import imagenet_id2label
 
 
@@ -84,8 +84,7 @@ def export_taming_gpt(model: RQTransformer) -> StateDict:
             f"taming-transformers, got depth {config.depth}, num_depth_layers={config.num_depth_layers}, "
             f"shared_embedding={config.shared_embedding} and head_bias={config.head_bias}."
         )
-    weights = model.state_dict()
-    return {official: position_view(official, weights[ours]).clone() for ours, official in _gpt_names(model).items()}
+    return official_weights(model, _gpt_names(model), position_view)
 
 
 def position_view(name: str, tensor: torch.Tensor) -> torch.Tensor:

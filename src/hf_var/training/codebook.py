@@ -16,8 +16,7 @@ from accelerate.utils import broadcast, reduce
 from torch.nn import functional
 
 from ..autoencoders import Tokenizer, TokenizerConfig
-from ..autoencoders.codebook import BaseCodebook
-from ..autoencoders.modeling_hierarchical_vqvae import LevelCodebook
+from ..autoencoders.codebook import AveragedCodebook, BaseCodebook
 from ..metrics.codebook_usage import DEAD_THRESHOLD, is_dead
 from ..scales import bounds
 
@@ -124,7 +123,7 @@ class MovingAverageCodebook:
     gradient. Vectors are weighted by the area of the latents that they cover, `1 / n` for a map of n tokens: so the
     codes minimise the error of the latents, and the many tokens of fine scales do not dominate. With scales of one
     size this is the plain average. There is one update per optimizer step, from all of its batches and processes. A
-    codebook that has averages (`LevelCodebook`) continues them, and keeps them up to date.
+    codebook that has averages (`AveragedCodebook`) continues them, and keeps them up to date.
     """
 
     def __init__(self, part: CodebookPart, decay: float = DECAY, epsilon: float = 1e-5):
@@ -134,7 +133,7 @@ class MovingAverageCodebook:
         weight = part.codebook.vectors
         if weight.requires_grad:
             raise ValueError("The codebook's weight must not require a gradient if it follows moving averages.")
-        if isinstance(part.codebook, LevelCodebook):
+        if isinstance(part.codebook, AveragedCodebook):
             self.sizes, self.sums = part.codebook.average_hits, part.codebook.average_sums
         else:
             self.sizes, self.sums = torch.zeros(len(weight), device=weight.device), torch.zeros_like(weight)

@@ -9,7 +9,7 @@ from accelerate import Accelerator
 from torch import nn
 
 from ..autoencoders import Tokenizer, TokenizerConfig, VQVAEOutput
-from ..autoencoders.modeling_hierarchical_vqvae import LevelCodebook
+from ..autoencoders.codebook import AveragedCodebook
 from ..metrics.codebook_usage import DEAD_THRESHOLD, CodeStatistics, energy_metrics, residual_energy
 from ..ranges import CheckedFields, NonNegativeInt, OneOf, PositiveInt, Share, argument
 from .average import AveragedWeights
@@ -58,7 +58,7 @@ class CodebookTraining:
         is_averaged = self.config.codebook_update == "ema"
         self.moving_averages = [MovingAverageCodebook(part) for part in self.parts if is_averaged]
         for codebook in self.vqvae.codebooks:
-            if isinstance(codebook, LevelCodebook) and not is_averaged:
+            if isinstance(codebook, AveragedCodebook) and not is_averaged:
                 codebook.forget_averages()
         self.statistics = CodeStatistics(self.vqvae.config, self.accelerator.device)
 
