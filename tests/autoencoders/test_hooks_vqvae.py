@@ -29,6 +29,7 @@ METHODS = {
     "latents": lambda model, images, codes, latents: model.latents(codes),
     "running_latents": lambda model, images, codes, latents: model.running_latents(codes)[1],
     "quantizer_inputs": lambda model, images, codes, latents: model.quantizer_inputs(latents),
+    "soft_codes": lambda model, images, codes, latents: model.soft_codes(latents, stochastic=False)[1],
     "next_scale": lambda model, images, codes, latents: model.next_scale(latents, codes[:, 1:5], 1)[1],
     "scale_inputs": lambda model, images, codes, latents: model.scale_inputs(latents, 1),
     "code_vectors": lambda model, images, codes, latents: model.code_vectors(codes),

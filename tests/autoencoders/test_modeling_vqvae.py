@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 import torch
 
-from hf_var import VQVAEDecoderOutput, VQVAEEncoderOutput, VQVAEModel, VQVAEOutput
+from hf_var import VQVAEConfig, VQVAEDecoderOutput, VQVAEEncoderOutput, VQVAEModel, VQVAEOutput
 
 
 @torch.no_grad()
@@ -172,6 +172,63 @@ def test_code_vectors_are_set_by_their_codes(make_vqvae):
     assert torch.equal(vqvae.codebook.vectors[6:], before[6:])
     vqvae.codebook.set_vectors(before)
     assert torch.equal(vqvae.code_vectors(torch.arange(32)), before)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("patch_nums", [(1, 2, 4), (4, 4), (4,)])
+@pytest.mark.parametrize("normalize_codebook", [False, True])
+def test_soft_codes_are_distances_along_the_codes(make_vqvae, make_images, patch_nums, normalize_codebook):
+    model = make_vqvae(patch_nums=patch_nums, normalize_codebook=normalize_codebook)
+    encoded = model.encode(make_images(model))
+    codes, probabilities = model.soft_codes(encoded.features, 0.7, stochastic=False)
+    assert torch.equal(codes, encoded.codes)
+    assert torch.equal(probabilities.argmax(dim=-1), codes)
+    inputs, vectors = model.quantizer_inputs(encoded.features), model.codebook.vectors
+    if normalize_codebook:
+        inputs, vectors = (torch.nn.functional.normalize(values, dim=-1) for values in (inputs, vectors))
+    expected = (-torch.cdist(inputs, vectors).square() / 0.7).softmax(dim=-1)
+    torch.testing.assert_close(probabilities, expected, rtol=0, atol=1e-5)
+
+
+@torch.no_grad()
+def test_drawn_soft_codes_steer_the_later_ones(make_vqvae, make_images):
+    model = make_vqvae(patch_nums=(4, 4, 4))
+    features = model.encode(make_images(model)).features
+    draws = [model.soft_codes(features, 2.0, generator=torch.Generator().manual_seed(seed)) for seed in (0, 0, 1)]
+    assert torch.equal(draws[0][0], draws[1][0])
+    assert not torch.equal(draws[0][0], draws[2][0])
+    # The first map's probabilities are those of the features themselves, the others' follow from the codes before.
+    assert torch.equal(draws[0][1][:, :16], draws[2][1][:, :16])
+    assert not torch.allclose(draws[0][1][:, 16:], draws[2][1][:, 16:], atol=0.01)
+    codes, probabilities = draws[0]
+    latents = model.latents(codes[:, :32], num_scales=2)
+    rest = (features - latents).flatten(2).transpose(1, 2)
+    expected = (-torch.cdist(rest, model.codebook.vectors).square() / 2).softmax(dim=-1)
+    torch.testing.assert_close(probabilities[:, 32:], expected, rtol=0, atol=1e-4)
+    # A cold draw is the nearest code, a hot one is any.
+    cold, _ = model.soft_codes(features, 1e-6)
+    assert torch.equal(cold, model.encode(make_images(model)).codes)
+    hot, _ = model.soft_codes(features, 1e6, generator=torch.Generator().manual_seed(0))
+    assert len(hot.unique()) > 25
+
+
+def test_soft_codes_need_a_codebook_and_sound_arguments(vqvae, make_vqvae, images):
+    features = vqvae.encode(images).features
+    for arguments, message in (
+        ((features, 0), "`temperature` must be positive, got 0"),
+        ((features, "1"), "`temperature` must be a number, positive, got '1'"),
+        ((features, float("nan")), "`temperature` must be a number, positive, got nan"),
+        ((features, 1.0, 1), "`stochastic` must be true or false, got 1"),
+        ((features, 1.0, True, 3), "`generator` must be a `torch.Generator` or None, got int"),
+        ((features[:, :2],), r"`features`.*\(batch, 4, 4, 4\)"),
+        ((None,), "`features` must be floating-point numbers in a tensor, got NoneType"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            vqvae.soft_codes(*arguments)
+    fsq = VQVAEModel(VQVAEConfig(**{**vqvae.config.to_dict(), "quantizer": "fsq", "fsq_levels": (2, 2, 2, 4)}))
+    with pytest.raises(ValueError, match="`quantizer` must be 'vq' for `soft_codes`, got 'fsq'"):
+        fsq.soft_codes(features)
+    assert not vqvae.soft_codes(features)[1].requires_grad
 
 
 def test_averages_are_saved_with_the_weights(make_vqvae, tmp_path):

@@ -152,3 +152,36 @@ def test_losses_and_gradients_of_rqvae(rqvae):
     (reconstruction + output.loss).backward()
     assert model.codebook.weight.grad is None or not model.codebook.weight.grad.any()
     rqvae.assert_gradients_close("", official_gradients(model, export_rqvae))
+
+
+@torch.no_grad()
+def test_soft_codes_of_rqvae(rqvae):
+    model, temperature = load_rq(rqvae), rqvae.manifest["soft_code_temperature"]
+    features = model.encode(rqvae.inputs["pixels"]).features
+    codes, probabilities = model.soft_codes(features, temperature, stochastic=False)
+    rqvae.assert_close("codes", theirs(codes, rqvae))
+    rqvae.assert_close("soft_codes", theirs(probabilities, rqvae))
+    generator = torch.Generator().manual_seed(8)
+    drawn, along_drawn = model.soft_codes(features, temperature, generator=generator)
+    rqvae.assert_close("stochastic_seed8/codes", theirs(drawn, rqvae))
+    rqvae.assert_close("stochastic_seed8/soft_codes", theirs(along_drawn, rqvae))
+    # The reference's own call: the default generator, seeded.
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(8)
+        assert torch.equal(model.soft_codes(features, temperature)[0], drawn)
+
+
+@torch.no_grad()
+def test_soft_codes_that_an_rq_transformer_learns(make_vqvae):
+    case = load_lineage_case("rqtransformer", "class")
+    vectors = load_lineage_case("rqtransformer", "codebook").weights["weight"][:-1]
+    features, expected = case.inputs["class/features"].movedim(-1, 1), case.expected["class/soft/codes_seed11"]
+    height, width, depth = expected.shape[1:]
+    fields = {"latent_channels": vectors.shape[1], "codebook_size": len(vectors), "refinement_ratio": 0.0}
+    model = make_vqvae(patch_nums=[(height, width)] * depth, **fields)
+    model.codebook.set_vectors(vectors)
+    temperature = case.manifest["soft_code_temperature"]
+    codes, targets = model.soft_codes(features, temperature, generator=torch.Generator().manual_seed(11))
+    case.assert_close("class/soft/codes_seed11", stack_codes(codes, depth).unflatten(1, (height, width)))
+    targets = targets.unflatten(1, (depth, height, width)).movedim(1, 3)
+    case.assert_close("class/soft/targets", targets)

@@ -89,6 +89,17 @@ class BaseCodebook(CodeWeights):
         raise ValueError(f"The code vectors of {type(self).__name__} are fixed.")
 
 
+def similarity(vectors: torch.Tensor, code_vectors: torch.Tensor, normalize: bool) -> torch.Tensor:
+    """
+    Minus half the squared distances of `(number, channels)` vectors to `(codes, channels)` code vectors, up to a number for
+    each vector: `(number, codes)`, largest for the nearest. With `normalize` all vectors have unit length (cosine).
+    """
+    if normalize:
+        return functional.normalize(vectors, dim=-1) @ functional.normalize(code_vectors, dim=-1).T
+    # Without the vector's own square, which is the same for all codes.
+    return torch.addmm(code_vectors.square().sum(dim=-1), vectors, code_vectors.T, beta=-0.5)
+
+
 class Codebook(BaseCodebook, nn.Embedding):
     """Vectors that are weights (van den Oord et al. 2017), found by Euclidean or cosine distance."""
 
@@ -106,13 +117,8 @@ class Codebook(BaseCodebook, nn.Embedding):
     def forward(self, inputs: torch.Tensor) -> torch.Tensor:
         if not inputs.is_floating_point():
             return super().forward(inputs)
-        vectors = inputs.flatten(0, -2)
-        if self.normalize:
-            similarity = functional.normalize(vectors, dim=-1) @ functional.normalize(self.weight, dim=-1).T
-        else:
-            # Without the vector's own square, which is the same for all codes, minus half the squared distance.
-            similarity = torch.addmm(self.weight.square().sum(dim=-1), vectors, self.weight.T, beta=-0.5)
-        return similarity.argmax(dim=-1).view(inputs.shape[:-1])
+        found = similarity(inputs.flatten(0, -2), self.weight, self.normalize).argmax(dim=-1)
+        return found.view(inputs.shape[:-1])
 
     @property
     def vectors(self) -> torch.Tensor:

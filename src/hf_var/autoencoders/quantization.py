@@ -7,7 +7,7 @@ computes in fp32, also inside autocast: the search compares small differences of
 reconstruction adds up over the scales.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -23,6 +23,10 @@ from .fsq import FiniteScalarCodebook
 
 
 CODEBOOKS: dict[str, type[BaseCodebook]] = {"vq": Codebook, "fsq": FiniteScalarCodebook}
+
+
+# From vectors `(batch, length of scale, latent_channels)` to their codes `(batch, length of scale)`.
+Search = Callable[[torch.Tensor], torch.Tensor]
 
 
 class RefinementConv(Float32Weights, nn.Conv2d):
@@ -126,13 +130,19 @@ class MultiScaleResidualQuantizer(nn.Module):
         return self.refinement_convs[self.refinement_indices[scale]](expanded.contiguous())
 
     def steps(
-        self, features: torch.Tensor | None = None, codes: torch.Tensor | None = None, exact: bool = False
+        self,
+        features: torch.Tensor | None = None,
+        codes: torch.Tensor | None = None,
+        exact: bool = False,
+        search: Search | None = None,
     ) -> Iterator[Step]:
         """
         The residual loop, in which the token map of every scale adds to the latents. The maps are those that `codes` of
         shape `(batch, length)` hold, coarse to fine (algorithm 2). Or they code what the scales before them leave of
-        `features` (algorithm 1); with `exact` without an error, as if there were infinitely many codes.
+        `features` (algorithm 1), by `search` in place of the nearest codes if given; with `exact` without an error, as if
+        there were infinitely many codes.
         """
+        search = search or self.codebook
         residual = latents = None
         if features is not None:
             # Where the codes are weights, the residual only steers the search, which has no gradient.
@@ -141,7 +151,7 @@ class MultiScaleResidualQuantizer(nn.Module):
         for scale, (begin, end) in enumerate(self.scale_bounds):
             if residual is not None:
                 inputs = self._search_inputs(residual, scale)
-                found = None if exact else self.codebook(inputs)
+                found = None if exact else search(inputs)
                 vectors = inputs if found is None else self.codebook.straight_through(self.codebook(found), inputs)
             elif codes is not None and begin < codes.shape[1]:
                 inputs, found = None, codes[:, begin:end]

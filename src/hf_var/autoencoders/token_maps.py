@@ -4,8 +4,10 @@
 import torch
 from diffusers.utils.accelerate_utils import apply_forward_hook
 
+from ..ranges import PositiveFloat, checked
 from ..tensor_checks import check_batch
 from .checks import as_codes, as_scale, check_latents, check_shape, check_weights
+from .codebook import similarity
 from .configuration_vqvae import VQVAEConfig
 from .quantization import MultiScaleResidualQuantizer, full_precision
 
@@ -72,6 +74,60 @@ class TokenMapsMixin:
         with torch.no_grad(), full_precision(features):
             inputs = [step.inputs for step in self.quantizer.steps(features, exact=exact)]
             return torch.cat(inputs, dim=1)  # pyright: ignore[reportArgumentType]
+
+    @apply_forward_hook
+    def soft_codes(
+        self,
+        features: torch.Tensor,
+        temperature: float = 1.0,
+        stochastic: bool = True,
+        generator: torch.Generator | None = None,
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        r"""
+        Codes and, for each, the probabilities of all codes in its place (Lee et al. 2022, section 3.2.3): the softmax of
+        the negative squared distances of the code vectors over `temperature`. Each scale codes what the codes of the
+        scales before it leave. An [`RQTransformer`] that reads the former and predicts the latter, its `soft_labels`, has
+        less exposure bias.
+
+        Args:
+            features (`torch.FloatTensor` of shape `(batch, latent_channels, latent height, latent width)`):
+                Features, as [`VQVAEModel.encode`] returns them.
+            temperature (`float`, *optional*, defaults to 1.0): Positive; the smaller, the likelier the nearest code.
+            stochastic (`bool`, *optional*, defaults to `True`):
+                Whether codes are drawn from the probabilities, scale after scale, instead of being the nearest ones.
+            generator (`torch.Generator`, *optional*): Of the draws; it may be on another device.
+
+        Returns:
+            `tuple[torch.LongTensor, torch.FloatTensor]`: Codes `(batch, length)`, and probabilities of shape
+            `(batch, length, codebook_size)`, in fp32 and without a gradient.
+
+        Raises:
+            `ValueError`: If the shape or an argument does not fit, or the codes have no distances (`quantizer="fsq"`).
+        """
+        if self.config.quantizer != "vq":
+            raise ValueError(f"`quantizer` must be 'vq' for `soft_codes`, got {self.config.quantizer!r}.")
+        check_latents("features", features, self.config)
+        temperature = checked("temperature", temperature, PositiveFloat)
+        stochastic = checked("stochastic", stochastic, bool)
+        if generator is not None and not isinstance(generator, torch.Generator):
+            raise ValueError(f"`generator` must be a `torch.Generator` or None, got {type(generator).__name__}.")
+        probabilities = []
+        with torch.no_grad(), full_precision(features):
+            codebook = self.quantizer.codebook
+            vectors = codebook(torch.arange(self.config.codebook_size, device=features.device))
+
+            def search(inputs: torch.Tensor) -> torch.Tensor:
+                scores = 2 * similarity(inputs.flatten(0, 1), vectors, self.config.normalize_codebook)
+                shares = torch.softmax(scores / temperature, dim=-1)  # (batch * length of scale, codebook_size)
+                probabilities.append(shares.unflatten(0, inputs.shape[:2]))
+                if not stochastic:
+                    return codebook(inputs)
+                device = shares.device if generator is None else generator.device
+                drawn = torch.multinomial(shares.to(device), 1, generator=generator)
+                return drawn.to(shares.device).view(inputs.shape[:2])
+
+            codes = [step.codes for step in self.quantizer.steps(features, search=search)]
+        return torch.cat(codes, dim=1), torch.cat(probabilities, dim=1)  # pyright: ignore[reportArgumentType]
 
     @apply_forward_hook
     def teacher_forcing(self, codes: torch.Tensor, is_raster: bool = False) -> torch.Tensor:
