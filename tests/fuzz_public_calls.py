@@ -31,6 +31,8 @@ from hf_var.conversion import (
     load_official_vqvae,
     load_pixelcnn,
     load_pixelsnail,
+    load_rqvae,
+    load_taming_vqgan,
     load_vqvae2,
 )
 from hf_var.pipelines.image_grids import progress_strip, save_progress_gif
@@ -96,7 +98,7 @@ def entry_points() -> dict[str, tuple]:
         each.set_progress_bar_config(disable=True)
     pair = {"codes": CODES, "other_codes": CODES}
     vqvae, transformer = pipe.vqvae, pipe.transformer
-    latents = {"latents": torch.zeros(2, 4, 4, 4)}
+    latents, soft = {"latents": torch.zeros(2, 4, 4, 4)}, {"features": torch.zeros(2, 4, 4, 4)}
     picture = Image.new("RGB", (8, 8))
     return raster_entry_points(options) | {
         "pipelines.call": (pipe, {"class_labels": [0, 1]}, options),
@@ -126,8 +128,16 @@ def entry_points() -> dict[str, tuple]:
         "scoring.classify": (classify, {"pipe": pipe, "codes": CODES}, ["images", "prior", "batch_size"]),
         "conversion.var": (load_official_var, {"checkpoint": {}}, ["patch_nums", "num_attention_heads", "id2label"]),
         "conversion.vqvae": (load_official_vqvae, {"checkpoint": {}}, ["patch_nums", "beta"]),
+        "conversion.taming_vqgan": (load_taming_vqgan, {"checkpoint": {}}, ["section", "patch_nums", "sample_type"]),
+        "conversion.rqvae": (load_rqvae, {"checkpoint": {}}, ["patch_nums", "codebook_averages"]),
         "configurations.var": (VARConfig, {}, ["patch_nums", "hidden_size", "num_labels", "id2label", "block_sizes"]),
         "configurations.vqvae": (VQVAEConfig, {}, ["patch_nums", "codebook_size", "channel_multipliers", "quantizer"]),
+        "configurations.levels": (
+            VQVAEConfig,
+            {},
+            ["attention_levels", "last_level_attention", "encoder_out_channels"],
+        ),
+        "configurations.maps": (VQVAEConfig, {}, ["sample_type", "in_channels", "out_channels", "codebook_averages"]),
         "cli.run": (run_command, {}, ["words"]),
         "models.transformer": (transformer, {"class_labels": torch.tensor([0, 1])}, ["scale_inputs", "class_embeds"]),
         "models.get_class_embeds": (transformer.get_class_embeds, {"class_labels": torch.tensor([0])}, []),
@@ -135,6 +145,8 @@ def entry_points() -> dict[str, tuple]:
         "models.decode": (vqvae.decode, {"codes": CODES}, ["latents", "num_scales", "return_dict"]),
         "models.next_scale": (vqvae.next_scale, {"latents": None, "content": CODES[:, :1], "k": 0}, []),
         "models.teacher_forcing": (vqvae.teacher_forcing, {"codes": CODES}, []),
+        "models.soft_codes": (vqvae.soft_codes, soft, ["temperature", "stochastic", "generator"]),
+        "models.at_size": (vqvae.at_size, {"height": 8, "width": 8}, []),
         "models.code_vectors": (vqvae.code_vectors, {"codes": CODES}, []),
         "models.scale_inputs": (vqvae.scale_inputs, latents | {"k": 1}, []),
         "models.enable_tiling": (vqvae.enable_tiling, {}, ["tile_sample_min_size", "tile_overlap_factor"]),

@@ -339,7 +339,7 @@ def test_what_diffusers_asks_pipelines_for_and_tells_them():
 
 
 @contract(
-    "autoencoders/modeling_vqvae.py: accelerate_utils.apply_forward_hook _group_offload_block_modules",
+    "autoencoders/modeling_vqvae.py: accelerate_utils.apply_forward_hook _group_offload_block_modules _hf_hook",
     "autoencoders/token_maps.py: accelerate_utils.apply_forward_hook",
     "autoencoders/modeling_hierarchical_vqvae.py: accelerate_utils.apply_forward_hook _group_offload_block_modules",
     "priors/modeling_var.py: _hf_hook",

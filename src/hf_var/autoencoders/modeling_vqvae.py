@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Multi-scale VQ-VAE: images to token maps and back."""
 
+import copy
 from functools import partial
 
 import torch
@@ -10,6 +11,8 @@ from transformers import PreTrainedModel
 from transformers import initialization as init
 
 from ..loading import CheckedModelMixin
+from ..ranges import PositiveInt, checked
+from ..scales import normalize_patch_nums
 from .checks import check_latents, check_pixels, wants_dict
 from .codebook import BaseCodebook, CodeWeights
 from .configuration_vqvae import VQVAEConfig
@@ -187,6 +190,54 @@ class VQVAEModel(TokenMapsMixin, SlicingAndTilingMixin, CheckedModelMixin, PreTr
             sample = sample.clamp(-1, 1)
         output = VQVAEDecoderOutput(sample=sample.contiguous())
         return output if wants_dict(return_dict, self.config) else output.to_tuple()
+
+    def at_size(self, height: int, width: int) -> "VQVAEModel":
+        r"""
+        The same tokenizer for images of another size. No weight depends on the size if all token maps have the size of the
+        latents, as in a VQ-VAE, VQGAN or RQ-VAE.
+
+        Args:
+            height (`int`): Height of the images in pixels, a multiple of `config.downsampling_factor`.
+            width (`int`): Their width, likewise.
+
+        Returns:
+            [`VQVAEModel`]: It shares all modules and weights with this one, which stays as it is, and has a configuration of
+            its own.
+
+        Raises:
+            `ValueError`: If the token maps are of several sizes, or a side is not a positive multiple.
+
+        Example:
+
+        ```python
+        >>> from hf_var import VQVAEConfig, VQVAEModel
+
+        >>> config = VQVAEConfig(base_channels=32, channel_multipliers=(1, 2), latent_channels=8, patch_nums=(4, 4))
+        >>> VQVAEModel(config).at_size(8, 12).config.patch_nums
+        [[4, 6], [4, 6]]
+        ```
+        """
+        config, factor = copy.deepcopy(self.config), self.config.downsampling_factor
+        if len(set(config.scale_sizes)) > 1:
+            raise ValueError(f"`patch_nums` must be maps of one size for `at_size`, got {config.patch_nums}.")
+        sides = {"height": height, "width": width}
+        for name, side in sides.items():
+            if checked(name, side, PositiveInt) % factor:
+                raise ValueError(f"`{name}` must be a multiple of {factor}, the downsampling factor, got {side}.")
+        size = [side // factor for side in sides.values()]
+        config.patch_nums = normalize_patch_nums([size] * len(config.patch_nums))
+        with torch.device("meta"):
+            model = type(self)(config)
+        for name, module in self.named_children():
+            if module is not self.quantizer:
+                setattr(model, name, module)
+        for name, module in self.quantizer.named_children():
+            setattr(model.quantizer, name, module)
+        self._copy_options(model)
+        # Accelerate's hook of the whole model, which brings all weights to the device.
+        if hasattr(self, "_hf_hook"):
+            model._hf_hook = self._hf_hook
+        return model.train(self.training)
 
     @property
     def codebook(self) -> BaseCodebook:

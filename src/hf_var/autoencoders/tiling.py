@@ -56,6 +56,11 @@ class SlicingAndTilingMixin:
         """Decode images as a whole again."""
         self.use_tiling = False
 
+    def _copy_options(self, other: "SlicingAndTilingMixin") -> None:
+        """Give `other` the same options."""
+        for name in ("use_slicing", "use_tiling", "tile_sample_min_size", "tile_overlap_factor"):
+            setattr(other, name, getattr(self, name))
+
     def _map_slices(self, function: Callable[[torch.Tensor], torch.Tensor], inputs: torch.Tensor) -> torch.Tensor:
         if self.use_slicing and inputs.shape[0] > 1:
             return torch.cat([function(part) for part in inputs.split(1)])

@@ -5,7 +5,7 @@ import torch
 from diffusers.utils.accelerate_utils import apply_forward_hook
 
 from ..ranges import PositiveFloat, checked
-from ..tensor_checks import check_batch
+from ..tensor_checks import check_batch, check_finite
 from .checks import as_codes, as_scale, check_latents, check_shape, check_weights
 from .codebook import similarity
 from .configuration_vqvae import VQVAEConfig
@@ -102,12 +102,14 @@ class TokenMapsMixin:
             `(batch, length, codebook_size)`, in fp32 and without a gradient.
 
         Raises:
-            `ValueError`: If the shape or an argument does not fit, or the codes have no distances (`quantizer="fsq"`).
+            `ValueError`: If the shape or an argument does not fit, the features are not finite (checked on the CPU only), or
+                the codes have no distances (`quantizer="fsq"`).
         """
         if self.config.quantizer != "vq":
             raise ValueError(f"`quantizer` must be 'vq' for `soft_codes`, got {self.config.quantizer!r}.")
         check_latents("features", features, self.config)
-        temperature = checked("temperature", temperature, PositiveFloat)
+        check_finite("features", features)
+        temperature = float(checked("temperature", temperature, PositiveFloat))
         stochastic = checked("stochastic", stochastic, bool)
         if generator is not None and not isinstance(generator, torch.Generator):
             raise ValueError(f"`generator` must be a `torch.Generator` or None, got {type(generator).__name__}.")
