@@ -35,7 +35,6 @@ from hf_var.conversion.common import check_overrides
 from hf_var.data import AugmentConfig, DataConfig
 from hf_var.hub.cards import write_pipeline_card
 from hf_var.hub.push import PipelineHubConfig, create_repository, push_result
-from hf_var.metrics.likelihood import CodePredictions, measure_likelihood
 from hf_var.pipelines.image_grids import image_grid
 from hf_var.ranges import CheckedFields, NonNegativeInt, OneOf, argument
 from hf_var.training.accelerator import make_accelerator
@@ -43,6 +42,7 @@ from hf_var.training.identity import RunIdentity, make_identity
 from hf_var.training.optimization import Optimization, OptimizerConfig
 from hf_var.training.prior_data import ConditionConfig, PriorData, load_prior_data, tokenize_copies
 from hf_var.training.prior_inputs import level_inputs
+from hf_var.training.prior_training import CAPTIONS, CURVES, METRICS, train_prior
 from hf_var.training.run import RunConfig, TrainingRun
 from hf_var.training.samples import SampleConfig, spread_labels
 from hf_var.training.setup import card_contents, make_batches
@@ -52,10 +52,6 @@ PRIORS = {"pixelcnn": (PixelCNNConfig, PixelCNN), "pixelsnail": (PixelSNAILConfi
 # What a resumed run cannot change, beside the configuration.
 FIXED_ARGUMENTS = ("seed", "streaming", "augmented_copies", "prior", "level", "coarser_priors")
 FREE_CONFIG_FIELDS = ("dropout", "class_dropout_prob")
-# What is plotted of the log, where the run has it.
-CURVES = ("loss", "validation_bits_per_token", "validation_accuracy", "gradient_norm", "learning_rate")
-METRICS = ("loss", "bits_per_token", "accuracy")
-CAPTIONS = {"samples.png": "Samples, not chosen.", "curves.png": "The training."}
 
 
 # --------------------------------------------------------------------------------------------------------------------
@@ -207,41 +203,15 @@ def main(argv: Sequence[str] | None = None) -> None:
     batches, validation = make_batches(args.data, seed, accelerator, train_rows, images.validation)
     make_inputs = partial(level_inputs, vqvae, args.script.level)
     optimization = Optimization(accelerator, prior, args.optimizer, args.run.max_train_steps)
-    predictions = CodePredictions(config.scale_lengths, accelerator.device)
 
     parts = {"model": prior, "optimization": optimization, "batches": batches}
     with run.started(parts, public_arguments(*args)):
-        for batch in run.until_the_end(batches):
-            inputs = make_inputs(batch)
-            with accelerator.accumulate(optimization.model):
-                output = optimization.model(**inputs)
-                optimization.minimize(output.loss)
-            run.add(output.loss)
-            if run.is_logged(run.step + 1):
-                predictions.add(output.logits, inputs["labels"])
-            if not accelerator.sync_gradients:
-                continue
-
-            optimization.finish_step()
-            run.finish_step(
-                optimization.learning_rate, optimization.gradient_norm, broken_images=batches.broken_images
-            )
-            if run.is_logged(run.step):
-                run.write(predictions.compute(accelerator), prefix="train_")
-                predictions.reset()
+        for _ in train_prior(run, optimization, batches, validation, make_inputs):
             number = args.samples.num_samples if pipeline is not None else 0
-            is_sampled = number > 0 and run.is_due(args.samples.sample_steps)
-            is_validated = validation is not None and run.is_due(args.run.validation_steps)
-            if is_sampled or is_validated:
+            if number > 0 and run.is_due(args.samples.sample_steps):
                 with optimization.averaged():
-                    if is_validated:
-                        run.write(
-                            measure_likelihood(prior, make_inputs, validation, accelerator), prefix="validation_"
-                        )
-                    if is_sampled:
-                        run.write_image("samples", sample_images(args, pipeline))
+                    run.write_image("samples", sample_images(args, pipeline))
                 run.restart_clock()
-            run.save_if_due()
 
         accelerator.wait_for_everyone()
         if accelerator.is_main_process:

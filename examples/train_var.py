@@ -4,7 +4,7 @@ Train a VAR transformer (Tian et al. 2024) on your images, or on their codes, wi
 
 The first argument may be a recipe, a YAML file of arguments; the command line overrides it. All fields of `VARConfig` are
 arguments; those that it shares with the tokenizer are taken from there. The result is a folder for
-`VARPipeline.from_pretrained`.
+`VARPipeline.from_pretrained`, in raster order (`--block_sizes 1 1 ...`) for `ARPipeline.from_pretrained`.
 
 On one or many GPUs, from codes that tokenize_dataset.py made:
 
@@ -29,14 +29,14 @@ from accelerate import Accelerator
 from accelerate.utils import set_seed
 from PIL import Image
 
-from hf_var import VARConfig, VARPipeline, VARTransformer, VQVAEConfig, VQVAEModel, data
+from hf_var import ARPipeline, VARConfig, VARPipeline, VARTransformer, VQVAEConfig, VQVAEModel, data
 from hf_var.autoencoders import load_tokenizer
 from hf_var.cli.arguments import config_fields_class, given_fields, parse_arguments, public_arguments
 from hf_var.compatibility import enable_activation_checkpointing
 from hf_var.data import AugmentConfig, DataConfig
 from hf_var.hub.cards import write_pipeline_card
 from hf_var.hub.push import BackgroundPush, PipelineHubConfig, create_repository, push_result
-from hf_var.metrics.likelihood import CodePredictions, measure_likelihood
+from hf_var.pipelines.base import load_pipeline
 from hf_var.pipelines.image_grids import image_grid
 from hf_var.ranges import CheckedFields, NonNegativeInt, OneOf, PositiveFloat, Share, argument, own_annotations
 from hf_var.training.accelerator import make_accelerator
@@ -46,6 +46,7 @@ from hf_var.training.lora import LoraFields, add_lora, save_lora
 from hf_var.training.optimization import SCHEDULERS, Optimization, OptimizerConfig
 from hf_var.training.prior_data import ConditionConfig, PriorData, load_prior_data, tokenize_copies
 from hf_var.training.prior_inputs import check_blocks, prior_inputs
+from hf_var.training.prior_training import CAPTIONS, CURVES, METRICS, train_prior
 from hf_var.training.run import RunConfig, TrainingRun
 from hf_var.training.samples import SAMPLING, SampleConfig, spread_labels
 from hf_var.training.setup import Rows, card_contents, make_batches
@@ -58,10 +59,6 @@ FREE_CONFIG_FIELDS = ("dropout", "attention_dropout", "drop_path_rate", "class_d
 FIXED_ARGUMENTS = ("seed", "streaming", "augmented_copies", "lora_rank", "lora_alpha", "lora_target_modules")
 # Folder of the adapter in that of the result.
 LORA_FOLDER = "lora"
-# What is plotted of the log, where the run has it.
-CURVES = ("loss", "validation_bits_per_token", "validation_accuracy", "gradient_norm", "learning_rate")
-METRICS = ("loss", "bits_per_token", "accuracy")
-CAPTIONS = {"samples.png": "Samples, not chosen.", "curves.png": "The training."}
 
 
 # --------------------------------------------------------------------------------------------------------------------
@@ -135,7 +132,13 @@ def load_models(args: Arguments) -> tuple[VQVAEModel, VARTransformer | None, dic
     """The tokenizer, the transformer that is trained further, if there is one, and the defaults of sampling."""
     pretrained, sampling = None, {}
     if args.script.pretrained_var is not None:
-        pretrained = VARPipeline.from_pretrained(args.script.pretrained_var, dtype=torch.float32)
+        pretrained = load_pipeline(args.script.pretrained_var, dtype=torch.float32)
+        if not isinstance(pretrained.priors[0], VARTransformer):
+            raise ValueError(
+                f"`pretrained_var` must be a pipeline of a VARTransformer, got a {type(pretrained.priors[0]).__name__}."
+            )
+        if args.lora.lora_rank > 0 and not isinstance(pretrained, VARPipeline):
+            raise ValueError(f"`lora_rank` must be 0 for a transformer of raster order, got {args.lora.lora_rank}.")
         sampling = {name: pretrained.config[name] for name in SAMPLING}
     sampling |= args.samples.defaults
     if args.script.vqvae is None:
@@ -146,7 +149,7 @@ def load_models(args: Arguments) -> tuple[VQVAEModel, VARTransformer | None, dic
             raise ValueError(
                 f"`vqvae` must be a VQVAEModel, got a {type(vqvae).__name__}, which has no running latents."
             )
-    return vqvae.eval().requires_grad_(False), pretrained and pretrained.transformer, sampling
+    return vqvae.eval().requires_grad_(False), pretrained and pretrained.priors[0], sampling
 
 
 def make_config(
@@ -161,7 +164,7 @@ def make_config(
     for name, value in shared.items():
         if given.setdefault(name, value) != value:
             raise ValueError(f"`{name}` is {value} in the tokenizer, got {given[name]}.")
-    width = images.condition_channels
+    width = images.condition_size
     if given.setdefault("condition_channels", width) != width:
         raise ValueError(f"`condition_channels` is {width} in `condition_column`, got {given['condition_channels']}.")
     values = given
@@ -223,15 +226,20 @@ def first_metrics(args: Arguments, vqvae: VQVAEModel, transformer: VARTransforme
     }
 
 
-def make_pipeline(transformer: VARTransformer, vqvae: VQVAEModel, sampling: dict[str, float]) -> VARPipeline:
-    """What samples, with its defaults."""
-    pipeline = VARPipeline(transformer=transformer, vqvae=vqvae, **sampling)
+def make_pipeline(
+    transformer: VARTransformer, vqvae: VQVAEModel, sampling: dict[str, float]
+) -> VARPipeline | ARPipeline:
+    """What samples, with its defaults: scale by scale or, in raster order, code by code."""
+    if transformer.config.is_raster:
+        pipeline = ARPipeline(vqvae, transformer, **sampling)
+    else:
+        pipeline = VARPipeline(transformer, vqvae, **sampling)
     pipeline.set_progress_bar_config(disable=True)
     return pipeline
 
 
 def sample_images(
-    args: Arguments, pipeline: VARPipeline, batches: data.TrainingBatches, accelerator: Accelerator
+    args: Arguments, pipeline: VARPipeline | ARPipeline, batches: data.TrainingBatches, accelerator: Accelerator
 ) -> Image.Image:
     """Images of classes from the first to the last, or of the embeddings of the first training images."""
     number = args.samples.num_samples
@@ -239,7 +247,7 @@ def sample_images(
     if args.conditions.condition_column is not None:
         condition = {"class_embeds": batches.first_items(number)["class_embeds"]}
     else:
-        condition = {"class_labels": spread_labels(pipeline.transformer.config.num_labels, number)}
+        condition = {"class_labels": spread_labels(pipeline.priors[0].config.num_labels, number)}
     with accelerator.autocast():
         return image_grid(pipeline(**condition, generator=generators).images, columns=8)
 
@@ -256,7 +264,7 @@ def save(
     sampling: dict[str, float],
     folder: Path,
     is_final: bool = False,
-) -> VARPipeline | None:
+) -> VARPipeline | ARPipeline | None:
     """Save a pipeline. Adapters are saved alone while they are trained, and become part of the final weights as well."""
     if args.lora.lora_rank > 0:
         save_lora(transformer, folder / LORA_FOLDER)
@@ -269,7 +277,7 @@ def save(
     return pipeline
 
 
-def describe(args: Arguments, pipeline: VARPipeline, run: TrainingRun) -> None:
+def describe(args: Arguments, pipeline: VARPipeline | ARPipeline, run: TrainingRun) -> None:
     """Plot the training's curves and write the model card."""
     write_pipeline_card(
         args.run.output_dir,
@@ -314,40 +322,16 @@ def main(argv: Sequence[str] | None = None) -> None:
     batches, validation = make_batches(args.data, seed, accelerator, train_rows, images.validation)
     make_inputs = partial(prior_inputs, vqvae, is_raster=config.is_raster)
     optimization = Optimization(accelerator, transformer, args.optimizer, args.run.max_train_steps)
-    predictions = CodePredictions(config.scale_lengths, accelerator.device)
 
     parts = {"model": transformer, "optimization": optimization, "batches": batches}
     with run.started(parts, public_arguments(*args)):
         if accelerator.is_main_process and run.log.last("num_parameters") is None:
             run.write(first_metrics(args, vqvae, transformer, run))
-        for batch in run.until_the_end(batches):
-            inputs = make_inputs(batch)
-            with accelerator.accumulate(optimization.model):
-                output = optimization.model(**inputs)
-                optimization.minimize(output.loss)
-            run.add(output.loss)
-            if run.is_logged(run.step + 1):
-                predictions.add(output.logits, inputs["labels"])
-            # The logits are large, and the next ones come before these would go.
-            del output
-            if not accelerator.sync_gradients:
-                continue
-
-            optimization.finish_step()
-            run.finish_step(
-                optimization.learning_rate, optimization.gradient_norm, broken_images=batches.broken_images
-            )
-            if run.is_logged(run.step):
-                run.write(predictions.compute(accelerator), prefix="train_")
-                predictions.reset()
+        for _ in train_prior(run, optimization, batches, validation, make_inputs):
             is_sampled = args.samples.num_samples > 0 and run.is_due(args.samples.sample_steps)
-            is_validated = validation is not None and run.is_due(args.run.validation_steps)
             is_pushed = args.hub.push_steps > 0 and run.step % args.hub.push_steps == 0 and not run.is_finished
-            if is_sampled or is_validated or is_pushed:
+            if is_sampled or is_pushed:
                 with optimization.averaged():
-                    if is_validated:
-                        metrics = measure_likelihood(transformer, make_inputs, validation, accelerator)
-                        run.write(metrics, prefix="validation_")
                     if is_sampled:
                         # In all processes, whose parts of a sharded model are needed.
                         run.write_image("samples", sample_images(args, pipeline, batches, accelerator))
@@ -356,7 +340,6 @@ def main(argv: Sequence[str] | None = None) -> None:
                         if accelerator.is_main_process:
                             pusher.push(partial(save, args, whole, vqvae, sampling), f"Step {run.step}")
                 run.restart_clock()
-            run.save_if_due()
 
         accelerator.wait_for_everyone()
         with optimization.averaged():

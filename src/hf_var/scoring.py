@@ -106,8 +106,10 @@ def log_likelihood(
     """
     batch_size = checked("batch_size", batch_size, PositiveInt)
     codes = _codes(pipe, images, codes, batch_size)
-    if getattr(pipe.priors[0].config, "condition_channels", None) is not None:
-        raise ValueError("`pipe` is conditioned on embeddings, and only likelihoods given classes can be computed.")
+    prior: Any = pipe.priors[0].config
+    if getattr(prior, "condition_channels", None) is not None or not getattr(prior, "has_classes", True):
+        kind = "embeddings" if hasattr(prior, "condition_channels") else "tokens"
+        raise ValueError(f"`pipe` is conditioned on {kind}, and only likelihoods given classes can be computed.")
     ids = pipe.get_label_ids(class_labels)
     if len(ids) not in (1, len(codes)):
         raise ValueError(f"`class_labels` must be one label or {len(codes)}, one per image, got {len(ids)}.")

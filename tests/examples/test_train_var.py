@@ -19,7 +19,7 @@ from PIL import Image
 from safetensors.torch import load_file
 from torch.nn import functional
 
-from hf_var import VARPipeline, data
+from hf_var import ARPipeline, VARPipeline, data
 from hf_var.training.prior_data import PriorData
 from hf_var.training.prior_inputs import prior_inputs
 
@@ -408,8 +408,8 @@ def test_raster_order_is_trained(tmp_path: Path, vqvae_folder: str, images_parqu
     arguments = ["--train_data", images_parquet, "--validation_data", images_parquet, "--vqvae", vqvae_folder]
     arguments += [*TINY_VAR, *SHORT_RUN, "--block_sizes", *["1"] * 21, "--num_samples", "2"]
     train_var.main([*arguments, "--output_dir", str(tmp_path), "--learning_rate", "1e-2", "--max_train_steps", "6"])
-    pipeline = VARPipeline.from_pretrained(tmp_path)
-    transformer, vqvae = pipeline.transformer, pipeline.vqvae
+    pipeline = ARPipeline.from_pretrained(tmp_path)
+    transformer, vqvae = pipeline.prior, pipeline.vqvae
     assert transformer.config.block_lengths == [1] * 21
     assert pipeline(0, output_type="np", generator=torch.Generator().manual_seed(0)).images.shape == (1, 8, 8, 1)
     assert (tmp_path / "samples.png").is_file()

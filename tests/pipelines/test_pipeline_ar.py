@@ -235,7 +235,7 @@ def test_levels_that_do_not_belong_together():
         ({"output_type": "jpg"}, ValueError, "`output_type` must be 'pil', 'np', 'pt' or 'latent', got 'jpg'"),
         ({"callback_on_step_end_tensor_inputs": ["latents"]}, ValueError, "must be among"),
         ({"smooth": True}, TypeError, "unexpected keyword argument 'smooth'"),
-        ({"class_embeds": torch.zeros(1, 4)}, TypeError, "unexpected keyword argument 'class_embeds'"),
+        ({"class_embeds": torch.zeros(1, 4)}, ValueError, "`class_embeds` need a VARTransformer"),
         ({"generator": [seeded()] * 2}, ValueError, "`generator` must be one generator or 1"),
     ],
 )

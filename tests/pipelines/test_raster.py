@@ -1,29 +1,26 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Transformers that predict one token after the other."""
+"""VAR transformers that predict one token after the other, in `ARPipeline`."""
 
 import pytest
 import torch
+from diffusers import DiffusionPipeline
 
-from hf_var import VARImg2ImgPipeline, VARInpaintPipeline
+from hf_var import ARPipeline, VARPipeline
 from hf_var.scoring import log_likelihood
-from pipelines.tiny import make_pipeline, make_transformer, seeded
+from pipelines.stacked import make_raster
+from pipelines.tiny import make_transformer, make_vqvae, seeded
 
 
-SCHEDULES = {"one_scale": {"patch_nums": [4]}, "scales": {"patch_nums": [1, 2, 4]}}
-
-
-@pytest.fixture(params=SCHEDULES)
+@pytest.fixture(params=[(4,), (1, 2, 4)], ids=["one_scale", "scales"])
 def pipe(request):
-    schedule = SCHEDULES[request.param]
-    length = sum(side * side for side in schedule["patch_nums"])
-    return make_pipeline(transformer={"block_sizes": [1] * length}, **schedule)
+    return make_raster(request.param)
 
 
 def likely(pipe, labels, codes):
     """The most likely codes after those before them, all in one pass."""
     inputs = pipe.vqvae.teacher_forcing(codes, is_raster=True)
     with torch.no_grad():
-        return pipe.transformer(torch.tensor(labels), inputs).logits
+        return pipe.prior(torch.tensor(labels), inputs).logits
 
 
 @pytest.mark.parametrize("guidance_scale", [1.0, 2.0, lambda k, num_scales: 2.0 if k == 0 else 1.0])
@@ -31,12 +28,7 @@ def test_the_most_likely_tokens_are_those_of_teacher_forcing(pipe, guidance_scal
     codes = pipe([0, 3], top_k=1, guidance_scale=guidance_scale, output_type="latent").codes
     logits, unconditional = (likely(pipe, labels, codes) for labels in ([0, 3], [-1, -1]))
     lengths = pipe.vqvae.config.scale_lengths
-    last = len(lengths) - 1
-    ramp = [k / last if last > 0 else 1.0 for k in range(last + 1)]
-    weights = [
-        guidance_scale(k, last + 1) if callable(guidance_scale) else 1 + (guidance_scale - 1) * ramp[k]
-        for k in range(last + 1)
-    ]
+    weights = [guidance_scale(k, 1) if callable(guidance_scale) else guidance_scale for k in range(len(lengths))]
     weight = torch.tensor(weights).repeat_interleave(torch.tensor(lengths))[:, None]
     guided = unconditional + weight * (logits - unconditional)
     assert torch.equal(guided.argmax(dim=-1), codes)
@@ -63,19 +55,35 @@ def test_scores_are_of_the_same_order(pipe):
     torch.testing.assert_close(scores.total.float(), expected, rtol=1e-5, atol=1e-4)
 
 
-def test_what_needs_whole_scales_is_refused(pipe):
-    refiner = make_transformer(
-        seed=3, **{name: getattr(pipe.transformer.config, name) for name in ("patch_nums", "block_sizes")}
-    )
-    for options, name in (
-        ({"smooth": True}, "smooth"),
-        ({"refiner": refiner, "refiner_start": 0}, "refiner"),
-        ({"callback_on_step_end": lambda *_: {}}, "callback_on_step_end"),
-    ):
-        with pytest.raises(ValueError, match=f"`{name}` needs a transformer that predicts whole scales"):
-            pipe(0, **options)
-    image = torch.rand(1, 3, 8, 8, generator=seeded())
-    with pytest.raises(ValueError, match="needs a transformer that predicts whole scales"):
-        VARInpaintPipeline.from_pipe(pipe)(image, torch.ones(8, 8), class_labels=0)
-    with pytest.raises(ValueError, match="needs a transformer that predicts whole scales"):
-        VARImg2ImgPipeline.from_pipe(pipe)(image, class_labels=0, strength=0.5)
+def test_completion_and_rows(pipe):
+    rows, sizes = [], pipe.vqvae.config.scale_sizes
+    whole = pipe([0, 1], top_k=1, callback_on_step_end=lambda pipe, *call: rows.append(call[:2])).codes
+    assert rows == list(enumerate(k for k, (height, _) in enumerate(sizes) for _ in range(height)))
+    half = len(rows) // 2
+    assert torch.equal(pipe([0, 1], codes=whole, num_given_rows=half, top_k=1).codes, whole)
+    others = pipe([2, 3], codes=whole, num_given_rows=half, top_k=1).codes
+    ends = torch.tensor([width for height, width in sizes for _ in range(height)]).cumsum(0)
+    assert torch.equal(others[:, : ends[half - 1]], whole[:, : ends[half - 1]])
+    assert not torch.equal(others, whole)
+
+
+def test_embeddings_in_place_of_classes(pipe):
+    embeds = pipe.prior.get_class_embeds(torch.tensor([1, 2]))
+    assert torch.equal(pipe(class_embeds=embeds, top_k=1).codes, pipe([1, 2], top_k=1).codes)
+
+
+def test_folders(pipe, tmp_path):
+    pipe.save_pretrained(str(tmp_path))
+    loaded = DiffusionPipeline.from_pretrained(str(tmp_path))
+    assert type(loaded) is ARPipeline
+    assert torch.equal(loaded(2, generator=seeded()).codes, pipe(2, generator=seeded()).codes)
+
+
+def test_each_kind_has_its_pipeline(pipe):
+    with pytest.raises(ValueError, match="one of raster order: pass it to `ARPipeline`"):
+        VARPipeline(pipe.prior, pipe.vqvae)
+    schedule = {"patch_nums": (1, 2, 4)}
+    with pytest.raises(ValueError, match="a VARTransformer of whole scales: pass it to `VARPipeline`"):
+        ARPipeline(make_vqvae(**schedule), make_transformer(**schedule))
+    with pytest.raises(ValueError, match="must be 8 and 8: only an `RQTransformer` samples larger images"):
+        pipe(0, height=16)

@@ -17,16 +17,19 @@ from .conditions import (
     Condition,
     EmbeddingCondition,
     LabelCondition,
+    TextCondition,
+    TokenCondition,
     check_labels,
     embedding_condition,
     find_label_column,
     has_label_names,
     label_names,
+    token_condition,
     training_labels,
     validation_labels,
 )
 from .config import AugmentConfig, DataConfig, ReadingConfig
-from .images import ImageRows, ImageTransform, OrderedImages, image_rows
+from .images import ImageCondition, ImageRows, ImageTransform, OrderedImages, image_condition, image_rows
 from .rows import collate
 from .sources import AnyDataset, find_image_column, load_source
 
@@ -39,11 +42,14 @@ __all__ = [
     "Condition",
     "DataConfig",
     "EmbeddingCondition",
+    "ImageCondition",
     "ImageRows",
     "ImageTransform",
     "LabelCondition",
     "OrderedImages",
     "ReadingConfig",
+    "TextCondition",
+    "TokenCondition",
     "TrainingBatches",
     "ValidationBatches",
     "check_codes_column",
@@ -56,10 +62,12 @@ __all__ = [
     "find_image_column",
     "find_label_column",
     "has_label_names",
+    "image_condition",
     "image_rows",
     "is_codes_dataset",
     "label_names",
     "load_source",
+    "token_condition",
     "tokenized_copies",
     "tokenizer_fingerprint",
     "training_labels",

@@ -138,8 +138,12 @@ def tokenized_copies(
     vqvae: Tokenizer,
     copies: int,
     show_progress: bool,
+    condition_vqvae: Tokenizer | None = None,
 ) -> datasets.Dataset:
-    """Codes, and conditions, of `copies` augmented copies of every image: the same ones in a resumed run."""
+    """
+    Codes, and conditions, of `copies` augmented copies of every image: the same ones in a resumed run. Images that are
+    conditions become the codes of `condition_vqvae`.
+    """
     if isinstance(dataset, datasets.IterableDataset):
         raise ValueError("`augmented_copies` must be 0 for a data set that is streamed.")
     rows = ShuffledRows(dataset, read_row, seed)
@@ -153,6 +157,8 @@ def tokenized_copies(
         tally.check(config.max_broken_share)
         batch = cast(dict[str, torch.Tensor], batch)
         batch[CODES_COLUMN] = encode_codes(vqvae, batch.pop("pixel_values"))
+        if condition_vqvae is not None:
+            batch["condition_ids"] = encode_codes(condition_vqvae, batch.pop("condition_pixel_values"))
         for name, values in batch.items():
             columns.setdefault(name, []).append(values)
     return datasets.Dataset.from_dict({name: torch.cat(values).numpy() for name, values in columns.items()})

@@ -1,20 +1,21 @@
 # SPDX-License-Identifier: Apache-2.0
 """
-Conditions of images, classes or embeddings: from a row of a data set to an argument of the transformer.
+Conditions of images, such as classes, embeddings or texts: from a row of a data set to an argument of the prior.
 
-A condition knows its column, and makes `class_labels` or `class_embeds` from a row. Row readers use it and contain no
-code for labels.
+A condition knows its column, and makes `class_labels`, `class_embeds` or `condition_ids` from a row. Row readers use it and
+contain no code for labels.
 """
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, cast
+from typing import Any, Protocol, cast
 
 import datasets
 import numpy as np
 import pyarrow
 import pyarrow.compute
+from transformers import PreTrainedTokenizerBase
 from transformers.utils import logging
 
 from .sources import AnyDataset, check_column, features_of
@@ -87,7 +88,56 @@ class EmbeddingCondition:
         return {"class_embeds": embedding}
 
 
-Condition = LabelCondition | EmbeddingCondition
+@dataclass(frozen=True)
+class TokenCondition:
+    """`size` token ids below `num_ids`, `condition_ids`: those of another tokenizer, or of a text."""
+
+    column: str
+    size: int
+    num_ids: int
+
+    @property
+    def source_column(self) -> str:
+        return self.column
+
+    def read(self, row: dict[str, Any]) -> dict[str, Any]:
+        ids = np.asarray([] if row[self.column] is None else row[self.column])
+        is_integer = np.issubdtype(ids.dtype, np.integer)
+        if ids.shape != (self.size,) or not is_integer or ids.min() < 0 or ids.max() >= self.num_ids:
+            raise ValueError(
+                f"`condition_column` = {self.column!r} must hold {self.size} integers from 0 to {self.num_ids - 1} in every "
+                f"row, got {row[self.column]!r}."
+            )
+        return {"condition_ids": ids.astype(np.int64)}
+
+
+@dataclass(frozen=True)
+class TextCondition:
+    """The first `size` tokens of a text, `condition_ids`, filled up to that number."""
+
+    column: str
+    size: int
+    tokenizer: PreTrainedTokenizerBase
+
+    @property
+    def source_column(self) -> str:
+        return self.column
+
+    def read(self, row: dict[str, Any]) -> dict[str, Any]:
+        text = row[self.column]
+        if not isinstance(text, str):
+            raise ValueError(f"`condition_column` = {self.column!r} must hold a text in every row, got {text!r}.")
+        encoded: Any = self.tokenizer(text, padding="max_length", truncation=True, max_length=self.size)
+        return {"condition_ids": np.asarray(encoded.input_ids, dtype=np.int64)}
+
+
+class Condition(Protocol):
+    """Makes an argument of the prior from a column of a row."""
+
+    @property
+    def source_column(self) -> str: ...
+
+    def read(self, row: dict[str, Any]) -> dict[str, Any]: ...
 
 
 # --------------------------------------------------------------------------------------------------------------------
@@ -116,6 +166,38 @@ def embedding_condition(dataset: AnyDataset, column: str) -> EmbeddingCondition:
                 # The error names the row.
                 for embedding in embeddings:
                     condition.read({column: embedding})
+    return condition
+
+
+def token_condition(
+    dataset: AnyDataset,
+    column: str,
+    num_ids: int,
+    size: int | None = None,
+    tokenizer: PreTrainedTokenizerBase | None = None,
+) -> TokenCondition | TextCondition:
+    """
+    The condition that a column of lists of token ids is, as many in every row, or with a `tokenizer` one of texts, of which
+    the first `size` tokens count.
+    """
+    features = features_of(dataset)
+    check_column("condition_column", column, features)
+    feature: Any = features[column]
+    if tokenizer is not None:
+        if not _holds_texts(feature):
+            raise ValueError(f"`condition_column` = {column!r} must hold texts for `text_tokenizer`, got {feature}.")
+        if size is None:
+            raise ValueError("`condition_length` must say how many tokens of a text the prior reads.")
+        return TextCondition(column, size, tokenizer)
+    value = feature.feature if isinstance(feature, (datasets.List, datasets.LargeList)) else None
+    if not isinstance(value, datasets.Value) or not value.dtype.startswith(("int", "uint")):
+        hint = ": name its `text_tokenizer`" if _holds_texts(feature) else ""
+        raise ValueError(f"`condition_column` = {column!r} must hold lists of integers, got {feature}{hint}.")
+    first = next(iter(dataset.select_columns([column])), {column: None})[column]
+    condition = TokenCondition(column, len(first or []) if size is None else size, num_ids)
+    if isinstance(dataset, datasets.Dataset):
+        for row in dataset.select_columns([column]):
+            condition.read(cast(Any, row))
     return condition
 
 

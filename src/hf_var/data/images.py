@@ -3,7 +3,7 @@
 
 import os
 import random
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import datasets
@@ -13,11 +13,12 @@ from PIL import Image
 from torchvision.transforms import InterpolationMode
 from torchvision.transforms.v2 import functional as transforms
 
+from ..autoencoders import TokenizerConfig
 from ..image_decoding import PIL_MODES, BrokenImageError, decode_image, decode_picture, normalize_pixels
 from .conditions import Condition
 from .config import INTERPOLATION_NAMES, AugmentConfig, ReadingConfig
 from .rows import rows_of
-from .sources import AnyDataset, features_of, find_image_column, holds_files
+from .sources import AnyDataset, check_column, features_of, find_image_column, holds_files
 
 
 INTERPOLATIONS = {name: InterpolationMode(name) for name in INTERPOLATION_NAMES}
@@ -142,6 +143,8 @@ class ImageRows:
     def prepare(self, dataset: AnyDataset) -> AnyDataset:
         """The columns that are needed, with images as they are stored."""
         dataset = dataset.select_columns([self.column] + ([self.condition.source_column] if self.condition else []))
+        if isinstance(self.condition, ImageCondition):
+            dataset = self.condition.prepare(dataset)
         if self.holds_arrays:
             return dataset.with_format("numpy")
         if isinstance(features_of(dataset)[self.column], datasets.Value):
@@ -150,6 +153,13 @@ class ImageRows:
 
     def __call__(self, row: dict[str, Any], generator: random.Random) -> dict[str, Any]:
         """The item of a row."""
+        if isinstance(self.condition, ImageCondition):
+            # Both are cut and distorted in the same way.
+            state = generator.getstate()
+            condition = self.condition.read(row, generator)
+            generator.setstate(state)
+        else:
+            condition = self.condition.read(row) if self.condition else {}
         image = self._decode(row[self.column])
         if self.transform is not None:
             pixels = self.transform.pixels(image, generator)
@@ -157,7 +167,7 @@ class ImageRows:
             pixels = (
                 image.numpy() if isinstance(image, torch.Tensor) else decode_image(image, self.num_channels).numpy()
             )
-        return {"pixel_values": pixels} | (self.condition.read(row) if self.condition else {})
+        return {"pixel_values": pixels} | condition
 
     def _decode(self, value: Any) -> Image.Image | torch.Tensor:
         if self.holds_arrays:
@@ -182,6 +192,28 @@ def _remote_image(path: str) -> Image.Image:
         return datasets.Image().decode_example({"path": path, "bytes": None})
     except Exception as error:
         raise BrokenImageError(f"{path}: {type(error).__name__}: {error}") from error
+
+
+@dataclass
+class ImageCondition:
+    """Another image, `condition_pixel_values`, as `rows` reads it, which becomes `size` tokens."""
+
+    rows: ImageRows
+    size: int
+
+    @property
+    def source_column(self) -> str:
+        return self.rows.column
+
+    def prepare(self, dataset: AnyDataset) -> AnyDataset:
+        """Its column as it is stored, beside the others."""
+        if isinstance(features_of(dataset)[self.rows.column], datasets.Image):
+            return dataset.cast_column(self.rows.column, datasets.Image(decode=False))
+        return dataset
+
+    def read(self, row: dict[str, Any], generator: random.Random | None = None) -> dict[str, Any]:
+        pixels = self.rows(row, random.Random(0) if generator is None else generator)["pixel_values"]
+        return {"condition_pixel_values": pixels}
 
 
 def image_rows(
@@ -220,6 +252,16 @@ def image_rows(
         )
     transform = None if image_size is None else ImageTransform(data, augment, image_size, in_channels)
     return ImageRows(data, transform, column, in_channels, holds_arrays, condition)
+
+
+def image_condition(
+    data: ReadingConfig, augment: AugmentConfig | None, dataset: AnyDataset, column: str, tokenizer: TokenizerConfig
+) -> ImageCondition:
+    """The condition that another column of images is, as a tokenizer with this configuration reads them."""
+    check_column("condition_column", column, features_of(dataset))
+    reading = replace(data, image_column=column)
+    rows = image_rows(reading, augment, dataset, tokenizer.image_size, tokenizer.in_channels)
+    return ImageCondition(rows, sum(tokenizer.scale_lengths))
 
 
 class OrderedImages:

@@ -97,15 +97,16 @@ def rows_of(columns: dict[str, Any]) -> list[dict[str, Any]]:
 
 
 def collate(items: list[dict[str, Any]]) -> dict[str, torch.Tensor] | None:
-    """A batch of items, with `pixel_values` in `[-1, 1]`; `None` if there are no items."""
+    """A batch of items, with all `pixel_values` in `[-1, 1]`; `None` if there are no items."""
     if not items:
         return None
     # Stacking keeps the order of axes in memory, which differs between images and arrays.
     batch = {
         name: torch.from_numpy(np.ascontiguousarray(np.stack([item[name] for item in items]))) for name in items[0]
     }
-    if "pixel_values" in batch:
-        batch["pixel_values"] = normalize_pixels(batch["pixel_values"])
+    for name in batch:
+        if name.endswith("pixel_values"):
+            batch[name] = normalize_pixels(batch[name])
     return batch
 
 

@@ -12,7 +12,7 @@ from huggingface_hub import ModelCard, ModelCardData
 
 from ..autoencoders import HierarchicalVQVAEConfig, Tokenizer, TokenizerConfig, VQVAEConfig
 from ..metrics.latents import latent_shape
-from ..priors import VARConfig
+from ..priors import RQTransformerConfig, VARConfig
 from .names import is_hub_name, public_recipe, without_folders
 from .results import metric_label, metric_results
 
@@ -110,28 +110,22 @@ def write_pipeline_card(
     `vqvae`.
     """
     config = pipeline.priors[0].config
-    is_var = isinstance(config, VARConfig)
+    is_var, is_stacked = isinstance(config, VARConfig), isinstance(config, RQTransformerConfig)
     tokenizer: VQVAEConfig = pipeline.vqvae.config
     unknown = "not stated"
-    kind, tags, example = "Unconditional", [], "num_images_per_label=2"
-    if config.num_labels:
-        kind, tags = "Class-conditional", ["class-conditional"]
-        example = f"class_labels={_example_labels(pipeline)!r}"
-    elif is_var and config.condition_channels is not None:
-        kind, tags = "Embedding-conditional", ["embedding-conditional"]
-        # In place of the embeddings that a user has.
-        example = f"class_embeds=torch.zeros(2, {config.condition_channels})"
+    kind, example, task = _condition_of(pipeline)
+    system = "var" if is_var else ("rq-transformer" if config.depth > 1 else "vqgan") if is_stacked else "vq-vae"
+    tags = [] if kind == "Unconditional" else [kind.lower()]
     return _write_card(
         "pipeline_card.md",
         output_dir,
         {
-            # The Hub's category of all images that are not generated from a text, also of those of classes.
-            "pipeline_tag": "unconditional-image-generation",
-            "tags": ["var" if is_var else "vq-vae", "autoregressive", *tags],
+            "pipeline_tag": task,
+            "tags": [system, "autoregressive", *tags],
             "base_model": _hub_name(recipe, "pretrained_var"),
             "license": license,
         },
-        "unconditional-image-generation",
+        task,
         recipe,
         metrics,
         pictures,
@@ -144,6 +138,7 @@ def write_pipeline_card(
         is_picture=tokenizer.num_output_channels in (1, 3, 4),
         example=example,
         is_var=is_var,
+        is_stacked=is_stacked,
         num_classes=config.num_labels,
         pipeline_class=type(pipeline).__name__,
         priors=[(type(prior).__name__, prior.num_parameters()) for prior in pipeline.priors],
@@ -232,6 +227,26 @@ def _schedule(config: VQVAEConfig) -> str:
         "Multi-scale residual VQ-VAE, the tokenizer of visual autoregressive modeling ([VAR]("
         "https://arxiv.org/abs/2404.02905), section 3.2)"
     )
+
+
+def _condition_of(pipeline: Any) -> tuple[str, str, str]:
+    """What a pipeline is conditioned on, the condition of an example, and the Hub's category."""
+    config = pipeline.priors[0].config
+    # The Hub's category of all images that are not generated from a text or an image, also of those of classes.
+    task = "unconditional-image-generation"
+    if config.num_labels:
+        return "Class-conditional", f"class_labels={_example_labels(pipeline)!r}", task
+    if isinstance(config, VARConfig) and config.condition_channels is not None:
+        # In place of the embeddings that a user has.
+        return "Embedding-conditional", f"class_embeds=torch.zeros(2, {config.condition_channels})", task
+    if isinstance(config, RQTransformerConfig) and not config.has_classes:
+        if pipeline.tokenizer is not None:
+            return "Text-conditional", 'prompt="a photo"', "text-to-image"
+        if pipeline.condition_vqvae is not None:
+            return "Image-conditional", 'condition_image=PIL.Image.open("condition.png")', "image-to-image"
+        ids = f"torch.zeros(1, {config.condition_length}, dtype=torch.long)"
+        return "Token-conditional", f"condition_codes={ids}", task
+    return "Unconditional", "num_images_per_label=2", task
 
 
 def _example_labels(pipeline: Any, number: int = 3) -> list[int | str]:

@@ -7,10 +7,12 @@ from typing import Any, cast
 
 import torch
 from accelerate import Accelerator
+from accelerate.utils import gather_object
+from torch import nn
 
 from ..modes import evaluation_mode
-from ..priors import VARTransformer
 from ..priors.likelihood import log_probs
+from ..priors.stacks import unstack_codes
 
 
 Batch = dict[str, torch.Tensor]
@@ -26,7 +28,9 @@ class CodePredictions:
 
     @torch.no_grad()
     def add(self, logits: torch.Tensor, codes: torch.Tensor) -> None:
-        """Add `(batch, length, codebook_size)` logits for `(batch, length)` codes."""
+        """Add logits `(batch, length, codebook_size)` of codes `(batch, length)`, or both in stacks, see [`stack_codes`]."""
+        if codes.ndim == 3:
+            logits, codes = unstack_codes(logits), unstack_codes(codes)
         losses = -log_probs(logits, codes)  # (batch, length)
         hits = logits.argmax(dim=-1) == codes
         images = self.sums.new_tensor([len(codes)])
@@ -58,29 +62,24 @@ class CodePredictions:
 
 @torch.no_grad()
 def measure_likelihood(
-    transformer: VARTransformer,
+    prior: nn.Module,
     make_inputs: Callable[[Batch], dict[str, Any]],
     validation: Iterable[Batch],
     accelerator: Accelerator,
 ) -> dict[str, float]:
     """
-    How well a transformer, which is not wrapped, predicts the codes of this process's share of `validation`, in
-    evaluation mode and without class dropout. `make_inputs` maps a batch to its arguments, with the codes as `labels`.
-    All processes have to call this together.
+    How well a prior, which is not wrapped, predicts the codes of this process's share of `validation`, in evaluation mode
+    and without class dropout. `make_inputs` maps a batch to its arguments, with the codes as `labels`. All processes have
+    to call this together.
     """
-    config = transformer.config
-    predictions = CodePredictions(config.scale_lengths, accelerator.device)
-    nothing = {"codes": torch.zeros(1, sum(config.scale_lengths), dtype=torch.long)}
-    inputs: dict[str, Any] = {}
-    with evaluation_mode(transformer):
-        for batch in _in_step(validation, accelerator):
-            # A process that waits for others repeats its last batch, which has every argument that the model needs.
-            if batch is not None or not inputs:
-                inputs = make_inputs(nothing if batch is None else batch)
-                codes = inputs.pop("labels")
+    predictions = CodePredictions(cast(Any, prior.config).scale_lengths, accelerator.device)
+    with evaluation_mode(prior):
+        for batch, is_own in _in_step(validation, accelerator):
+            inputs = make_inputs(batch)
+            codes = inputs.pop("labels")
             with accelerator.autocast():
-                logits = transformer(**inputs).logits
-            if batch is not None:
+                logits = prior(**inputs).logits
+            if is_own:
                 predictions.add(logits, codes)
     metrics = predictions.compute(accelerator)
     if not math.isfinite(metrics["loss"]) and float(cast(torch.Tensor, accelerator.reduce(predictions.sums[0]))) == 0:
@@ -88,9 +87,13 @@ def measure_likelihood(
     return metrics
 
 
-def _in_step(batches: Iterable[Batch], accelerator: Accelerator) -> Iterator[Batch | None]:
-    """The batches, and `None` while other processes still have some: a sharded model runs in all or in none."""
+def _in_step(batches: Iterable[Batch], accelerator: Accelerator) -> Iterator[tuple[Batch, bool]]:
+    """
+    The batches of this process, and whether they are its own: a sharded model runs in all processes or in none, and one that
+    waits for others repeats its last batch or, if it never had one, another's first item.
+    """
     iterator = iter(batches)
+    last: Batch | None = None
     while True:
         batch = next(iterator, None)
         remaining = torch.tensor(int(batch is not None), device=accelerator.device)
@@ -98,4 +101,13 @@ def _in_step(batches: Iterable[Batch], accelerator: Accelerator) -> Iterator[Bat
             remaining = cast(torch.Tensor, accelerator.reduce(remaining, reduction="sum"))
         if int(remaining) == 0:
             return
-        yield batch
+        if last is None:
+            last = batch if accelerator.num_processes == 1 else _first_item(batch)
+        last = last if batch is None else batch
+        yield cast(Batch, last), batch is not None
+
+
+def _first_item(batch: Batch | None) -> Batch:
+    """The first item of the first process that has a batch; for all processes together."""
+    own = None if batch is None else {name: values[:1].cpu() for name, values in batch.items()}
+    return next(item for item in gather_object([own]) if item is not None)

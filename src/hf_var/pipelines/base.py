@@ -223,11 +223,11 @@ class PipelineBase(DiffusionPipeline):
         return self.vqvae.encode(pixels.to(self._execution_device)).codes
 
     def _prepare(
-        self, class_labels: Labels, options: Mapping[str, Any], **sizes: int
+        self, class_labels: Labels, options: Mapping[str, Any], condition: Condition | None = None, **sizes: int
     ) -> tuple[CallSettings, Condition, dict[str, list[int]]]:
         """
-        The shared arguments of a call, the condition of each image, and for each image the items of the other inputs, of
-        which there are as many as `sizes` says.
+        The shared arguments of a call, the condition of each image (that of `class_labels` unless it is given), and for each
+        image the items of the other inputs, of which there are as many as `sizes` says.
         """
         call = resolve_call(self.call_options, self.vqvae.config, self.config, options)
         unknown = [
@@ -238,23 +238,27 @@ class PipelineBase(DiffusionPipeline):
                 f"`callback_on_step_end_tensor_inputs` must be among {self._callback_tensor_inputs}, got {unknown}."
             )
         check_output(call.output_type, self.vqvae.config.num_output_channels)
-        condition = class_condition(self.priors[0], class_labels, call.class_embeds)
-        name = "class_labels" if call.class_embeds is None else "class_embeds"
-        items = match_inputs(call.num_images_per_label, **sizes, **{name: len(condition)})
-        condition = condition.select(items.pop(name))
+        if condition is None:
+            condition = class_condition(self.priors[0], class_labels, call.class_embeds)
+        items = match_inputs(call.num_images_per_label, **sizes, **{condition.name: len(condition)})
+        condition = condition.select(items.pop(condition.name))
         check_generator(call.generator, len(condition))
         return call, condition, items
 
     def check_sampling(self, settings: SamplingSettings) -> None:
         """Raise a `ValueError` if the models cannot sample with these settings."""
 
-    def _draw(self, call: CallSettings, condition: Condition, *given: Any) -> tuple[torch.Tensor, torch.Tensor]:
-        """Sample images: what [`_latents`] takes, and codes `(batch, length)`."""
+    def _draw(self, call: CallSettings, condition: Condition, *given: Any) -> tuple[Any, torch.Tensor]:
+        """Sample images: latents, and codes `(batch, length)`."""
         raise NotImplementedError
 
-    def _draw_best(self, call: CallSettings, condition: Condition, *given: Any) -> tuple[torch.Tensor, torch.Tensor]:
+    def _length(self, *given: Any) -> int:
+        """Codes of a whole image of a call."""
+        return sum(self.vqvae.config.scale_lengths)
+
+    def _draw_best(self, call: CallSettings, condition: Condition, *given: Any) -> tuple[Any, torch.Tensor]:
         """A sample of each image: of `num_candidates` the one with the highest score."""
-        length = sum(self.vqvae.config.scale_lengths)
+        length = self._length(*given)
         best = self._draw(call, condition, *given)
         # A callback may interrupt a call, of which the codes so far are the result.
         if call.score_fn is None or best[1].shape[1] < length:
@@ -270,29 +274,25 @@ class PipelineBase(DiffusionPipeline):
             best_scores = torch.where(better, scores, best_scores)
         return best
 
-    def _score(self, score_fn: Scores, condition: Condition, content: torch.Tensor) -> torch.Tensor:
-        labels = condition.class_labels.to(content.device)
-        returned = score_fn(self._images(content, "pt"), labels)
+    def _score(self, score_fn: Scores, condition: Condition, latents: Any) -> torch.Tensor:
+        images = self._images(latents, "pt")
+        labels = condition.class_labels.to(images.device)
+        returned = score_fn(images, labels)
         scores = as_tensor(returned)
         if scores is None or scores.shape != (len(labels),) or scores.is_complex() or not scores.isfinite().all():
             raise ValueError(f"`score_fn` must return {len(labels)} finite numbers, one per image, got {returned!r}.")
-        return scores.detach().to(content.device)
+        return scores.detach().to(images.device)
 
     def _scorer(self, codes: torch.Tensor) -> TokenScorer:
         """What gives codes `(batch, length)` their log-probabilities under class labels."""
         raise NotImplementedError
 
-    def _latents(self, content: torch.Tensor) -> Any:
-        """The latents of what was sampled."""
-        return content
-
     def _decode(self, latents: Any) -> torch.Tensor:
         """Images in [-1, 1]."""
         return self.vqvae.decode(latents=latents).sample
 
-    def _images(self, content: torch.Tensor, output_type: str) -> Any:
+    def _images(self, latents: Any, output_type: str) -> Any:
         """What was sampled as images in the form that was asked for."""
-        latents = self._latents(content)
         if output_type == "latent":
             return latents
         return self.image_processor.postprocess(self._decode(latents), output_type=output_type)
@@ -301,6 +301,8 @@ class PipelineBase(DiffusionPipeline):
         return VARPipelineOutput(images=images, codes=codes) if call.return_dict else (images, codes)
 
 
-def _choose(chosen: torch.Tensor, values: torch.Tensor, others: torch.Tensor) -> torch.Tensor:
-    """`values` of the `chosen` images `(batch,)`, `others` of the rest."""
+def _choose(chosen: torch.Tensor, values: Any, others: Any) -> Any:
+    """`values` of the `chosen` images `(batch,)`, `others` of the rest; tensors, or tuples of them."""
+    if isinstance(values, tuple):
+        return tuple(_choose(chosen, *pair) for pair in zip(values, others, strict=True))
     return torch.where(chosen.view(-1, *[1] * (values.ndim - 1)), values, others)

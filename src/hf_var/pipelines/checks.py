@@ -1,77 +1,15 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Checks of a pipeline's models and of the values that its methods take."""
+"""Checks of the values that the methods of a pipeline take."""
 
 import math
-from collections.abc import Mapping
 from numbers import Integral, Real
 from typing import Any
 
 import torch
 
-from ..autoencoders import TokenizerConfig, VQVAEConfig, VQVAEModel
-from ..priors import VARConfig, VARTransformer
-from .adapters import is_adapter_module
+from ..autoencoders import TokenizerConfig
+from ..priors import VARConfig
 from .sampling import Generators
-
-
-def check_components(transformer: VARTransformer, vqvae: VQVAEModel) -> None:
-    """Raise a `ValueError` unless these are models of the two stages, for the same codes."""
-    for name, component, config_class in (("transformer", transformer, VARConfig), ("vqvae", vqvae, VQVAEConfig)):
-        # By its configuration: the model itself may be wrapped, by torch.compile for one.
-        if not isinstance(getattr(component, "config", None), config_class):
-            raise ValueError(
-                f"`{name}` must be a model with a {config_class.__name__}, got {type(component).__name__}."
-            )
-        if is_adapter_module(component):
-            raise ValueError(
-                f"`{name}` must be the model itself, got PEFT's {type(component).__name__} around it: pass its "
-                "`get_base_model()`, which has the adapters in its layers, or its `merge_and_unload()`."
-            )
-    for field in ("codebook_size", "latent_channels", "patch_nums"):
-        ours, theirs = getattr(transformer.config, field), getattr(vqvae.config, field)
-        if ours != theirs:
-            raise ValueError(
-                f"`transformer` and `vqvae` do not belong together: {field} is {ours} in the transformer and {theirs} in "
-                "the vqvae."
-            )
-    if not transformer.config.has_known_inputs:
-        raise ValueError(
-            "`transformer` must predict a whole scale or a single token at a time, got block_sizes="
-            f"{transformer.config.block_sizes} for patch_nums={transformer.config.patch_nums}."
-        )
-
-
-def check_levels(vqvae: Any, priors: Mapping[str, Any]) -> None:
-    """Raise a `ValueError` unless there is one prior for each level of the tokenizer, for its map and its codes."""
-    tokenizer: Any = getattr(vqvae, "config", None)
-    if not isinstance(tokenizer, TokenizerConfig):
-        raise ValueError(f"`vqvae` must be a tokenizer such as `HierarchicalVQVAEModel`, got {type(vqvae).__name__}.")
-    sizes, given = tokenizer.scale_sizes, {name: prior for name, prior in priors.items() if prior is not None}
-    if len(given) != len(sizes) or "prior" not in given:
-        raise ValueError(
-            f"`vqvae` has {len(sizes)} levels, which need as many priors, got {', '.join(given) or 'none'}."
-        )
-    first: Any = getattr(given["prior"], "config", None)
-    coarser = None
-    for (name, prior), size in zip(given.items(), sizes, strict=True):
-        config: Any = getattr(prior, "config", None)
-        expected = {"map_size": size, "codebook_size": tokenizer.codebook_size}
-        found = {field: getattr(config, field, None) for field in expected}
-        if coarser is not None or getattr(config, "condition_map_size", None) is not None:
-            expected |= {"condition_map_size": coarser}
-            found |= {"condition_map_size": getattr(config, "condition_map_size", None)}
-        if getattr(config, "condition_codebook_size", None) is not None:
-            expected |= {"condition_codebook_size": tokenizer.codebook_size}
-            found |= {"condition_codebook_size": config.condition_codebook_size}
-        for field, value in expected.items():
-            if found[field] != value:
-                raise ValueError(
-                    f"`{name}` and `vqvae` do not belong together: {field} is {found[field]} in the prior, and the "
-                    f"tokenizer's level needs {value}."
-                )
-        if config.num_labels and config.id2label != first.id2label:
-            raise ValueError(f"`{name}` must have the labels of `prior`, {first.id2label}, got {config.id2label}.")
-        coarser = size
 
 
 def is_number(value: Any, kind: type[Real] = Real) -> bool:
@@ -129,20 +67,29 @@ def check_callable(name: str, value: Any) -> None:
         raise ValueError(f"`{name}` must be a callable, got {value!r}.")
 
 
-def checked_codes(name: str, codes: Any, config: VQVAEConfig | VARConfig) -> torch.Tensor:
+def checked_codes(name: str, codes: Any, config: TokenizerConfig | VARConfig) -> torch.Tensor:
     """Codes of whole images, `(batch, length)`; a `ValueError` that names the argument unless these are some."""
     length: int = sum(config.scale_lengths)
     found: Any = as_tensor(codes)
-    is_whole = isinstance(found, torch.Tensor) and found.shape[1:] == (length,) and len(found) > 0
-    if not is_whole or found.is_floating_point() or found.is_complex() or found.dtype == torch.bool:
+    if found is None or found.shape[1:] != (length,) or len(found) == 0:
         got = type(codes).__name__ if found is None else f"{found.dtype} of the shape {tuple(found.shape)}"
         raise ValueError(f"`{name}` must be integers of the shape (batch, {length}), got {got}.")
-    found = found.long()
+    return check_code_range(name, found, config.codebook_size)
+
+
+def check_code_range(name: str, codes: torch.Tensor, codebook_size: int) -> torch.Tensor:
+    """`codes` in int64; a `ValueError` that names the argument unless they are integers in `[0, codebook_size)`."""
+    if codes.is_floating_point() or codes.is_complex() or codes.dtype == torch.bool:
+        raise ValueError(
+            f"`{name}` must be integers of the shape (batch, {codes.shape[1]}), got {codes.dtype} of the shape "
+            f"{tuple(codes.shape)}."
+        )
+    codes = codes.long()
     # The models look at the range on the CPU alone; elsewhere a wrong code ends the process.
-    lowest, highest = int(found.min()), int(found.max())
-    if lowest < 0 or highest >= config.codebook_size:
-        raise ValueError(f"`{name}` must be in [0, {config.codebook_size}), got values from {lowest} to {highest}.")
-    return found
+    lowest, highest = int(codes.min()), int(codes.max())
+    if lowest < 0 or highest >= codebook_size:
+        raise ValueError(f"`{name}` must be in [0, {codebook_size}), got values from {lowest} to {highest}.")
+    return codes
 
 
 def as_tensor(value: Any) -> Any:

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from ..priors import VARTransformer
+from ..priors import RQTransformerConfig, VARConfig, VARTransformer
 
 
 Labels = int | str | None | torch.Tensor | np.ndarray | np.generic | Sequence
@@ -26,12 +26,14 @@ class Condition:
         class_labels (`torch.LongTensor` of shape `(batch,)`):
             Ids of the classes, for functions that score images; the number of labels where there is none.
         is_unconditional (`bool`): Whether guidance has nothing to contrast with.
+        name (`str`): The argument that gave it.
     """
 
     entries: Mapping[str, torch.Tensor]
     nothing: Callable[[], Mapping[str, torch.Tensor]]
     class_labels: torch.Tensor
     is_unconditional: bool = False
+    name: str = "class_labels"
 
     def __len__(self) -> int:
         return len(self.class_labels)
@@ -63,6 +65,8 @@ def class_condition(
         return Condition(
             {"class_labels": ids}, lambda: {"class_labels": unconditional}, ids, bool((ids == unconditional).all())
         )
+    if not isinstance(config, VARConfig):
+        raise ValueError(f"`class_embeds` need a VARTransformer, got a {type(transformer).__name__}.")
     if class_labels is not None:
         raise ValueError("Pass one of `class_labels` and `class_embeds`, not both.")
     if not isinstance(class_embeds, torch.Tensor) or not class_embeds.is_floating_point():
@@ -77,7 +81,16 @@ def class_condition(
         {"class_embeds": class_embeds},
         lambda: {"class_embeds": transformer.get_class_embeds(unconditional)},  # pyright: ignore
         unconditional.expand(len(class_embeds)),
+        name="class_embeds",
     )
+
+
+def ids_condition(config: RQTransformerConfig, ids: torch.Tensor | None, name: str) -> Condition:
+    """The condition of condition tokens `(batch, condition_length)`, the argument `name`; unconditional if there are none."""
+    nothing = torch.full((1, 1), -1)
+    given = nothing.expand(1, config.condition_length) if ids is None else ids
+    no_classes = torch.full((len(given),), config.num_labels or 0)
+    return Condition({"condition_ids": given}, lambda: {"condition_ids": nothing}, no_classes, ids is None, name=name)
 
 
 def label_ids(labels: Labels, id2label: Mapping[Any, str] | None) -> list[int]:

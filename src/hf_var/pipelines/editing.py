@@ -6,7 +6,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch.nn import functional
 
 from ..autoencoders import VQVAEModel
 from .checks import check_num_scales, checked_codes, is_number
@@ -38,13 +37,10 @@ def mixed_latents(
     return vqvae.latents(torch.cat([codes[:, :end], other_codes[:, end:]], dim=1))
 
 
-def known_latents(vqvae: Any, codes: torch.Tensor) -> Any:
-    """The latents of the first codes of images, in raster order; the vectors of those that are missing are zeros."""
-    lengths = vqvae.config.scale_lengths
-    missing = sum(lengths) - codes.shape[1]
-    vectors = vqvae.code_vectors(functional.pad(codes, (0, missing)))
-    vectors[:, codes.shape[1] :] = 0
-    levels = vectors.split(lengths, dim=1)
+def known_latents(vqvae: Any, codes: torch.Tensor, known: torch.Tensor) -> Any:
+    """The latents of `codes` `(batch, length)` of which some are `known` `(length,)`; the vectors of others are zeros."""
+    vectors = vqvae.code_vectors(codes) * known[:, None]
+    levels = vectors.split(vqvae.config.scale_lengths, dim=1)
     if not isinstance(vqvae, VQVAEModel):
         sizes = vqvae.config.scale_sizes
         return tuple(level.transpose(1, 2).unflatten(2, size) for level, size in zip(levels, sizes, strict=True))

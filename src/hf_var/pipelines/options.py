@@ -67,7 +67,9 @@ class CallOptions(SamplingOptions, ResultOptions, total=False):
 
 
 class ARCallOptions(FilterOptions, ResultOptions, total=False):
-    """The arguments of [`ARPipeline.__call__`] beside the labels."""
+    """The arguments of [`ARPipeline.__call__`] beside the condition and the codes that are given."""
+
+    class_embeds: torch.Tensor | None
 
 
 # Options with a plain value, which a command line can give and a report or a model card can state: type and meaning.
@@ -172,18 +174,6 @@ def resolve_sampling(tokenizer: Any, defaults: Mapping[str, Any], options: Sampl
         values["logits_processor"] = processors
     values["refiner_start"] = _refiner_start(values["refiner"], values["refiner_start"], num_scales)
     return SamplingSettings(**values)
-
-
-def check_raster_call(call: CallSettings, is_edited: bool) -> None:
-    """Raise a `ValueError` if a call asks for something that a transformer of single tokens cannot do."""
-    for name, value in (
-        ("smooth", call.sampling.smooth),
-        ("refiner", call.sampling.refiner is not None),
-        ("callback_on_step_end", call.callback_on_step_end is not None),
-        ("image", is_edited),
-    ):
-        if value:
-            raise ValueError(f"`{name}` needs a transformer that predicts whole scales, got one of raster order.")
 
 
 def last_guided_scale(guidance_scale: Guidance, num_scales: int) -> int:

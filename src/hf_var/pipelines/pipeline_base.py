@@ -11,8 +11,9 @@ from ..autoencoders import VQVAEModel
 from ..priors import VARTransformer
 from ..priors.likelihood import token_log_probs
 from .base import PipelineBase, TokenScorer
-from .checks import check_components, check_flag, check_output, checked_codes
+from .checks import check_flag, check_output, checked_codes
 from .compilation import CompiledModels, FrozenModels, compile_models, unwrapped
+from .components import check_components
 from .conditions import Labels
 from .editing import interpolated_latents, mixed_latents
 from .lora import LoraMixin
@@ -205,7 +206,7 @@ class VARPipelineBase(LoraMixin, PipelineBase):
     def _scorer(self, codes: torch.Tensor) -> TokenScorer:
         # What the transformer reads is made once per image, whatever the number of candidates.
         transformer = self.transformer
-        scale_inputs = self.vqvae.teacher_forcing(codes, transformer.config.is_raster)
+        scale_inputs = self.vqvae.teacher_forcing(codes)
         return lambda images, class_labels: token_log_probs(
             transformer, codes[images], scale_inputs[images], class_labels=class_labels
         )

@@ -15,7 +15,6 @@ from .conditions import Condition, Labels
 from .options import (
     CallOptions,
     CallSettings,
-    check_raster_call,
     check_refiner,
     last_guided_scale,
     show_options,
@@ -153,8 +152,6 @@ class VARPipeline(VARPipelineBase):
         self, call: CallSettings, condition: Condition, given: GivenCodes | None = None
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Sample the token maps of all scales: latents `(batch, channels, height, width)` and codes `(batch, length)`."""
-        if self.transformer.config.is_raster:
-            return self._draw_in_raster_order(call, condition, given)
         num_scales = len(self.vqvae.config.patch_nums)
         first_scale = 0 if given is None else given.num_scales
         state = CallState(call.sampling.guidance_scale, num_timesteps=num_scales - first_scale)
@@ -188,32 +185,6 @@ class VARPipeline(VARPipelineBase):
                 progress_bar.update()
         return latents, torch.cat(codes, dim=1)  # pyright: ignore[reportReturnType]
 
-    def _draw_in_raster_order(
-        self, call: CallSettings, condition: Condition, given: GivenCodes | None
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        """The same, one token after the other: each reads the code vector of the one before (Esser et al. 2021)."""
-        check_raster_call(call, is_edited=given is not None)
-        scale_lengths = self.vqvae.config.scale_lengths
-        num_scales = len(scale_lengths)
-        state = CallState(call.sampling.guidance_scale, num_timesteps=sum(scale_lengths))
-        sampler = Sampler(call.sampling, call.generator, num_scales)
-        codes: list[torch.Tensor] = []
-        inputs: list[torch.Tensor | None] = [None]
-        with (
-            self._showing(state),
-            self._predictor(call.sampling, condition, first_scale=0) as predictor,
-            self.progress_bar(total=state.num_timesteps) as progress_bar,  # pyright: ignore
-        ):
-            for k, length in enumerate(scale_lengths):
-                weight = guidance_weight(state.guidance_scale, k, num_scales)
-                for _ in range(length):
-                    drawn, _ = sampler.draw(predictor.logits(len(codes), inputs, weight), k, codes)
-                    codes.append(drawn)
-                    inputs.append(self.vqvae.code_vectors(drawn))
-                    progress_bar.update()
-        drawn = torch.cat(codes, dim=1)
-        return self.vqvae.latents(drawn), drawn
-
     @contextmanager
     def _predictor(
         self, settings: SamplingSettings, condition: Condition, first_scale: int
@@ -223,9 +194,6 @@ class VARPipeline(VARPipelineBase):
         config = transformer.config
         num_scales = len(config.patch_nums)
         last_guided = -1 if condition.is_unconditional else last_guided_scale(settings.guidance_scale, num_scales)
-        if config.is_raster:
-            # The predictor counts blocks, and here each token is one.
-            last_guided, compiled = sum(config.scale_lengths[: last_guided + 1]) - 1, None
         arguments = {}
         if first_scale < num_scales:
             arguments = condition.arguments(self._execution_device, guided=last_guided >= 0)
@@ -254,8 +222,8 @@ class VARPipeline(VARPipelineBase):
         return changed["latents"]
 
     def _prepare(
-        self, class_labels: Labels, options: Mapping[str, Any], **sizes: int
+        self, class_labels: Labels, options: Mapping[str, Any], condition: Condition | None = None, **sizes: int
     ) -> tuple[CallSettings, Condition, dict[str, list[int]]]:
-        prepared = super()._prepare(class_labels, options, **sizes)
+        prepared = super()._prepare(class_labels, options, condition, **sizes)
         check_refiner(self.transformer, prepared[0].sampling.refiner)
         return prepared

@@ -1,12 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The part of a call that predicts: guided logits, one scale or one position after the other."""
+"""The part of a call that predicts: guided logits, one scale after the other."""
 
 from collections.abc import Callable, Mapping, Sequence
 
 import torch
-from torch import nn
 
-from ..priors import RowCache, VARCache, VARTransformer
+from ..priors import VARCache, VARTransformer
 from .sampling import apply_guidance
 
 
@@ -65,28 +64,3 @@ class ScalePredictor:
         if self.num_read > 0:
             example = next(iter(self.condition.values()))
             self.cache.batch_select_indices(torch.arange(len(example), device=example.device))
-
-
-class RowPredictor:
-    """
-    Runs a prior of raster order over the rows of its level. `arguments` are its condition, with an unconditional second
-    half of the batch if `guided`.
-    """
-
-    def __init__(self, prior: nn.Module, arguments: Mapping[str, torch.Tensor], guided: bool):
-        self.prior, self.arguments, self.guided = prior, arguments, guided
-        self.cache = RowCache()
-        self.finished_row: torch.Tensor | None = None
-
-    def logits(self, row: torch.Tensor, column: int, weight: float) -> torch.Tensor:
-        """Logits `(batch, 1, codebook_size)` of a column, guided by `weight`, given the codes `(batch, width)` before it."""
-        if column == 0 and self.finished_row is not None:
-            self._read(self.finished_row)
-            self.cache.finish_rows()
-        self.finished_row = row
-        logits = self._read(row)[:, column : column + 1]
-        return apply_guidance(logits, weight) if self.guided else logits
-
-    def _read(self, row: torch.Tensor) -> torch.Tensor:
-        codes = row.repeat(2, 1) if self.guided else row
-        return self.prior(codes=codes, cache=self.cache, **self.arguments).logits

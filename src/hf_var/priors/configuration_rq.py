@@ -203,6 +203,11 @@ class RQTransformerConfig(LabelSetMixin, ScheduleMixin, CheckedConfigMixin, PreT
         return self.hidden_size // self.num_attention_heads
 
     @property
+    def has_classes(self) -> bool:
+        """Whether the condition is one class, or nothing, instead of `condition_ids`."""
+        return bool(self.num_labels) or (self.condition_vocab_size is None and self.condition_length == 1)
+
+    @property
     def num_condition_ids(self) -> int:
         """Ids that a condition token can have; 0 for unconditional models with a table of their own."""
         if self.shared_embedding:

@@ -5,6 +5,9 @@ import torch
 from torch import nn
 from torch.nn import functional
 
+from .modeling_rq import RQTransformer
+from .stacks import stack_codes, unstack_codes
+
 
 def token_log_probs(
     transformer: nn.Module, codes: torch.Tensor, scale_inputs: torch.Tensor, **condition: torch.Tensor | None
@@ -20,6 +23,23 @@ def token_log_probs(
         condition (`torch.Tensor`, *optional*): `class_labels` or `class_embeds` of the transformer.
     """
     return log_probs(transformer(scale_inputs=scale_inputs, use_cache=False, **condition).logits, codes)
+
+
+def stack_log_probs(
+    transformer: RQTransformer,
+    codes: torch.Tensor,
+    code_vectors: torch.Tensor | None,
+    **condition: torch.Tensor | None,
+) -> torch.Tensor:
+    """
+    The same of an [`RQTransformer`], for `codes` `(batch, length)` one depth after the other, each given the positions before
+    it and the coarser depths of its own (Lee et al. 2022, equation 6); `code_vectors` `(batch, length, latent_channels)` if
+    it reads these.
+    """
+    depth = transformer.config.depth
+    inputs = {"codes": codes} if code_vectors is None else {"code_vectors": code_vectors}
+    stacks = {name: stack_codes(values, depth) for name, values in inputs.items()}
+    return log_probs(unstack_codes(transformer(**condition, **stacks, use_cache=False).logits), codes)
 
 
 def log_probs(logits: torch.Tensor, codes: torch.Tensor) -> torch.Tensor:

@@ -266,7 +266,7 @@ class RQTransformer(CheckedModelMixin, PreTrainedModel):
         """Condition tokens `(batch, condition_length)`, -1 where they are unconditional."""
         config = self.config
         num_labels, has_unconditional = config.num_labels or 0, config.unconditional_id is not None
-        has_classes = num_labels > 0 or (config.condition_vocab_size is None and config.condition_length == 1)
+        has_classes = config.has_classes
         if class_labels is not None and condition_ids is not None:
             raise ValueError("Pass one of `class_labels` and `condition_ids`, not both.")
         if class_labels is not None:

@@ -23,7 +23,7 @@ SCHEDULERS = ("linear", "cosine", "cosine_with_restarts", "polynomial", "constan
 # Schedules that end at `lr_final_ratio`.
 DECAYS = ("linear", "cosine")
 # Tables of vectors: decay would pull positions, levels and codes towards each other.
-UNDECAYED_NAMES = ("position", "level_embedding", "offset", "codebook")
+UNDECAYED_NAMES = ("position", "level_embedding", "offset", "codebook", "code_embedding", "condition_embedding")
 
 
 @dataclass(kw_only=True)

@@ -1,13 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
 """The data of a prior: images or their codes, and what they are conditioned on."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from transformers.utils import logging
 
 from .. import data
-from ..autoencoders import VQVAEModel
+from ..autoencoders import Tokenizer
 from ..ranges import CheckedFields, NonNegativeInt, argument
 from .run import RunConfig
 from .setup import Rows, load_splits
@@ -34,12 +35,21 @@ class ConditionConfig(CheckedFields):
 
 
 class PriorData(NamedTuple):
-    """Rows of a training and of its validation; the classes' names, or the width of the embeddings, or neither."""
+    """Rows of a training and of its validation; the classes' names, or the size of the condition, or neither."""
 
     train: Rows
     validation: Rows | None
     id2label: dict[int, str] | None
-    condition_channels: int | None
+    condition_size: int | None
+
+
+# Makes the condition of a column, of images that are changed at random or not.
+ConditionMaker = Callable[[data.AnyDataset, str, data.AugmentConfig | None], Any]
+
+
+def read_embeddings(dataset: data.AnyDataset, column: str, augment: data.AugmentConfig | None) -> data.Condition:
+    """A column as embeddings."""
+    return data.embedding_condition(dataset, column)
 
 
 def load_prior_data(
@@ -47,10 +57,14 @@ def load_prior_data(
     augment: data.AugmentConfig,
     conditions: ConditionConfig,
     run: RunConfig,
-    vqvae: VQVAEModel,
+    vqvae: Tokenizer,
     known_labels: dict[int, str] | None = None,
+    make_condition: ConditionMaker = read_embeddings,
 ) -> PriorData:
-    """Load images, or codes of `vqvae`, with their conditions; `known_labels` are those of a trained prior."""
+    """
+    Load images, or codes of `vqvae`, with their conditions; `known_labels` are those of a trained prior, and a
+    `condition_column` is what `make_condition` makes of it.
+    """
     column = conditions.condition_column
     if column is not None and config.label_column is not None:
         raise ValueError(
@@ -60,15 +74,15 @@ def load_prior_data(
     check_tokenizer("train_data", config.train_data, train, vqvae)
     if validation is not None:
         check_tokenizer("validation_data", str(config.validation_data), validation, vqvae)
-    id2label, width, for_validation = None, None, None
+    id2label, size, for_validation = None, None, None
     if column is not None:
-        for_training = data.embedding_condition(train, column)
-        width = for_training.size
+        for_training = make_condition(train, column, augment)
+        size = for_training.size
         if validation is not None:
-            for_validation = data.embedding_condition(validation, column)
-            if for_validation.size != width:
+            for_validation = make_condition(validation, column, None)
+            if for_validation.size != size:
                 raise ValueError(
-                    f"`condition_column` = {column!r} must hold {width} numbers in `validation_data` as in `train_data`, "
+                    f"`condition_column` = {column!r} must hold {size} numbers in `validation_data` as in `train_data`, "
                     f"got {for_validation.size}."
                 )
     else:
@@ -78,12 +92,12 @@ def load_prior_data(
             for_validation = data.validation_labels(validation, config.label_column, id2label, has_names)
     rows = Rows(train, make_row_reader(config, augment, train, vqvae, for_training))
     if validation is None:
-        return PriorData(rows, None, id2label, width)
+        return PriorData(rows, None, id2label, size)
     reader = make_row_reader(config, None, validation, vqvae, for_validation)
-    return PriorData(rows, Rows(validation, reader), id2label, width)
+    return PriorData(rows, Rows(validation, reader), id2label, size)
 
 
-def check_tokenizer(argument: str, source: str, dataset: data.AnyDataset, vqvae: VQVAEModel) -> None:
+def check_tokenizer(argument: str, source: str, dataset: data.AnyDataset, vqvae: Tokenizer) -> None:
     """Raise a `ValueError` if the data set that an argument names holds codes of another tokenizer."""
     if not data.is_codes_dataset(dataset):
         return
@@ -99,23 +113,42 @@ def make_row_reader(
     config: data.DataConfig,
     augment: data.AugmentConfig | None,
     dataset: data.AnyDataset,
-    vqvae: VQVAEModel,
+    vqvae: Tokenizer,
     condition: data.Condition | None,
 ) -> data.CodesRows | data.ImageRows:
     """How a row becomes an item: from codes as they are, or from an image."""
     if data.is_codes_dataset(dataset):
+        if isinstance(condition, data.ImageCondition):
+            raise ValueError(
+                f"`condition_column` = {condition.source_column!r} must hold codes where the data set holds codes, got images."
+            )
         return data.CodesRows(condition)
     return data.image_rows(config, augment, dataset, vqvae.config.image_size, vqvae.config.in_channels, condition)
 
 
 def tokenize_copies(
-    rows: Rows, copies: int, config: data.DataConfig, seed: int, vqvae: VQVAEModel, show_progress: bool
+    rows: Rows,
+    copies: int,
+    config: data.DataConfig,
+    seed: int,
+    vqvae: Tokenizer,
+    show_progress: bool,
+    condition_vqvae: Tokenizer | None = None,
 ) -> Rows:
-    """The codes of `copies` augmented copies of every image in place of the images, unless there are none."""
+    """
+    The codes of `copies` augmented copies of every image, and of the image that is its condition, in place of the images,
+    unless there are none.
+    """
     if copies == 0 or data.is_codes_dataset(rows.dataset):
         return rows
-    codes = data.tokenized_copies(rows.dataset, rows.reader, config, seed, vqvae, copies, show_progress)
-    condition = data.LabelCondition("class_labels") if "class_labels" in codes.features else None
-    if "class_embeds" in codes.features:
+    codes = data.tokenized_copies(
+        rows.dataset, rows.reader, config, seed, vqvae, copies, show_progress, condition_vqvae
+    )
+    condition: data.Condition | None = None
+    if "class_labels" in codes.features:
+        condition = data.LabelCondition("class_labels")
+    elif "class_embeds" in codes.features:
         condition = data.embedding_condition(codes, "class_embeds")
+    elif "condition_ids" in codes.features:
+        condition = data.token_condition(codes, "condition_ids", 2**31)
     return Rows(codes, data.CodesRows(condition))

@@ -1,12 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Inputs and targets of a transformer in training."""
+"""Inputs and targets of a prior in training."""
 
+from dataclasses import dataclass
 from typing import Any, cast
 
 import torch
 
 from ..autoencoders import Tokenizer, VQVAEModel
-from ..priors import VARConfig
+from ..priors import RQTransformerConfig, VARConfig, stack_codes
+from ..ranges import CheckedFields, NonNegativeFloat, PartialShare, argument
 
 
 @torch.no_grad()
@@ -41,6 +43,71 @@ def level_inputs(vqvae: Tokenizer, level: int, batch: dict[str, torch.Tensor]) -
     levels = inputs.pop("codes").split(vqvae.config.scale_lengths, dim=1)
     condition = {"condition_codes": levels[level - 1]} if level > 0 else {}
     return {**inputs, **condition, "codes": levels[level], "labels": levels[level]}
+
+
+@dataclass(kw_only=True)
+class CodeNoiseConfig(CheckedFields):
+    """How the codes of a training are changed at random."""
+
+    code_replacement_prob: PartialShare = argument(
+        0.0, help="read another code with this probability, 1 - pkeep of VQGAN; the targets stay"
+    )
+    stochastic_codes: bool = argument(
+        False, help="sample the codes of an image by their distances to its features, at soft_code_temperature"
+    )
+    soft_code_temperature: NonNegativeFloat = argument(
+        0.0, help="targets are the probabilities of codes by their distances at this temperature; 0: single codes"
+    )
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.stochastic_codes and self.soft_code_temperature == 0:
+            raise ValueError("`stochastic_codes` needs a `soft_code_temperature` above 0, got 0.")
+
+
+@dataclass
+class StackInputs:
+    """
+    The arguments of an [`RQTransformer`] for a batch of `codes` `(batch, length)` or `pixel_values`, and a condition, which is
+    passed on: the codes of `condition_pixel_values` are those of `condition_vqvae`. `vqvae` is a [`VQVAEModel`]. In training there may be `noise`, from
+    torch's own generator, as dropout has it.
+    """
+
+    vqvae: Any
+    config: RQTransformerConfig
+    condition_vqvae: Tokenizer | None = None
+    noise: CodeNoiseConfig | None = None
+
+    @torch.no_grad()
+    def __call__(self, batch: dict[str, torch.Tensor]) -> dict[str, Any]:
+        inputs: dict[str, Any] = {name: values.to(self.vqvae.device) for name, values in batch.items()}
+        if "condition_pixel_values" in inputs:
+            encoded = cast(Any, cast(Tokenizer, self.condition_vqvae).encode(inputs.pop("condition_pixel_values")))
+            inputs["condition_ids"] = encoded.codes
+        targets, codes = {}, inputs.pop("codes", None)
+        if codes is None:
+            encoded = cast(Any, self.vqvae.encode(inputs.pop("pixel_values")))
+            codes = encoded.codes
+            if self.noise is not None and self.noise.soft_code_temperature > 0:
+                codes, probabilities = self.vqvae.soft_codes(
+                    encoded.features, self.noise.soft_code_temperature, self.noise.stochastic_codes
+                )
+                targets["soft_labels"] = stack_codes(probabilities, self.config.depth)
+        stacks = stack_codes(codes, self.config.depth)
+        read = stacks if self.noise is None else replaced_codes(stacks, self.noise, self.config.codebook_size)
+        if self.config.code_inputs == "tokens":
+            inputs["codes"] = read
+        else:
+            inputs["code_vectors"] = self.vqvae.code_vectors(read)
+        return {**inputs, **(targets or {"labels": stacks})}
+
+
+def replaced_codes(codes: torch.Tensor, noise: CodeNoiseConfig, codebook_size: int) -> torch.Tensor:
+    """`codes`, of which some are others, all equally probable (Esser et al. 2021, public code)."""
+    if noise.code_replacement_prob == 0:
+        return codes
+    replaced = torch.rand(codes.shape, device=codes.device) < noise.code_replacement_prob
+    return torch.where(replaced, torch.randint_like(codes, codebook_size), codes)
 
 
 def _codes_of(vqvae: Tokenizer, batch: dict[str, torch.Tensor]) -> dict[str, Any]:

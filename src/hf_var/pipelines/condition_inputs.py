@@ -1,0 +1,68 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Condition tokens of an RQ-Transformer, from what users have: texts, codes and coordinates."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch.nn import functional
+from transformers import PreTrainedTokenizerBase
+from transformers.utils import logging
+
+from .checks import as_tensor, check_code_range
+
+
+logger = logging.get_logger(__name__)
+
+
+def prompt_ids(tokenizer: PreTrainedTokenizerBase, prompt: str | Sequence[str], length: int) -> torch.Tensor:
+    """Ids `(batch, length)` of texts, which are cut off or filled up."""
+    prompts: Any = [prompt] if isinstance(prompt, str) else list(prompt) if isinstance(prompt, Sequence) else [prompt]
+    if not prompts or not all(isinstance(text, str) for text in prompts):
+        raise ValueError(f"`prompt` must be a text or a list of texts, got {prompt!r}.")
+    lengths = [len(ids) for ids in tokenizer(prompts).input_ids]
+    if max(lengths) > length:
+        logger.warning(f"`prompt` has {max(lengths)} tokens, of which the model reads the first {length}.")
+    return tokenizer(
+        prompts, padding="max_length", truncation=True, max_length=length, return_tensors="pt"
+    ).input_ids.long()  # pyright: ignore[reportAttributeAccessIssue]
+
+
+def given_ids(condition_codes: Any, lengths: Sequence[int], num_ids: int) -> torch.Tensor:
+    """`condition_codes` as a tensor `(batch, n)` in int64, n one of `lengths`; a `ValueError` unless they are ids."""
+    found: Any = as_tensor(condition_codes)
+    accepted = " or ".join(map(str, dict.fromkeys(lengths)))
+    if found is None or found.ndim != 2 or found.shape[1] not in lengths or len(found) == 0:
+        got = type(condition_codes).__name__ if found is None else tuple(found.shape)
+        raise ValueError(f"`condition_codes` must be integers of the shape (batch, {accepted}), got {got}.")
+    return check_code_range("condition_codes", found, num_ids)
+
+
+def coordinate_codes(coordinates: torch.Tensor, codebook_size: int, downsampling_factor: int) -> torch.Tensor:
+    r"""
+    Condition tokens of a model that is conditioned on where in a larger picture its window is, as VQGAN's GPT of faces
+    (Esser et al. 2021, section 4.3; `CoordStage` of its code).
+
+    Args:
+        coordinates (`torch.FloatTensor` of shape `(batch, 1, height, width)`): A map of coordinates in [0, 1].
+        codebook_size (`int`): Codes of the table that embeds them.
+        downsampling_factor (`int`): Pixels of the map for a token, in each direction.
+
+    Returns:
+        `torch.LongTensor` of shape `(batch, height * width / downsampling_factor**2)`: coordinate 0 is code 0, 1 the last.
+
+    Raises:
+        `ValueError`: If the map has another shape or holds other values.
+    """
+    if coordinates.ndim != 4 or coordinates.shape[1] != 1 or not ((coordinates >= 0) & (coordinates <= 1)).all():
+        raise ValueError(
+            f"`coordinates` must have the shape (batch, 1, height, width) and values in [0, 1], got "
+            f"{tuple(coordinates.shape)}."
+        )
+    height, width = (side // downsampling_factor for side in coordinates.shape[2:])
+    reduced = functional.interpolate(coordinates.float(), size=(height, width), mode="area")
+    # The public code gives 1 an index past the table.
+    return (reduced * codebook_size).round().long().clamp(max=codebook_size - 1).flatten(1)
+
+
+__all__ = ["coordinate_codes"]
