@@ -194,14 +194,8 @@ class WindowPredictor(StackPredictor):
 
 def window_place(index: int, side: int, window: int) -> tuple[int, int]:
     """First row (or column) of the window of a row, and the row in it: the middle one, except near the map's edges."""
-    half = window // 2
-    if index <= half:
-        local = index
-    elif side - index < half:
-        local = window - (side - index)
-    else:
-        local = half
-    return index - local, local
+    first = min(max(index - window // 2, 0), side - window)
+    return first, index - first
 
 
 def code_table(vqvae: Tokenizer) -> torch.Tensor:
