@@ -82,7 +82,7 @@ MAY_IMPORT: dict[str, tuple[set[str], set[str]]] = {
     "__init__": (LIBRARY, {"transformers", "diffusers"}),
     # Its long jobs import what comes with an extra when they are called.
     "cli": (
-        LIBRARY | {"__init__", "image_decoding", "data", "evaluation"},
+        LIBRARY | {"__init__", "image_decoding", "data", "evaluation", "hub"},
         CORE | {"diffusers", "accelerate", "yaml"},
     ),
 }

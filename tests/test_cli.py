@@ -14,7 +14,7 @@ from datasets import Image as ImageFeature
 from PIL import Image
 from transformers import AutoModel
 
-from hf_var import DIGITS_CHECKPOINT, VARPipeline, VQVAEModel
+from hf_var import DIGITS_CHECKPOINT, ARPipeline, VARPipeline, VQVAEModel
 from hf_var.cli import main
 from hf_var.conversion import (
     export_official_var,
@@ -22,12 +22,16 @@ from hf_var.conversion import (
     export_pixelcnn,
     export_pixelsnail,
     export_rq_transformer,
+    export_rqvae,
     export_taming_gpt,
+    export_taming_vqgan,
     load_official_var,
     load_official_vqvae,
 )
 from hf_var.data import codes_fingerprint, load_source, tokenizer_fingerprint
 from parity import assert_same_tensors, load_case, load_lineage_case
+from pipelines.stacked import make_tokenizer
+from priors.rq import rq_model
 
 
 @pytest.fixture(scope="module")
@@ -104,6 +108,62 @@ def test_convert_writes_a_transformer_of_codes(tmp_path, flag, model, export, pa
     assert_same_tensors(export(converted), weights)
 
 
+# What taming's networks cannot choose.
+TAMING_SIZES = {"quant_conv_kernel_size": 1, "norm_num_groups": 32, "base_channels": 32}
+
+
+def net2net_file(path, side=2):
+    """The Lightning file of a GPT with tokenizers of images and of maps of classes; returns what is in it."""
+    gpt = rq_model("prefix_gpt", patch_nums=[side], condition_length=side**2)
+    sizes = {"patch_nums": [side], **TAMING_SIZES}
+    vqvae = make_tokenizer(**sizes, in_channels=3)
+    condition_vqvae = make_tokenizer(**sizes, in_channels=5, sample_type="class_map")
+    parts = {
+        "transformer": export_taming_gpt(gpt),
+        "first_stage_model": export_taming_vqgan(vqvae),
+        "cond_stage_model": export_taming_vqgan(condition_vqvae),
+    }
+    weights = {f"{part}.{name}": tensor for part, tensors in parts.items() for name, tensor in tensors.items()}
+    torch.save({"state_dict": weights, "epoch": 3}, path)
+    return parts
+
+
+def test_convert_writes_the_pipeline_that_one_file_holds(tmp_path):
+    parts = net2net_file(tmp_path / "last.ckpt")
+    arguments = ["--taming-gpt", str(tmp_path / "last.ckpt"), "--num-attention-heads", "2", "--patch-nums", "2"]
+    assert main(["convert", *arguments, "--output", str(tmp_path / "out")]) == 0
+    pipe = ARPipeline.from_pretrained(tmp_path / "out")
+    assert_same_tensors(export_taming_gpt(pipe.prior), parts["transformer"])
+    assert_same_tensors(export_taming_vqgan(pipe.vqvae), parts["first_stage_model"])
+    assert_same_tensors(export_taming_vqgan(pipe.condition_vqvae), parts["cond_stage_model"])
+    assert pipe.condition_vqvae.config.sample_type == "class_map"
+    ids = torch.randint(11, (2, 4), generator=torch.Generator().manual_seed(0))
+    assert pipe(condition_codes=ids, output_type="pt").images.shape == (2, 3, 4, 4)
+    card = (tmp_path / "out/README.md").read_text()
+    assert "license: mit" in card
+    assert "ARPipeline.from_pretrained" in card
+
+
+def test_convert_writes_the_pipeline_of_two_files(tmp_path):
+    vqvae = make_tokenizer([2, 2, 2], **TAMING_SIZES)
+    prior = rq_model("classes", patch_nums=[2, 2, 2], hidden_size=64, num_attention_heads=1)
+    files = {"rqvae": export_rqvae(vqvae), "rq_transformer": export_rq_transformer(prior)}
+    arguments = []
+    for name, weights in files.items():
+        torch.save({"state_dict": weights}, tmp_path / f"{name}.pt")
+        arguments += [f"--{name.replace('_', '-')}", str(tmp_path / f"{name}.pt")]
+    assert main(["convert", *arguments, "--output", str(tmp_path / "out")]) == 0
+    pipe = ARPipeline.from_pretrained(tmp_path / "out")
+    assert_same_tensors(export_rq_transformer(pipe.prior), files["rq_transformer"])
+    assert_same_tensors(export_rqvae(pipe.vqvae), files["rqvae"])
+    assert pipe([0, 3], output_type="pt").images.shape == (2, 1, 4, 4)
+    card = (tmp_path / "out/README.md").read_text()
+    assert "license: cc-by-nc-sa-4.0" in card
+    assert "| code of rq-vae-transformer | apache-2.0 |" in card
+    assert main(["convert", *arguments, "--license", "mit", "--output", str(tmp_path / "own")]) == 0
+    assert "license: mit" in (tmp_path / "own/README.md").read_text()
+
+
 def test_convert_with_a_field_that_the_model_lacks(tmp_path, capsys):
     torch.save(load_lineage_case("pixelcnn").weights, tmp_path / "prior.pt")
     arguments = ["--pixelcnn", str(tmp_path / "prior.pt"), "--patch-nums", "6", "--output", str(tmp_path / "out")]
@@ -113,7 +173,7 @@ def test_convert_with_a_field_that_the_model_lacks(tmp_path, capsys):
 
 def test_convert_two_kinds_of_priors(tmp_path, capsys):
     assert main(["convert", "--pixelcnn", "a.pt", "--var", "b.pth", "--output", str(tmp_path)]) == 2
-    message = "or one of --vqvae2, --pixelsnail, --pixelcnn, --taming-vqgan, --taming-gpt, --rqvae, --rq-transformer"
+    message = "--rqvae, --rq-transformer, or a transformer with its tokenizer"
     assert message in capsys.readouterr().err
 
 

@@ -1,15 +1,18 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Official checkpoints as folders."""
+"""Checkpoints of other code as folders."""
 
 import argparse
 import json
 from pathlib import Path
 from textwrap import shorten
+from typing import Any
 
+from diffusers import DiffusionPipeline
 from transformers import PreTrainedModel
 
-from .. import VARPipeline
+from .. import ARPipeline, RQTransformer, VARPipeline
 from ..conversion import (
+    ORIGINS,
     load_official_var,
     load_official_vqvae,
     load_pixelcnn,
@@ -19,14 +22,19 @@ from ..conversion import (
     load_taming_gpt,
     load_taming_vqgan,
     load_vqvae2,
+    tokenizer_sections,
 )
+from ..hub.cards import write_converted_card
+from ..hub.push import create_repository, push_result
 from .common import check_output
 
 
 # Bounds the copy in memory while the weights are written.
 MAX_SHARD_SIZE = "2GB"
-# Models that are converted alone.
+# How each file is read.
 LOADERS = {
+    "vqvae": load_official_vqvae,
+    "var": load_official_var,
     "vqvae2": load_vqvae2,
     "pixelsnail": load_pixelsnail,
     "pixelcnn": load_pixelcnn,
@@ -35,6 +43,9 @@ LOADERS = {
     "rqvae": load_rqvae,
     "rq_transformer": load_rq_transformer,
 }
+# Priors that make a pipeline with the tokenizer of the same code.
+TOKENIZERS = {"var": "vqvae", "taming_gpt": "taming_vqgan", "rq_transformer": "rqvae"}
+FIELDS = ("patch_nums", "map_size", "image_size", "section", "num_attention_heads")
 
 
 def add_convert(commands) -> None:
@@ -42,13 +53,14 @@ def add_convert(commands) -> None:
     parser = commands.add_parser(
         "convert",
         help="turn checkpoints of other code into a folder",
-        description="Convert checkpoints of the official VAR code: with --vqvae and --var the output is a VARPipeline "
-        "folder, with one of them the folder of that model. Models of other public code are converted alone.",
+        description="Convert checkpoints of other public code. The output is the folder of a model, or of a pipeline for a "
+        "transformer and its tokenizer: --var with --vqvae, --taming-gpt with --taming-vqgan or the tokenizers in its own "
+        "file, --rq-transformer with --rqvae.",
         epilog="example: hf-var convert --vqvae vae_ch160v4096z32.pth --var var_d16.pth --output var-d16-256",
     )
     parser.set_defaults(run=_convert)
-    parser.add_argument("--vqvae", type=Path, metavar="FILE", help="tokenizer, .pth or .safetensors")
-    parser.add_argument("--var", type=Path, metavar="FILE", help="transformer, .pth or .safetensors")
+    parser.add_argument("--vqvae", type=Path, metavar="FILE", help="VAR's tokenizer, .pth or .safetensors")
+    parser.add_argument("--var", type=Path, metavar="FILE", help="VAR's transformer, .pth or .safetensors")
     parser.add_argument("--vqvae2", type=Path, metavar="FILE", help="VQ-VAE-2, or one level, of vq-vae-2-pytorch")
     parser.add_argument("--pixelsnail", type=Path, metavar="FILE", help="PixelSNAIL of vq-vae-2-pytorch")
     parser.add_argument("--pixelcnn", type=Path, metavar="FILE", help="gated PixelCNN of pytorch-vqvae")
@@ -57,6 +69,7 @@ def add_convert(commands) -> None:
     parser.add_argument("--rqvae", type=Path, metavar="FILE", help="RQ-VAE of rq-vae-transformer")
     parser.add_argument("--rq-transformer", type=Path, metavar="FILE", help="RQ-Transformer of rq-vae-transformer")
     parser.add_argument("--output", required=True, type=Path, metavar="DIR", help="folder to write")
+    parser.add_argument("--license", metavar="NAME", help="licence for the card (that of the released weights)")
     parser.add_argument("--push-to-hub", metavar="REPO", help="also upload to this Hub repo, such as user/var-d16-256")
     parser.add_argument("--private", action="store_true", help="make a new Hub repo private")
     unknown = parser.add_argument_group("what a file may not tell")
@@ -72,42 +85,65 @@ def add_convert(commands) -> None:
 
 def _convert(options: argparse.Namespace) -> None:
     check_output(options.output, is_folder=True)
-    converted = _load(options)
-    upload = {}
-    if options.push_to_hub is not None:
-        upload = {"push_to_hub": True, "repo_id": options.push_to_hub, "private": options.private or None}
-    # A string: diffusers cannot split a path when it uploads.
-    converted.save_pretrained(str(options.output), max_shard_size=MAX_SHARD_SIZE, **upload)
+    given = [name for name in LOADERS if getattr(options, name) is not None]
+    converted = _load(options, given)
+    converted.save_pretrained(str(options.output), max_shard_size=MAX_SHARD_SIZE)
+    origins = [ORIGINS[name]._asdict() for name in given]
+    origins = list({origin["name"]: origin for origin in origins}.values())
+    write_converted_card(
+        options.output, type(converted).__name__, origins, license=options.license, repo_id=options.push_to_hub
+    )
     print(f"wrote {options.output}")
     if options.push_to_hub is not None:
+        create_repository(options.output, options.push_to_hub, options.private or None)
+        push_result(options.output, options.push_to_hub, message="Upload a converted checkpoint")
         print(f"pushed to {options.push_to_hub}")
 
 
-def _load(options: argparse.Namespace) -> VARPipeline | PreTrainedModel:
+def _load(options: argparse.Namespace, given: list[str]) -> DiffusionPipeline | PreTrainedModel:
     """The model or pipeline of the files that are given."""
-    alone = [name for name in LOADERS if getattr(options, name) is not None]
-    num_files = len(alone) + (options.vqvae is not None or options.var is not None)
-    if num_files != 1:
+    prior = next((name for name in TOKENIZERS if name in given), None)
+    if len(given) != 1 and not (prior is not None and set(given) == {prior, TOKENIZERS[prior]}):
         flags = ", ".join(f"--{name.replace('_', '-')}" for name in LOADERS)
-        raise ValueError(f"pass --vqvae, --var or both, or one of {flags}.")
-    fields = {} if options.id2label is None else {"id2label": _read_label_names(options.id2label)}
-    if alone:
-        for name in ("patch_nums", "map_size", "image_size", "section", "num_attention_heads"):
-            value = getattr(options, name)
-            if value is not None:
-                fields[name] = value[0] if name == "image_size" and len(value) == 1 else value
-        return LOADERS[alone[0]](getattr(options, alone[0]), **fields)
-    shared = {} if options.patch_nums is None else {"patch_nums": options.patch_nums}
-    models = {}
-    if options.var is not None:
-        if options.num_attention_heads is not None:
-            fields["num_attention_heads"] = options.num_attention_heads
-        models["transformer"] = load_official_var(options.var, **shared, **fields)
-        # The transformer's file tells the schedule, the tokenizer's only how many scales it has.
-        shared = {"patch_nums": models["transformer"].config.patch_nums}
-    if options.vqvae is not None:
-        models["vqvae"] = load_official_vqvae(options.vqvae, **shared)
-    return VARPipeline(**models) if len(models) == 2 else next(iter(models.values()))
+        raise ValueError(f"pass one of {flags}, or a transformer with its tokenizer.")
+    fields: dict[str, Any] = {} if options.id2label is None else {"id2label": _read_label_names(options.id2label)}
+    for name in FIELDS:
+        value = getattr(options, name)
+        if value is not None:
+            fields[name] = value[0] if name == "image_size" and len(value) == 1 else value
+    if prior is None:
+        return LOADERS[given[0]](getattr(options, given[0]), **fields)
+    section = {"section": fields.pop("section")} if "section" in fields else {}
+    transformer = LOADERS[prior](getattr(options, prior), **fields)
+    # Its file tells the schedule, that of a tokenizer often nothing about it.
+    shared: dict[str, Any] = {"patch_nums": transformer.config.patch_nums}
+    tokenizer = TOKENIZERS[prior]
+    if prior == "taming_gpt":
+        return _taming_pipeline(options, transformer, section)
+    if tokenizer not in given:
+        return transformer
+    vqvae = LOADERS[tokenizer](getattr(options, tokenizer), **shared)
+    return VARPipeline(transformer, vqvae) if prior == "var" else ARPipeline(vqvae, transformer)
+
+
+def _taming_pipeline(
+    options: argparse.Namespace, transformer: RQTransformer, section: dict[str, Any]
+) -> ARPipeline | RQTransformer:
+    """VQGAN's GPT with the tokenizers that another file, or its own, holds; alone if there is none."""
+    config, sections = transformer.config, tokenizer_sections(options.taming_gpt)
+    shared: dict[str, Any] = {"patch_nums": config.patch_nums}
+    if options.taming_vqgan is not None:
+        vqvae = load_taming_vqgan(options.taming_vqgan, **section, **shared)
+    elif "first_stage_model" in sections:
+        vqvae = load_taming_vqgan(options.taming_gpt, section="first_stage_model", **shared)
+    else:
+        return transformer
+    condition_vqvae = None
+    if "cond_stage_model" in sections:
+        # A map of the same size before that of the image.
+        same: dict[str, Any] = shared if config.condition_length == config.num_positions else {}
+        condition_vqvae = load_taming_vqgan(options.taming_gpt, section="cond_stage_model", **same)
+    return ARPipeline(vqvae, transformer, condition_vqvae=condition_vqvae)
 
 
 def _read_label_names(path: Path) -> dict[int, str]:

@@ -8,16 +8,19 @@ from .official_var import (
     load_official_var,
     load_official_vqvae,
 )
+from .origins import ORIGINS, Origin
 from .pytorch_vqvae import export_pixelcnn, load_pixelcnn
 from .rosinality import export_vqvae2, load_vqvae2
 from .rosinality_pixelsnail import export_pixelsnail, load_pixelsnail
 from .rq import export_rq_transformer, load_rq_transformer
 from .rqvae import export_rqvae, load_rqvae
 from .taming import export_taming_gpt, load_taming_gpt
-from .taming_vqgan import export_taming_vqgan, load_taming_vqgan
+from .taming_vqgan import export_taming_vqgan, load_taming_vqgan, tokenizer_sections
 
 
 __all__ = [
+    "ORIGINS",
+    "Origin",
     "export_official_var",
     "export_official_vqvae",
     "export_pixelcnn",
@@ -37,4 +40,5 @@ __all__ = [
     "load_taming_gpt",
     "load_taming_vqgan",
     "load_vqvae2",
+    "tokenizer_sections",
 ]

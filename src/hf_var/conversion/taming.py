@@ -84,7 +84,12 @@ def export_taming_gpt(model: RQTransformer) -> StateDict:
             f"taming-transformers, got depth {config.depth}, num_depth_layers={config.num_depth_layers}, "
             f"shared_embedding={config.shared_embedding} and head_bias={config.head_bias}."
         )
-    return official_weights(model, _gpt_names(model), position_view)
+    exported = official_weights(model, _gpt_names(model), position_view)
+    # As many positions as condition and image have, although nothing reads the last code: the file tells both lengths.
+    missing = config.condition_length + config.num_positions - exported["pos_emb"].shape[1]
+    if config.condition_length > 1 and missing > 0:
+        exported["pos_emb"] = torch.nn.functional.pad(exported["pos_emb"], (0, 0, 0, missing))
+    return exported
 
 
 def position_view(name: str, tensor: torch.Tensor) -> torch.Tensor:

@@ -78,6 +78,12 @@ def load_taming_vqgan(
     return fill(model, _names(model), state_dict, "VQGAN")
 
 
+def tokenizer_sections(checkpoint: str | os.PathLike | Mapping) -> list[str]:
+    """Which tokenizers there are in the file of a `Net2NetTransformer`, for `section` of [`load_taming_vqgan`]."""
+    names = read_state_dict(checkpoint, section="transformer")
+    return [section for section in SECTIONS if f"{section}.{CODEBOOK}" in names]
+
+
 def export_taming_vqgan(model: VQVAEModel) -> StateDict:
     """
     taming-transformers' state dict of a [`VQVAEModel`], equal to the one it was loaded from.

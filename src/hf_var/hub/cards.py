@@ -2,7 +2,7 @@
 """Model cards of trained tokenizers, autoencoders and pipelines."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
@@ -151,6 +151,38 @@ def write_pipeline_card(
         ],
         **_sizes(tokenizer),
     )
+
+
+def write_converted_card(
+    output_dir: str | Path,
+    model_class: str,
+    origins: Sequence[Mapping[str, str | None]],
+    license: str | None = None,
+    repo_id: str | None = None,
+) -> ModelCard:
+    """
+    Write the `README.md` of a converted checkpoint: where it comes from, and the licences of what was released there.
+
+    Args:
+        output_dir (`str` or `Path`): Its folder.
+        model_class (`str`): What loads it.
+        origins (`list[dict]`): Code bases, with `name`, `url`, `code_license` and `weights_license`.
+        license (`str`, *optional*): Licence of these weights, by default that of the released ones.
+        repo_id (`str`, *optional*): Its repository.
+    """
+    released = [origin["weights_license"] for origin in origins if origin["weights_license"]]
+    folder = Path(output_dir).resolve()
+    repo_id = repo_id or folder.name
+    card = ModelCard.from_template(
+        ModelCardData(library_name="hf_var", license=license or (released[0] if len(set(released)) == 1 else None)),
+        template_str=Path(__file__).with_name("converted_card.md").read_text(encoding="utf-8"),
+        name=repo_id.split("/")[-1],
+        repo_id=repo_id,
+        model_class=model_class,
+        origins=origins,
+    )
+    card.save(folder / "README.md")
+    return card
 
 
 def _write_card(

@@ -20,9 +20,11 @@ logger = logging.get_logger(__name__)
 
 # What makes a result: a model, or the two of a pipeline and an adapter, and what tells of it. All other folders stay here,
 # such as checkpoints and the trackers' logs.
-MODELS = ("transformer", "prior", "middle_prior", "bottom_prior", "vqvae", "lora")
+MODELS = ("transformer", "prior", "middle_prior", "bottom_prior", "vqvae", "condition_vqvae", "lora", "tokenizer")
 RESULT_FILES = ["README.md", "*.json", "*.safetensors", "train_log.jsonl", "*.png"]
 RESULT_FILES += [f"{model}/*.{kind}" for model in MODELS for kind in ("json", "safetensors")]
+# Vocabularies of the tokenizers that have no single file.
+RESULT_FILES += ["tokenizer/*.txt", "tokenizer/*.model", "tokenizer/*.jinja"]
 PREFIX = "push-"
 
 
@@ -50,9 +52,9 @@ class PipelineHubConfig(HubConfig):
             raise ValueError(f"`push_steps` = {self.push_steps} needs `push_to_hub`.")
 
 
-def create_repository(output_dir: str | Path, repo_id: str | None = None) -> str:
+def create_repository(output_dir: str | Path, repo_id: str | None = None, private: bool | None = None) -> str:
     """Make sure that a repository exists and may be written to, and return its name with the namespace."""
-    return HfApi().create_repo(repo_id or Path(output_dir).resolve().name, exist_ok=True).repo_id
+    return HfApi().create_repo(repo_id or Path(output_dir).resolve().name, exist_ok=True, private=private).repo_id
 
 
 def push_card(card: RepoCard, repo_id: str, message: str, repo_type: str = "model") -> str:
@@ -67,7 +69,9 @@ def push_card(card: RepoCard, repo_id: str, message: str, repo_type: str = "mode
     return str(commit)
 
 
-def push_result(output_dir: str | Path, repo_id: str | None = None) -> str:
+def push_result(
+    output_dir: str | Path, repo_id: str | None = None, message: str = "Upload the result of a training"
+) -> str:
     """Upload a model or a pipeline, its card, pictures and `train_log.jsonl`; returns the repository's address."""
     # Names rather than patterns: the client's `*` matches slashes, and would find the weights in checkpoints, too.
     files = [path for pattern in RESULT_FILES for path in Path(output_dir).glob(pattern)]
@@ -75,7 +79,7 @@ def push_result(output_dir: str | Path, repo_id: str | None = None) -> str:
         repo_id=create_repository(output_dir, repo_id),
         folder_path=output_dir,
         allow_patterns=[glob.escape(path.relative_to(output_dir).as_posix()) for path in files],
-        commit_message="Upload the result of a training",
+        commit_message=message,
     )
     return str(commit.repo_url)
 
