@@ -8,6 +8,7 @@ import pytest
 from PIL import Image
 
 from hf_var.cli import main
+from pipelines.stacked import image_pipeline, text_pipeline
 from pipelines.tiny import seeded
 from pipelines.tiny_ar import make_pipeline
 
@@ -76,3 +77,41 @@ def test_what_only_a_transformer_can(tmp_path, drawn, model, capsys, arguments, 
     assert main([command, *model, "--class-labels", "1", *rest, "--output", str(tmp_path / "out.png")]) == 2
     line = capsys.readouterr().err.strip().splitlines()[-1]
     assert message in line
+
+
+# --- prompts and other images ----------------------------------------------------------------------------------------
+
+
+def pixels_of(images):
+    return np.hstack([np.asarray(image) for image in images])
+
+
+def test_generate_from_prompts(tmp_path):
+    pipe = text_pipeline()
+    pipe.save_pretrained(tmp_path / "model")
+    output = tmp_path / "out.png"
+    arguments = ["--model", str(tmp_path / "model"), "--prompt", "a three", "a thin three", "--guidance-scale", "2"]
+    assert main(["generate", *arguments, "--seed", "7", "--output", str(output)]) == 0
+    expected = pipe(prompt=["a three", "a thin three"], guidance_scale=2.0, generator=seeded(7)).images
+    assert np.array_equal(np.asarray(Image.open(output).convert("L")), pixels_of(expected))
+
+
+def test_generate_from_pictures(tmp_path):
+    pipe = image_pipeline()
+    pipe.save_pretrained(tmp_path / "model")
+    Image.new("RGB", (10, 6), "red").save(tmp_path / "red.png")
+    output = tmp_path / "out.png"
+    arguments = ["--model", str(tmp_path / "model"), "--condition-image", str(tmp_path / "red.png")]
+    arguments += ["--height", "6", "--width", "10", "--output", str(output)]
+    assert main(["generate", *arguments]) == 0
+    condition = Image.open(tmp_path / "red.png")
+    expected = pipe(condition_image=condition, height=6, width=10, generator=seeded()).images
+    assert np.array_equal(np.asarray(Image.open(output).convert("L")), pixels_of(expected))
+
+
+def test_a_model_without_prompts(tmp_path, model, capsys):
+    output = ["--output", str(tmp_path / "out.png")]
+    assert main(["generate", *model, "--prompt", "a three", *output]) == 2
+    assert "`prompt` needs an `RQTransformer`" in capsys.readouterr().err
+    assert main(["generate", "--prompt", "a three", *output]) == 2
+    assert "--prompt is not an option of a VARPipeline" in capsys.readouterr().err

@@ -2,10 +2,17 @@
 """Pipelines of RQ-Transformers and raster VARs small enough to sample in milliseconds."""
 
 import torch
+from tokenizers import Tokenizer
+from tokenizers.models import WordLevel
+from tokenizers.pre_tokenizers import Whitespace
+from transformers import PreTrainedTokenizerFast
 
 from hf_var import ARPipeline
 from pipelines.tiny import make_transformer, make_vqvae
 from priors.rq import SIZES, rq_model
+
+
+WORDS = ["[PAD]", "[UNK]", "a", "thin", "three"]
 
 
 def make_tokenizer(
@@ -32,6 +39,22 @@ def make_raster(patch_nums=(4,), **fields):
     pipe = ARPipeline(make_vqvae(patch_nums=patch_nums), prior)
     pipe.set_progress_bar_config(disable=True)
     return pipe
+
+
+def make_text_tokenizer():
+    made = Tokenizer(WordLevel({word: index for index, word in enumerate(WORDS)}, unk_token="[UNK]"))
+    made.pre_tokenizer = Whitespace()
+    return PreTrainedTokenizerFast(tokenizer_object=made, pad_token="[PAD]", unk_token="[UNK]")
+
+
+def text_pipeline(kind="text", **defaults):
+    return make_stacked(kind, {"tokenizer": make_text_tokenizer()}, defaults)
+
+
+def image_pipeline(**fields):
+    """A GPT whose condition is another image: as many codes before it, of a tokenizer that reads colours."""
+    condition_vqvae = make_tokenizer([(2, 3)], in_channels=3)
+    return make_stacked("prefix_gpt", {"condition_vqvae": condition_vqvae}, **fields)
 
 
 def naive_codes(pipe, condition, seed, weight=1.0, top_k=0, nothing=None):

@@ -5,38 +5,22 @@ import pytest
 import torch
 from diffusers import DiffusionPipeline
 from PIL import Image
-from tokenizers import Tokenizer
-from tokenizers.models import WordLevel
-from tokenizers.pre_tokenizers import Whitespace
-from transformers import PreTrainedTokenizerFast
 
 from hf_var import ARPipeline, stack_codes, unstack_codes
 from hf_var.conversion import load_rq_transformer, load_taming_gpt
 from hf_var.pipelines.condition_inputs import coordinate_codes
 from hf_var.scoring import classify, log_likelihood
 from parity import load_lineage_case
-from pipelines.stacked import make_stacked, make_tokenizer, naive_codes
+from pipelines.stacked import (
+    image_pipeline,
+    make_stacked,
+    make_text_tokenizer,
+    make_tokenizer,
+    naive_codes,
+    text_pipeline,
+)
 from pipelines.tiny import seeded
 from priors.rq import rq_model
-
-
-WORDS = ["[PAD]", "[UNK]", "a", "thin", "three"]
-
-
-def make_text_tokenizer():
-    made = Tokenizer(WordLevel({word: index for index, word in enumerate(WORDS)}, unk_token="[UNK]"))
-    made.pre_tokenizer = Whitespace()
-    return PreTrainedTokenizerFast(tokenizer_object=made, pad_token="[PAD]", unk_token="[UNK]")
-
-
-def text_pipeline(kind="text", **defaults):
-    return make_stacked(kind, {"tokenizer": make_text_tokenizer()}, defaults)
-
-
-def image_pipeline(**fields):
-    """A GPT whose condition is another image: as many codes before it, of a tokenizer that reads colours."""
-    condition_vqvae = make_tokenizer([(2, 3)], in_channels=3)
-    return make_stacked("prefix_gpt", {"condition_vqvae": condition_vqvae}, **fields)
 
 
 # --- what is sampled -------------------------------------------------------------------------------------------------
@@ -214,6 +198,7 @@ def test_without_a_prompt():
     codes = pipe(num_images_per_label=2, generator=seeded()).codes
     expected = naive_codes(pipe, {"condition_ids": torch.full((2, 4), -1)}, seed=0)
     assert torch.equal(codes, unstack_codes(expected))
+    assert torch.equal(codes, pipe([None, None], generator=seeded()).codes)
     with pytest.raises(ValueError, match="`condition_codes` must be passed"):
         text_pipeline("bidirectional")()
     with pytest.raises(ValueError, match="`guidance_scale` must be 1"):
@@ -365,7 +350,7 @@ def test_folders(tmp_path):
         ("classes", {"class_labels": 0, "class_embeds": torch.zeros(1, 4)}, "`class_embeds` need a VARTransformer"),
         ("text", {"prompt": 3}, "`prompt` must be a text or a list of texts"),
         ("text", {"prompt": "a", "condition_codes": torch.zeros(1, 4).long()}, "Pass one of"),
-        ("text", {"class_labels": 0}, "`class_labels` must be None"),
+        ("text", {"class_labels": 1}, "`class_labels` must be"),
         ("text", {"condition_codes": torch.zeros(1, 3).long()}, r"must be integers of the shape \(batch, 4\)"),
         ("text", {"condition_codes": torch.full((1, 4), 7)}, r"must be in \[0, 7\)"),
         ("text", {"condition_image": torch.zeros(1, 3, 4, 6)}, "needs a pipeline with a `condition_vqvae`"),

@@ -2,8 +2,8 @@
 """Images from labels, and from images and labels."""
 
 import argparse
+import inspect
 from collections.abc import Callable
-from functools import partial
 from typing import Any
 
 from .. import VARImg2ImgPipeline, VARInpaintPipeline
@@ -25,13 +25,32 @@ def add_generate(commands) -> None:
     """Add the command `generate`."""
     parser = commands.add_parser(
         "generate",
-        help="sample images of classes",
-        description="Sample one image per class label and save them side by side. Without --model, handwritten digits are "
-        "sampled with the checkpoint that ships with the package.",
+        help="sample images of classes, texts or other images",
+        description="Sample one image per class label, prompt or condition and save them side by side. Without --model, "
+        "handwritten digits are sampled with the checkpoint that ships with the package.",
         epilog="example: hf-var generate --class-labels 3 1 4 1 5 --resize 128 --output digits.png",
     )
-    parser.set_defaults(run=partial(_run, load_pipeline))
+    parser.set_defaults(run=_generate)
+    condition = parser.add_mutually_exclusive_group()
+    condition.add_argument(
+        "--prompt", nargs="+", metavar="TEXT", help="texts, for a model that is conditioned on them"
+    )
+    condition.add_argument(
+        "--condition-image",
+        nargs="+",
+        metavar="FILE",
+        help="pictures or their addresses, for a model that is conditioned on images",
+    )
+    for side in ("height", "width"):
+        parser.add_argument(
+            f"--{side}", type=int, metavar="PIXELS", help=f"{side} of the images, above the model's own"
+        )
     _add_shared(parser)
+
+
+def _generate(options: argparse.Namespace) -> None:
+    given = {name: getattr(options, name) for name in ("prompt", "condition_image", "height", "width")}
+    _run(load_pipeline, options, **{name: value for name, value in given.items() if value is not None})
 
 
 def add_inpaint(commands) -> None:
@@ -92,6 +111,11 @@ def _run(load: Callable[..., Any], options: argparse.Namespace, **arguments: Any
     check_picture(options)
     for name in arguments.keys() & {"image", "mask_image"}:
         (arguments[name],) = read_images([arguments[name]])
+    if "condition_image" in arguments:
+        arguments["condition_image"] = read_images(arguments["condition_image"])
     pipe = open_pipeline(options, load)
+    unknown = [name for name in arguments if name not in inspect.signature(type(pipe).__call__).parameters]
+    if unknown:
+        raise ValueError(f"--{unknown[0].replace('_', '-')} is not an option of a {type(pipe).__name__}.")
     output = pipe(**arguments, **sampling_arguments(pipe, options))
     save_result(pipe, output.images, output.codes, options)

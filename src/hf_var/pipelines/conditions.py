@@ -85,10 +85,13 @@ def class_condition(
     )
 
 
-def ids_condition(config: RQTransformerConfig, ids: torch.Tensor | None, name: str) -> Condition:
-    """The condition of condition tokens `(batch, condition_length)`, the argument `name`; unconditional if there are none."""
+def ids_condition(config: RQTransformerConfig, ids: torch.Tensor | None, name: str, number: int = 1) -> Condition:
+    """
+    The condition of condition tokens `(batch, condition_length)`, the argument `name`; if there are none, `number` images
+    without a condition.
+    """
     nothing = torch.full((1, 1), -1)
-    given = nothing.expand(1, config.condition_length) if ids is None else ids
+    given = nothing.expand(number, config.condition_length) if ids is None else ids
     no_classes = torch.full((len(given),), config.num_labels or 0)
     return Condition({"condition_ids": given}, lambda: {"condition_ids": nothing}, no_classes, ids is None, name=name)
 

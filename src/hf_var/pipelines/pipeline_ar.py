@@ -243,13 +243,14 @@ class ARPipeline(PipelineBase):
         name, value = next(iter(given.items()), ("condition_codes", None))
         if not reads_tokens:
             raise ValueError(f"`{name}` needs an `RQTransformer`, got a {type(self.prior).__name__}.")
-        if class_labels is not None:
+        labels = self.get_label_ids(class_labels)
+        if any(label != (config.num_labels or 0) for label in labels):
             raise ValueError(
                 f"`class_labels` must be None {'beside `' + name + '`' if given else 'for a prior without classes'}."
             )
         ids = None if value is None else self._condition_ids(name, value, canvas)
         moves = ids is not None and ids.shape[1] != config.condition_length
-        return ids_condition(config, ids, name), replace(canvas, moves_condition=moves)
+        return ids_condition(config, ids, name, len(labels)), replace(canvas, moves_condition=moves)
 
     def _condition_ids(self, name: str, value: Any, canvas: Canvas) -> torch.Tensor:
         """Condition tokens `(batch, condition_length)`, or those of the whole canvas."""
