@@ -47,3 +47,41 @@ def test_what_is_trained_is_pushed_and_loaded(hub, run_in_hub_process, tmp_path)
     (snippet,) = re.findall(r"```python\n(.*?)```", card, re.DOTALL)
     assert 'ARPipeline.from_pretrained("user/prior")' in snippet
     run_in_hub_process(snippet + CHECK)
+
+
+CHECK_PAIRS = """
+from diffusers import DiffusionPipeline
+loaded = DiffusionPipeline.from_pretrained("user/gpt")
+arguments = {"condition_image": PIL.Image.open("condition.png"), "generator": torch.Generator().manual_seed(0)}
+assert loaded(**arguments).codes.equal(pipe(**arguments | {"generator": torch.Generator().manual_seed(0)}).codes)
+assert images[0].size == (8, 8)
+"""
+
+
+def test_a_model_of_pairs_is_pushed_and_loaded(hub, run_in_hub_process, tmp_path, monkeypatch):
+    pixels = np.random.default_rng(0).integers(0, 256, (12, 8, 8), dtype=np.uint8)
+    pictures = [PILImage.fromarray(image) for image in pixels]
+    features = Features({"image": Image(), "sketch": Image()})
+    Dataset.from_dict({"image": pictures, "sketch": pictures[::-1]}, features=features).to_parquet(
+        tmp_path / "images.parquet"
+    )
+    data = ["--train_data", tmp_path / "images.parquet", "--image_column", "image"]
+    sizes = ["--in_channels", "1", "--base_channels", "8", "--channel_multipliers", "1", "2", "--num_res_blocks", "1"]
+    sizes += ["--norm_num_groups", "4", "--latent_channels", "4", "--codebook_size", "16", "--patch_nums", "4"]
+    sizes += ["--refinement_ratio", "0", "--output_dir", tmp_path / "vqvae"]
+    run_in_hub_process(EXAMPLES / "train_vqvae.py", *data, *sizes, *RUN)
+    prior = ["--vqvae", tmp_path / "vqvae", "--condition_vqvae", tmp_path / "vqvae", "--condition_column", "sketch"]
+    prior += ["--output_dir", tmp_path / "gpt", "--code_inputs", "tokens", "--hidden_size", "8", "--num_samples", "2"]
+    prior += ["--num_hidden_layers", "2", "--num_depth_layers", "0", "--num_attention_heads", "2"]
+    run_in_hub_process(EXAMPLES / "train_rq.py", *data, *prior, *RUN, "--push_to_hub", "true")
+
+    files = hub.files("user/gpt")
+    weights = {f"{part}/model.safetensors" for part in ("prior", "vqvae", "condition_vqvae")}
+    assert weights | {"README.md", "model_index.json", "samples.png"} <= files.keys()
+    card = files["README.md"].decode()
+    assert str(tmp_path) not in card
+    assert "pipeline_tag: image-to-image" in card
+    (snippet,) = re.findall(r"```python\n(.*?)```", card, re.DOTALL)
+    monkeypatch.chdir(tmp_path)
+    pictures[0].save(tmp_path / "condition.png")
+    run_in_hub_process(snippet + CHECK_PAIRS)
