@@ -212,6 +212,9 @@ def test_images_as_the_condition():
     pixels = torch.tensor([[1.0, -1, -1], [-1, -1, 1]])[:, :, None, None].expand(2, 3, 4, 6)
     ids = pipe.condition_vqvae.encode(pixels).codes
     assert len(ids.unique(dim=0)) == 2
+    assert torch.equal(pipe.encode_conditions(pictures), ids)
+    with pytest.raises(ValueError, match="needs a pipeline with a `condition_vqvae`"):
+        text_pipeline().encode_conditions(pictures)
     expected = naive_codes(pipe, {"condition_ids": ids.repeat_interleave(2, dim=0)}, seed=0)
     assert torch.equal(output.codes, unstack_codes(expected))
 

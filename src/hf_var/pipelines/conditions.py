@@ -38,6 +38,11 @@ class Condition:
     def __len__(self) -> int:
         return len(self.class_labels)
 
+    def is_lacking(self, num_labels: int | None) -> bool:
+        """Whether an image has no condition."""
+        has_labels = self.name == "class_labels"
+        return self.is_unconditional or (has_labels and bool((self.class_labels == num_labels).any()))
+
     def select(self, items: Sequence[int]) -> "Condition":
         """The condition whose image i has the entry `items[i]` of this one."""
         entries = {name: values[list(items)] for name, values in self.entries.items()}
@@ -83,6 +88,13 @@ def class_condition(
         unconditional.expand(len(class_embeds)),
         name="class_embeds",
     )
+
+
+def knows_unconditional(config: Any) -> bool:
+    """Whether a prior can do without its condition."""
+    if isinstance(config, RQTransformerConfig):
+        return config.unconditional_id is not None
+    return not config.num_labels or config.class_dropout_prob > 0
 
 
 def ids_condition(config: RQTransformerConfig, ids: torch.Tensor | None, name: str, number: int = 1) -> Condition:

@@ -19,7 +19,7 @@ from .canvas import Canvas, make_canvas
 from .checks import check_output, checked_codes
 from .components import check_priors
 from .condition_inputs import given_ids, prompt_ids
-from .conditions import Condition, Labels, ids_condition
+from .conditions import Condition, Labels, ids_condition, knows_unconditional
 from .editing import known_latents
 from .images import image_pixels
 from .options import ARCallOptions, CallSettings, last_guided_scale, show_options
@@ -173,6 +173,29 @@ class ARPipeline(PipelineBase):
             return self._output(call, self._images(latents, call.output_type), codes)
 
     @torch.no_grad()
+    def encode_conditions(self, condition_image: PipelineImageInput) -> torch.Tensor:
+        r"""
+        Condition tokens of images, for `condition_codes`.
+
+        Args:
+            condition_image (`PIL.Image.Image`, `np.ndarray`, `torch.Tensor` or a list of these): As for a call.
+
+        Returns:
+            `torch.LongTensor` of shape `(batch, condition_length)`.
+
+        Raises:
+            `ValueError`: If there is no `condition_vqvae`, or these are not images for it.
+        """
+        if self.condition_vqvae is None:
+            raise ValueError("`condition_image` needs a pipeline with a `condition_vqvae`.")
+        return self._encoded(self.condition_vqvae, condition_image)
+
+    def _encoded(self, condition_vqvae: Any, condition_image: PipelineImageInput) -> torch.Tensor:
+        pixels = image_pixels(condition_image, condition_vqvae.config, "condition_image")
+        with self._at_work(self.condition_vqvae) as device:
+            return condition_vqvae.encode(pixels.to(device)).codes
+
+    @torch.no_grad()
     def decode_progress(self, codes: torch.Tensor, output_type: str = "pil") -> list:
         r"""
         The images after each level, scale or depth, coarse to fine; the vectors of those after it are zeros.
@@ -218,9 +241,9 @@ class ARPipeline(PipelineBase):
         """Raise a `ValueError` if a prior is asked for what only class dropout teaches: to do without a condition."""
         last_guided = last_guided_scale(guidance_scale, len(self.vqvae.config.patch_nums))
         for level, config in enumerate(prior.config for prior in self.priors):
-            if _knows_unconditional(config):
+            if knows_unconditional(config):
                 continue
-            if condition is not None and _is_lacking(condition, config.num_labels):
+            if condition is not None and condition.is_lacking(config.num_labels):
                 name = "class_labels` must be classes" if config.num_labels else f"{condition.name}` must be passed"
                 raise ValueError(f"`{name}: the prior was trained without class dropout.")
             if level <= last_guided:
@@ -267,9 +290,7 @@ class ARPipeline(PipelineBase):
         vqvae = self.condition_vqvae
         if is_map and canvas.size and vqvae.config.scale_sizes == config.scale_sizes[:1]:
             vqvae = vqvae.at_size(*(side * vqvae.config.downsampling_factor for side in canvas.size))
-        pixels = image_pixels(value, vqvae.config, name)
-        with self._at_work(self.condition_vqvae) as device:
-            return vqvae.encode(pixels.to(device)).codes
+        return self._encoded(vqvae, value)
 
     # ----------------------------------------------------------------------------------------------------------------
     # Sampling
@@ -362,19 +383,6 @@ class ARPipeline(PipelineBase):
             return torch.cat(found, dim=1)
 
         return score
-
-
-def _knows_unconditional(config: Any) -> bool:
-    """Whether a prior can do without its condition."""
-    if isinstance(config, RQTransformerConfig):
-        return config.unconditional_id is not None
-    return not config.num_labels or config.class_dropout_prob > 0
-
-
-def _is_lacking(condition: Condition, num_labels: int) -> bool:
-    """Whether an image of a call has no condition."""
-    has_labels = condition.name == "class_labels"
-    return condition.is_unconditional or (has_labels and bool((condition.class_labels == num_labels).any()))
 
 
 def _weight(guidance_scale: Guidance, k: int, num_maps: int) -> float:
