@@ -126,9 +126,8 @@ def test_layers_can_be_checkpointed():
 
 
 @contract(
-    "priors/layers.py: modeling_utils.ALL_ATTENTION_FUNCTIONS _attn_implementation activations.ACT2FN",
+    "priors/layers.py: activations.ACT2FN",
     "priors/attention.py: modeling_utils.ALL_ATTENTION_FUNCTIONS _attn_implementation",
-    "priors/layers_rq.py: modeling_utils.ALL_ATTENTION_FUNCTIONS _attn_implementation",
     "priors/modeling_rq.py: _attn_implementation",
     "training/flops.py: _from_config",
     "priors/checks.py: _attn_implementation",
@@ -203,6 +202,7 @@ def test_the_sdpa_function_is_torchs():
     "priors/cache.py: cache_utils.Cache cache_utils.CacheLayerMixin is_croppable",
     "priors/layers.py: cache_utils.Cache",
     "priors/layers_rq.py: cache_utils.Cache",
+    "priors/modeling_blocks.py: cache_utils.Cache",
     "priors/modeling_var.py: cache_utils.Cache",
     "priors/modeling_rq.py: cache_utils.Cache cache_utils.DynamicCache",
 )
@@ -223,7 +223,8 @@ def test_caches_are_made_of_layers():
 
 
 @contract(
-    "priors/modeling_var.py: _init_weights initialization _supports_sdpa _supports_flash_attn _supports_flex_attn _supports_attention_backend _can_compile_fullgraph _input_embed_layer _no_split_modules _skip_keys_device_placement accepts_loss_kwargs",
+    "priors/modeling_blocks.py: _init_weights initialization _supports_sdpa _supports_flash_attn _supports_flex_attn _supports_attention_backend _can_compile_fullgraph _input_embed_layer _skip_keys_device_placement accepts_loss_kwargs",
+    "priors/modeling_var.py: _init_weights initialization _no_split_modules",
     "priors/modeling_rq.py: _supports_sdpa _supports_flash_attn _supports_flex_attn _supports_attention_backend _can_compile_fullgraph _input_embed_layer _no_split_modules _skip_keys_device_placement accepts_loss_kwargs",
     "autoencoders/modeling_vqvae.py: _init_weights initialization _keep_in_fp32_modules_strict",
     "autoencoders/modeling_hierarchical_vqvae.py: _init_weights _keep_in_fp32_modules_strict",

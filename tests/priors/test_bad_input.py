@@ -166,7 +166,7 @@ def test_cache_of_another_model(model, inputs, fields):
 
 
 def test_cache_of_no_configuration(model):
-    with pytest.raises(ValueError, match="`config` must be a `VARConfig`, got VARTransformer"):
+    with pytest.raises(ValueError, match="`config` must be a `VARConfig` or a `TextVARConfig`, got VARTransformer"):
         VARCache(model)
 
 
@@ -251,9 +251,7 @@ def test_flash_attention_over_several_blocks(inputs):
     model = tiny_model()
     # Without the kernels installed, the name can be set on the configuration alone; the mask is asked for before them.
     model.config._attn_implementation = "flash_attention_2"
-    with pytest.raises(
-        ValueError, match="'flash_attention_2' has no block-causal mask.*use 'sdpa' or 'flex_attention'"
-    ):
+    with pytest.raises(ValueError, match="'flash_attention_2' has no mask of blocks.*use 'sdpa' or 'flex_attention'"):
         model(inputs["class_labels"], inputs["scale_inputs"])
 
 

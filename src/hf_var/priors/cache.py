@@ -10,7 +10,7 @@ from transformers import PreTrainedConfig
 from transformers.cache_utils import Cache, CacheLayerMixin
 from transformers.utils import logging
 
-from .configuration_var import VARConfig
+from .configuration_blocks import BlocksMixin
 
 
 logger = logging.get_logger(__name__)
@@ -97,15 +97,31 @@ class VARCacheLayer(CacheLayerMixin):
             self.values = self._make_buffer(values).copy_(values)
 
 
+class CountingCacheLayer(VARCacheLayer):
+    """The same for a layer whose tokens see their own block alone: it counts the tokens and keeps nothing."""
+
+    def update(
+        self, key_states: torch.Tensor, value_states: torch.Tensor, *args, **kwargs
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        self.length += key_states.shape[-2]
+        self.is_initialized = True
+        return key_states, value_states
+
+    def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
+        return query_length, self.length
+
+
 class VARCache(Cache):
     """
-    Keys and values of every layer, and the AdaLN vectors, which depend on the class alone and are computed once.
+    Keys and values of every layer, and what depends on the condition alone and is computed once: the AdaLN vectors and, of a
+    model that reads a text, the keys and values of the text and its mask. Where tokens see their own scale alone
+    (`is_causal=False`), the cache counts the tokens and keeps no keys and values of them.
 
     Later calls write into the same buffers, so gradients reach no further back than one call: to train through several,
     pass transformers' `DynamicCache`.
 
     Args:
-        config ([`VARConfig`]): Configuration of the transformer that fills the cache.
+        config ([`VARConfig`] or [`TextVARConfig`]): Configuration of the transformer that fills the cache.
 
     Example:
 
@@ -122,32 +138,49 @@ class VARCache(Cache):
     ```
     """
 
-    def __init__(self, config: VARConfig):
-        if not isinstance(config, VARConfig):
-            raise ValueError(f"`config` must be a `VARConfig`, got {type(config).__name__}.")
-        super().__init__(layers=[VARCacheLayer(config.length) for _ in range(config.num_hidden_layers)])
+    def __init__(self, config: BlocksMixin):
+        if not isinstance(config, BlocksMixin):
+            raise ValueError(f"`config` must be a `VARConfig` or a `TextVARConfig`, got {type(config).__name__}.")
+        layer_class = VARCacheLayer if config.is_causal else CountingCacheLayer
+        super().__init__(layers=[layer_class(config.length) for _ in range(config.num_hidden_layers)])
         self.modulations: dict[int, torch.Tensor] = {}
-        self.sizes = config.num_hidden_layers, config.length
+        # Keys and values of the text, by layer, and which of its tokens there are.
+        self.cross_attention: dict[int, tuple[torch.Tensor, torch.Tensor]] = {}
+        self.cross_mask: torch.Tensor | None = None
+        self.sizes = config.num_hidden_layers, config.length, config.is_causal
+
+    @property
+    def batch_size(self) -> int:
+        """Images that it is for; -1 before the first call."""
+        kept = [*self.modulations.values(), *(layer.keys for layer in self.layers)]  # pyright: ignore[reportAttributeAccessIssue]
+        return next((states.shape[0] for states in kept if states is not None), -1)
 
     def reset(self) -> None:
-        """Forget the image and its class, keep the buffers."""
+        """Forget the image and its condition, keep the buffers."""
         super().reset()
         self.modulations.clear()
+        self.cross_attention.clear()
+        self.cross_mask = None
 
     def reorder_cache(self, beam_idx: torch.LongTensor) -> None:
         super().reorder_cache(beam_idx)
-        self._map_modulations(lambda vectors: vectors.index_select(0, beam_idx.to(vectors.device)))
+        self._map_condition(lambda states: states.index_select(0, beam_idx.to(states.device)))
 
     def batch_repeat_interleave(self, repeats: int) -> None:
         super().batch_repeat_interleave(repeats)
-        self._map_modulations(lambda vectors: vectors.repeat_interleave(repeats, dim=0))
+        self._map_condition(lambda states: states.repeat_interleave(repeats, dim=0))
 
     def batch_select_indices(self, indices: torch.Tensor) -> None:
         super().batch_select_indices(indices)
-        self._map_modulations(lambda vectors: vectors[indices])
+        self._map_condition(lambda states: states[indices])
 
-    def _map_modulations(self, function) -> None:
-        self.modulations = {key: function(vectors) for key, vectors in self.modulations.items()}
+    def _map_condition(self, function: Callable[[torch.Tensor], torch.Tensor]) -> None:
+        """Replace what is known of the condition by the results of `function`."""
+        self.modulations = {layer: function(vectors) for layer, vectors in self.modulations.items()}
+        self.cross_attention = {
+            layer: (function(keys), function(values)) for layer, (keys, values) in self.cross_attention.items()
+        }
+        self.cross_mask = None if self.cross_mask is None else function(self.cross_mask)
 
 
 def only_cache(cache: Any, past_key_values: Any, config: PreTrainedConfig) -> Cache | None:
@@ -159,14 +192,22 @@ def only_cache(cache: Any, past_key_values: Any, config: PreTrainedConfig) -> Ca
         raise ValueError(
             f"`cache` must be a `VARCache` or another `Cache` of transformers, got {type(cache).__name__}."
         )
+    has_blocks = isinstance(config, BlocksMixin)
     if isinstance(cache, VARCache):
-        if not isinstance(config, VARConfig):
+        if not has_blocks:
             raise ValueError("`cache` must be a `DynamicCache` or another `Cache` of transformers, got VARCache.")
-        if cache.sizes != (config.num_hidden_layers, config.length):
+        sizes = config.num_hidden_layers, config.length, config.is_causal
+        if cache.sizes != sizes:
+            kinds = [" with is_causal=False" * (not is_causal) for *_, is_causal in (sizes, cache.sizes)]
             raise ValueError(
-                f"`cache` must be for {config.num_hidden_layers} layers and {config.length} tokens, as "
-                f"`VARCache(model.config)`, got one for {cache.sizes[0]} and {cache.sizes[1]}."
+                f"`cache` must be for {config.num_hidden_layers} layers and {config.length} tokens{kinds[0]}, as "
+                f"`VARCache(model.config)`, got one for {cache.sizes[0]} and {cache.sizes[1]}{kinds[1]}."
             )
+    elif cache is not None and has_blocks and not config.is_causal:
+        raise ValueError(
+            "`cache` must be a `VARCache` for a model with is_causal=False, which keeps no keys and values of its tokens, got "
+            f"{type(cache).__name__}."
+        )
     return cache
 
 
@@ -192,6 +233,8 @@ def check_is_dispensable(cache: Cache) -> None:
 
 def cached_batch_size(cache: Cache | None) -> int | None:
     """Images that a cache is for, `None` before its first call."""
+    if isinstance(cache, VARCache):
+        return None if cache.batch_size < 0 else cache.batch_size
     # Layers of a `DynamicCache` do not say it.
     keys = getattr(cache.layers[0], "keys", None) if cache is not None and cache.layers else None
     return keys.shape[0] if keys is not None and keys.ndim == 4 else None

@@ -7,6 +7,7 @@ from transformers import PreTrainedModel
 from transformers.utils import TransformersKwargs
 
 from ..tensor_checks import as_indices, check_floats, check_range
+from .configuration_blocks import BlocksMixin
 from .configuration_var import VARConfig
 
 
@@ -16,7 +17,7 @@ KEYWORDS = frozenset({*TransformersKwargs.__annotations__, "return_dict"})
 IGNORED = -100
 
 
-def check_blocks(config: VARConfig, begin: int, scale_inputs: Any) -> tuple[int, int]:
+def check_blocks(config: BlocksMixin, begin: int, scale_inputs: Any) -> tuple[int, int]:
     """Number of blocks and tokens of a call which begins at position `begin`."""
     ends = [0, *config.block_ends]
     if begin == ends[-1]:

@@ -1,15 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
 """Configuration of the VAR transformer."""
 
-import math
 from collections.abc import Sequence
-from itertools import accumulate
 
 from transformers import PreTrainedConfig
 
 from ..loading import CheckedConfigMixin
 from ..ranges import NonNegativeFloat, PartialShare, PositiveFloat, PositiveInt
-from ..scales import ScheduleMixin
+from .configuration_blocks import BlocksMixin
 from .label_set import LabelSetMixin
 
 
@@ -17,7 +15,7 @@ from .label_set import LabelSetMixin
 ADAPTER_LABELS_NAME = "labels.json"
 
 
-class VARConfig(LabelSetMixin, ScheduleMixin, CheckedConfigMixin, PreTrainedConfig):
+class VARConfig(LabelSetMixin, BlocksMixin, CheckedConfigMixin, PreTrainedConfig):
     r"""
     Configuration of a [`VARTransformer`]. The defaults are those of VAR-d16 (Tian et al. 2024, section 4.2): depth d,
     width 64 d, d heads.
@@ -121,11 +119,6 @@ class VARConfig(LabelSetMixin, ScheduleMixin, CheckedConfigMixin, PreTrainedConf
 
     def __post_init__(self, **kwargs):
         super().__post_init__(**kwargs)
-        if self.hidden_size % self.num_attention_heads:
-            raise ValueError(
-                f"`hidden_size` must be a multiple of `num_attention_heads`, got {self.hidden_size} and "
-                f"{self.num_attention_heads}."
-            )
         if round(self.hidden_size * self.mlp_ratio) < 1:
             raise ValueError(f"`mlp_ratio` times `hidden_size` must be at least 1, got {self.mlp_ratio}.")
         if self.block_sizes is not None and sum(self.block_sizes) != self.length:
@@ -135,9 +128,9 @@ class VARConfig(LabelSetMixin, ScheduleMixin, CheckedConfigMixin, PreTrainedConf
             )
 
     @property
-    def length(self) -> int:
-        """Tokens of an image."""
-        return sum(self.scale_lengths)
+    def is_causal(self) -> bool:
+        """Whether a block sees those before it."""
+        return True
 
     @property
     def block_lengths(self) -> list[int]:
@@ -145,29 +138,9 @@ class VARConfig(LabelSetMixin, ScheduleMixin, CheckedConfigMixin, PreTrainedConf
         return self.scale_lengths if self.block_sizes is None else list(self.block_sizes)
 
     @property
-    def block_ends(self) -> list[int]:
-        """Position past the last token of every block."""
-        return list(accumulate(self.block_lengths))
-
-    @property
     def condition_size(self) -> int:
         """Width of class embeddings, `class_embeds`."""
         return self.hidden_size if self.condition_channels is None else self.condition_channels
-
-    @property
-    def is_raster(self) -> bool:
-        """Whether tokens are predicted one by one, in raster order, instead of scale by scale."""
-        return self.block_lengths != self.scale_lengths and set(self.block_lengths) == {1}
-
-    @property
-    def has_known_inputs(self) -> bool:
-        """Whether the blocks are whole scales or single tokens: a tokenizer makes no inputs of other blocks."""
-        return self.is_raster or self.block_lengths == self.scale_lengths
-
-    @property
-    def head_dim(self) -> int:
-        """Width of one attention head."""
-        return self.hidden_size // self.num_attention_heads
 
     @property
     def drop_path_rates(self) -> list[float]:
@@ -175,11 +148,6 @@ class VARConfig(LabelSetMixin, ScheduleMixin, CheckedConfigMixin, PreTrainedConf
         last = 0.1 * self.num_hidden_layers / 24 if self.drop_path_rate is None else self.drop_path_rate
         steps = max(self.num_hidden_layers - 1, 1)
         return [last * layer / steps for layer in range(self.num_hidden_layers)]
-
-    @property
-    def initial_std(self) -> float:
-        """Standard deviation of the initial weights."""
-        return math.sqrt(1 / (3 * self.hidden_size)) if self.initializer_range is None else self.initializer_range
 
 
 __all__ = ["VARConfig"]

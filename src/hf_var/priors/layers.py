@@ -2,7 +2,7 @@
 """Layers of the VAR transformer (Tian et al. 2024, section 4.2 and figure 4)."""
 
 import math
-from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import nn
@@ -10,34 +10,16 @@ from torch.nn import functional
 from transformers.activations import ACT2FN
 from transformers.cache_utils import Cache
 from transformers.modeling_layers import GradientCheckpointingLayer
-from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
+from .attention import attend
 from .cache import VARCache
+from .configuration_blocks import BlocksMixin
 from .configuration_rq import RQTransformerConfig
 from .configuration_var import VARConfig
 
 
 # The learned scale of normalised queries is capped at 100, which keeps the softmax in half precision's range.
 MAX_LOG_QUERY_SCALE = math.log(100)
-
-
-def eager_attention_forward(
-    module: nn.Module,
-    query: torch.Tensor,
-    key: torch.Tensor,
-    value: torch.Tensor,
-    attention_mask: torch.Tensor | None,
-    scaling: float,
-    dropout: float = 0.0,
-    **kwargs,
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """Attention as two matrix products; the only implementation that also returns its weights."""
-    scores = query @ key.transpose(-1, -2) * scaling  # (batch, heads, length, key length)
-    if attention_mask is not None:
-        scores = scores + attention_mask
-    weights = functional.softmax(scores, dim=-1, dtype=torch.float32).to(value.dtype)
-    weights = functional.dropout(weights, p=dropout, training=module.training)
-    return (weights @ value).transpose(1, 2).contiguous(), weights
 
 
 class DropPath(nn.Module):
@@ -56,9 +38,9 @@ class DropPath(nn.Module):
 
 
 class AdaLN(nn.Module):
-    """`num_vectors` modulation vectors from the class embedding: a projection of its SiLU."""
+    """`num_vectors` modulation vectors from the condition: a projection of its SiLU."""
 
-    def __init__(self, config: VARConfig, num_vectors: int):
+    def __init__(self, config: BlocksMixin, num_vectors: int):
         super().__init__()
         self.num_vectors = num_vectors
         self.linear = nn.Linear(config.hidden_size, num_vectors * config.hidden_size)
@@ -115,22 +97,9 @@ class VARAttention(nn.Module):
             key = functional.normalize(key.float(), dim=-1).to(value.dtype)
         if cache is not None:
             key, value = cache.update(key, value, self.layer_idx)
-        attention_interface: Callable = ALL_ATTENTION_FUNCTIONS.get_interface(
-            str(self.config._attn_implementation), eager_attention_forward
-        )
         # `is_causal` must be passed: transformers takes a missing one for True where there is no mask.
-        attended, weights = attention_interface(
-            self,
-            query,
-            key,
-            value,
-            attention_mask,
-            dropout=self.config.attention_dropout if self.training else 0.0,
-            scaling=self.scaling,
-            is_causal=False,
-            **kwargs,
-        )
-        return self.o_proj(attended.flatten(-2)), weights  # (batch, length, hidden)
+        attended, weights = attend(self, query, key, value, attention_mask, is_causal=False, **kwargs)
+        return self.o_proj(attended), weights  # (batch, length, hidden)
 
 
 class VARMLP(nn.Module):
@@ -179,9 +148,9 @@ class VARBlock(GradientCheckpointingLayer):
 
 
 class VARHeadNorm(nn.Module):
-    """The normalisation before the output projection, modulated by the class."""
+    """The normalisation before the output projection, modulated by the condition."""
 
-    def __init__(self, config: VARConfig):
+    def __init__(self, config: BlocksMixin):
         super().__init__()
         self.layer_idx = config.num_hidden_layers
         self.adaln = AdaLN(config, 2)
@@ -205,25 +174,55 @@ def modulate(adaln: nn.Module, condition: torch.Tensor | None, cache: Cache | No
     return vectors
 
 
-class VAREmbeddings(nn.Module):
+class BlockEmbeddings(nn.Module):
     """
-    Inputs of the tokens: the class for the first block, the image so far for the later ones; all get the embedding of
-    their scale and their position (Tian et al. 2024, figure 4).
+    Inputs of the tokens: the condition for the first block, the image so far for the later ones; all get the embedding of
+    their scale.
     """
 
-    def __init__(self, config: VARConfig):
+    def __init__(self, config: BlocksMixin):
         super().__init__()
-        self.num_labels = config.num_labels or 0
         self.scale_lengths = config.scale_lengths
         self.scale_ends = [sum(config.scale_lengths[: scale + 1]) for scale in range(len(config.scale_lengths))]
-        # The last row is the unconditional class.
-        self.class_embedding = nn.Embedding(self.num_labels + 1, config.condition_size)
-        has_projection = config.condition_channels is not None
-        self.condition_proj = nn.Linear(config.condition_size, config.hidden_size) if has_projection else None
+        # Before the others, as in the files: optimizers and averages know parameters by their order.
+        self._add_condition(config)
         self.input_proj = nn.Linear(config.latent_channels, config.hidden_size)
         self.start_position = nn.Parameter(torch.empty(config.block_lengths[0], config.hidden_size))
-        self.level_embedding = nn.Parameter(torch.empty(len(config.patch_nums), config.hidden_size))
+        self.level_embedding = nn.Parameter(torch.empty(len(config.scale_lengths), config.hidden_size))
+
+    def _add_condition(self, config: Any) -> None:
+        """Make the modules that embed the condition."""
+        raise NotImplementedError
+
+    def forward(self, condition: torch.Tensor | None, scale_inputs: torch.Tensor | None, begin: int) -> torch.Tensor:
+        tokens = []
+        if begin == 0 and condition is not None:
+            tokens.append(condition.unsqueeze(1) + self.start_position)
+        if scale_inputs is not None:
+            tokens.append(self.input_proj(scale_inputs.to(self.start_position.dtype)))
+        tokens = torch.cat(tokens, dim=1)
+        end = begin + tokens.shape[1]
+        levels = [
+            self.level_embedding[scale].expand(min(end, scale_end) - max(begin, scale_end - length), -1)
+            for scale, (scale_end, length) in enumerate(zip(self.scale_ends, self.scale_lengths, strict=True))
+            if scale_end > begin and scale_end - length < end
+        ]
+        return tokens + torch.cat(levels)  # (batch, length, hidden)
+
+
+class VAREmbeddings(BlockEmbeddings):
+    """Tokens of a class and its image; all get the embedding of their position, too (Tian et al. 2024, figure 4)."""
+
+    def __init__(self, config: VARConfig):
+        super().__init__(config)
+        self.num_labels = config.num_labels or 0
         self.position_embedding = nn.Parameter(torch.empty(config.length, config.hidden_size))
+
+    def _add_condition(self, config: VARConfig) -> None:
+        # The last row is the unconditional class.
+        self.class_embedding = nn.Embedding((config.num_labels or 0) + 1, config.condition_size)
+        has_projection = config.condition_channels is not None
+        self.condition_proj = nn.Linear(config.condition_size, config.hidden_size) if has_projection else None
 
     @torch.no_grad()
     def choose_labels(self, rows: list[int]) -> None:
@@ -243,16 +242,5 @@ class VAREmbeddings(nn.Module):
         return class_embeds if self.condition_proj is None else self.condition_proj(class_embeds)
 
     def forward(self, condition: torch.Tensor | None, scale_inputs: torch.Tensor | None, begin: int) -> torch.Tensor:
-        tokens = []
-        if begin == 0 and condition is not None:
-            tokens.append(condition.unsqueeze(1) + self.start_position)
-        if scale_inputs is not None:
-            tokens.append(self.input_proj(scale_inputs.to(self.start_position.dtype)))
-        tokens = torch.cat(tokens, dim=1)
-        end = begin + tokens.shape[1]
-        levels = [
-            self.level_embedding[scale].expand(min(end, scale_end) - max(begin, scale_end - length), -1)
-            for scale, (scale_end, length) in enumerate(zip(self.scale_ends, self.scale_lengths, strict=True))
-            if scale_end > begin and scale_end - length < end
-        ]
-        return tokens + torch.cat(levels) + self.position_embedding[begin:end]  # (batch, length, hidden)
+        tokens = super().forward(condition, scale_inputs, begin)
+        return tokens + self.position_embedding[begin : begin + tokens.shape[1]]  # (batch, length, hidden)

@@ -1,17 +1,16 @@
 # SPDX-License-Identifier: Apache-2.0
 """Layers of the RQ-Transformer (Lee et al. 2022, section 3.2), which are also those of VQGAN's GPT."""
 
-from collections.abc import Callable
 from typing import cast
 
 import torch
 from torch import nn
 from transformers.cache_utils import Cache
 from transformers.modeling_layers import GradientCheckpointingLayer
-from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
+from .attention import attend
 from .configuration_rq import RQTransformerConfig
-from .layers import VARMLP, eager_attention_forward
+from .layers import VARMLP
 
 
 class RQAttention(nn.Module):
@@ -42,20 +41,8 @@ class RQAttention(nn.Module):
         value = self.v_proj(hidden_states).view(head_shape).transpose(1, 2)
         if cache is not None:
             key, value = cache.update(key, value, self.layer_idx)
-        attention_interface: Callable = ALL_ATTENTION_FUNCTIONS.get_interface(
-            str(self.config._attn_implementation), eager_attention_forward
-        )
-        attended, weights = attention_interface(
-            self,
-            query,
-            key,
-            value,
-            attention_mask,
-            dropout=self.config.attention_dropout if self.training else 0.0,
-            scaling=self.scaling,
-            **kwargs,
-        )
-        return self.o_proj(attended.flatten(-2)), weights  # (batch, length, hidden)
+        attended, weights = attend(self, query, key, value, attention_mask, **kwargs)
+        return self.o_proj(attended), weights  # (batch, length, hidden)
 
 
 class RQLayer(GradientCheckpointingLayer):

@@ -5,23 +5,18 @@ import math
 
 import torch
 from torch import nn
-from torch.nn import functional
-from transformers import PreTrainedModel
 from transformers import initialization as init
 from transformers.cache_utils import Cache
 from transformers.utils.output_capturing import capture_outputs
 
-from ..loading import CheckedModelMixin
-from ..tensor_checks import check_batch
-from .attention import block_mask
-from .cache import VARCache, cached_batch_size, check_is_dispensable, checkpoints_layers, only_cache
-from .checks import as_class_labels, as_targets, check_blocks, check_class_embeds, check_keywords
+from .checks import as_class_labels, check_class_embeds
 from .configuration_var import VARConfig
 from .layers import AdaLN, AdaLNOffset, VARAttention, VARBlock, VAREmbeddings, VARHeadNorm
+from .modeling_blocks import BlockTransformer
 from .modeling_outputs import VARTransformerOutput
 
 
-class VARTransformer(CheckedModelMixin, PreTrainedModel):
+class VARTransformer(BlockTransformer):
     r"""
     Visual autoregressive transformer (Tian et al. 2024): it predicts each token map from the class and all coarser
     ones, a whole map at once.
@@ -48,18 +43,7 @@ class VARTransformer(CheckedModelMixin, PreTrainedModel):
     config_class = VARConfig
     base_model_prefix = "var"
     main_input_name = "class_labels"
-    input_modalities = "image"
-    supports_gradient_checkpointing = True
-    _input_embed_layer = "input_proj"
     _no_split_modules = ["VARBlock"]
-    _skip_keys_device_placement = ["cache", "past_key_values"]
-    _supports_sdpa = True
-    _supports_flex_attn = True
-    _supports_flash_attn = True
-    _supports_attention_backend = True
-    _can_compile_fullgraph = True
-    # Its loss is a mean: transformers' trainer divides by the number of accumulated batches itself.
-    accepts_loss_kwargs = False
     _can_record_outputs = {"hidden_states": VARBlock, "attentions": VARAttention}
 
     def __init__(self, config: VARConfig):
@@ -70,12 +54,6 @@ class VARTransformer(CheckedModelMixin, PreTrainedModel):
         self.head_norm = VARHeadNorm(config)
         self.head = nn.Linear(config.hidden_size, config.codebook_size)
         self.post_init()
-
-    def get_output_embeddings(self) -> nn.Module:
-        return self.head
-
-    def set_output_embeddings(self, new_embeddings: nn.Module) -> None:
-        self.head = new_embeddings
 
     def set_labels(self, id2label: dict[int, str] | None) -> None:
         """
@@ -113,45 +91,17 @@ class VARTransformer(CheckedModelMixin, PreTrainedModel):
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
-        """
-        The official scheme: all weights Gaussian with `config.initial_std`, residual branches narrowed with depth, and
-        AdaLN such that every branch starts nearly closed.
-        """
-        # Rules are for modules that own parameters: outside its package, transformers passes over all others.
-        std = self.config.initial_std
-        if isinstance(module, nn.Linear):
-            factors = torch.tensor(self._initial_factors().get(module, [1.0])).to(module.weight)
-            factors = factors.repeat_interleave(module.out_features // len(factors)).unsqueeze(1)
-            init.copy_(module.weight, torch.randn_like(module.weight) * std * factors)
-            if module.bias is not None:
-                init.zeros_(module.bias)
-        elif isinstance(module, nn.Embedding):
-            init.trunc_normal_(module.weight, std=std)
-        elif isinstance(module, VAREmbeddings):
-            for weight in (module.start_position, module.level_embedding, module.position_embedding):
-                init.trunc_normal_(weight, std=std)
-        elif isinstance(module, AdaLNOffset):
+        super()._init_weights(module)
+        if isinstance(module, AdaLNOffset):
             factors = torch.tensor(self._adaln_factors()).to(module.offset).unsqueeze(1)
             init.copy_(module.offset, torch.randn_like(module.offset) * factors / self.config.hidden_size**0.5)
         elif isinstance(module, VARAttention) and module.log_query_scale is not None:
             init.constant_(module.log_query_scale, math.log(4))
 
-    def _adaln_factors(self) -> list[float]:
-        """Factors on the initial weights of a layer's six modulation vectors, of which the first two gate branches."""
-        return [self.config.initializer_adaln_gamma_factor] * 2 + [self.config.initializer_adaln_factor] * 4
-
-    def _initial_factors(self) -> dict[nn.Module, list[float]]:
-        """Factors on the initial weights of the projections that have any, for equal parts of their rows."""
-        factors: dict[nn.Module, list[float]] = {
-            self.head: [self.config.initializer_head_factor],
-            self.head_norm.adaln.linear: [self.config.initializer_adaln_factor],
-        }
-        for layer in self.modules():
-            if isinstance(layer, VARBlock):
-                residual = [1 / math.sqrt(2 * self.config.num_hidden_layers)]
-                factors |= {layer.attention.o_proj: residual, layer.mlp.fc2: residual}
-                if isinstance(layer.adaln, AdaLN):
-                    factors[layer.adaln.linear] = self._adaln_factors()
+    def _layer_factors(self, layer: VARBlock, residual: list[float]) -> dict[nn.Module, list[float]]:
+        factors: dict[nn.Module, list[float]] = {layer.attention.o_proj: residual, layer.mlp.fc2: residual}
+        if isinstance(layer.adaln, AdaLN):
+            factors[layer.adaln.linear] = self._adaln_factors()
         return factors
 
     @capture_outputs(tie_last_hidden_states=False)
@@ -196,59 +146,26 @@ class VARTransformer(CheckedModelMixin, PreTrainedModel):
             blocks, or layers that are checkpointed would have to read a cache; on the CPU also if a label is out of range.
             `TypeError`: If an argument is unknown.
         """
-        cache = only_cache(cache, past_key_values, self.config)
-        check_keywords(self, **kwargs)
-        if use_cache is None:
-            use_cache = self.config.use_cache
-        if cache is None and use_cache:
-            cache = VARCache(self.config)
-        if cache is not None and checkpoints_layers(self.layers):
-            check_is_dispensable(cache)
-            cache = None
-        begin = 0 if cache is None else cache.get_seq_length()
-        num_blocks, length = check_blocks(self.config, begin, scale_inputs)
-        if cache is not None and cache.get_mask_sizes(1, 0) != (begin + 1, 0):
-            # One block has no mask, which could hide positions that are not written yet.
-            raise ValueError(
-                "`cache` must hand out just the tokens it holds, as `VARCache` and `DynamicCache` do, got "
-                f"{type(cache).__name__}."
-            )
-
-        if labels is not None:
-            labels = as_targets(labels, (length,), self.config.codebook_size)
+        call = self._begin_call(cache, past_key_values, use_cache, scale_inputs, labels, kwargs)
         if class_labels is not None:
             class_labels = as_class_labels(class_labels, self.embeddings.num_labels)
         if class_embeds is not None:
             check_class_embeds(class_embeds, self.config)
-        check_batch(
-            class_labels=class_labels,
-            class_embeds=class_embeds,
-            scale_inputs=scale_inputs,
-            labels=labels,
-            cache=cached_batch_size(cache),
-        )
+        self._check_batch(call, class_labels=class_labels, class_embeds=class_embeds, scale_inputs=scale_inputs)
 
-        remembers_class = begin > 0 and isinstance(cache, VARCache)
-        if remembers_class:
+        if call.remembers_condition:
             if class_embeds is not None:
                 raise ValueError("`class_embeds` must be passed with an image's first block only: the cache keeps it.")
             class_embedding = condition = None
         else:
-            embeds = self._embed_class(class_labels, class_embeds, scale_inputs, labels, begin)
+            embeds = self._embed_class(class_labels, class_embeds, scale_inputs, labels, call.begin)
             class_embedding = self.embeddings.project_condition(embeds)
             condition = class_embedding if self.shared_adaln is None else self.shared_adaln(class_embedding)
 
-        hidden_states = self.embeddings(class_embedding, scale_inputs, begin)
-        # One block sees everything that is there.
-        attention_mask = block_mask(self.config, hidden_states, begin, length) if num_blocks > 1 else None
-        logits = self.predict(hidden_states, condition, class_embedding, attention_mask, cache, **kwargs)
-
-        loss = None
-        if labels is not None:
-            loss = functional.cross_entropy(
-                logits.flatten(0, 1), labels.flatten(), label_smoothing=self.config.label_smoothing
-            )
-        return VARTransformerOutput(loss=loss, logits=logits, cache=cache)
+        hidden_states = self.embeddings(class_embedding, scale_inputs, call.begin)
+        attention_mask = self._mask(call, hidden_states)
+        logits = self.predict(hidden_states, condition, class_embedding, attention_mask, call.cache, **kwargs)
+        return self._end_call(call, logits)
 
     def predict(
         self,
