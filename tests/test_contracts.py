@@ -24,6 +24,7 @@ from transformers import initialization
 from hf_var import VARCache, VARPipeline, VARTransformer, VQVAEModel
 from pipelines.tiny import make_pipeline
 from priors.rq import rq_inputs, rq_model
+from priors.text import text_inputs, text_model
 from priors.tiny import tiny_inputs, tiny_model
 
 
@@ -78,6 +79,7 @@ def contract(*uses):
 
 @contract(
     "priors/modeling_var.py: output_capturing.capture_outputs _can_record_outputs",
+    "priors/modeling_text_var.py: output_capturing.capture_outputs _can_record_outputs",
     "priors/modeling_rq.py: output_capturing.capture_outputs output_capturing.OutputRecorder _can_record_outputs",
 )
 def test_hidden_states_and_attentions_are_recorded():
@@ -86,6 +88,9 @@ def test_hidden_states_and_attentions_are_recorded():
     output = model(**tiny_inputs(model.config), output_hidden_states=True, output_attentions=True)
     assert (len(output.hidden_states), len(output.attentions)) == (3, 2)
     assert isinstance(model(torch.tensor([1]), return_dict=False), tuple)
+    # Weights of cross-attention are recorded with the others.
+    model = text_model("eager")
+    assert len(model(**text_inputs(model.config), output_attentions=True).cross_attentions) == 2
     # Of a recorder with `layer_name="layers"` these are not the depth layers, which are of the same class.
     model = rq_model("classes", "eager")
     output = model(**rq_inputs(model.config), output_hidden_states=True, output_attentions=True)
@@ -110,6 +115,7 @@ def test_outputs_with_a_cache_are_made_and_read():
     "priors/modeling_pixelsnail.py: modeling_layers.GradientCheckpointingLayer",
     "autoencoders/plain_layers.py: modeling_layers.GradientCheckpointingLayer",
     "priors/layers_rq.py: modeling_layers.GradientCheckpointingLayer",
+    "priors/layers_text_var.py: modeling_layers.GradientCheckpointingLayer",
     "priors/cache.py: gradient_checkpointing",
     "compatibility.py: activation_checkpointing_enable gradient_checkpointing_enable",
 )
@@ -129,6 +135,7 @@ def test_layers_can_be_checkpointed():
     "priors/layers.py: activations.ACT2FN",
     "priors/attention.py: modeling_utils.ALL_ATTENTION_FUNCTIONS _attn_implementation",
     "priors/modeling_rq.py: _attn_implementation",
+    "priors/layers_text_var.py: _attn_implementation",
     "training/flops.py: _from_config",
     "priors/checks.py: _attn_implementation",
 )
@@ -144,6 +151,7 @@ def test_attention_functions_are_looked_up_by_name():
 
 @contract(
     "priors/attention.py: masking_utils.ALL_MASK_ATTENTION_FUNCTIONS",
+    "priors/modeling_text_var.py: masking_utils.ALL_MASK_ATTENTION_FUNCTIONS masking_utils.bidirectional_mask_function",
 )
 def test_masks_are_made_by_name():
     """Mask functions take `q_length`, `kv_length`, the offsets and a `mask_function` of indices."""
@@ -163,6 +171,33 @@ def test_masks_are_made_by_name():
     )
     assert mask.squeeze().tolist() == [[True, True, False], [True, True, True]]
     assert {"eager", "sdpa", "flex_attention"} <= set(transformers.masking_utils.ALL_MASK_ATTENTION_FUNCTIONS)
+    mask = transformers.masking_utils.ALL_MASK_ATTENTION_FUNCTIONS["eager"](
+        batch_size=2,
+        q_length=1,
+        kv_length=3,
+        mask_function=transformers.masking_utils.bidirectional_mask_function,
+        attention_mask=torch.tensor([[True, True, False], [True, False, False]]),
+        allow_is_causal_skip=False,
+        dtype=torch.float16,
+        device=torch.device("cpu"),
+    )
+    least = torch.finfo(torch.float16).min
+    assert mask.squeeze().tolist() == [[0, 0, least], [0, least, least]]
+
+
+@contract(
+    "priors/layers_text_var.py: modeling_llama.LlamaRMSNorm",
+    "priors/modeling_text_var.py: modeling_llama.LlamaRMSNorm",
+)
+def test_the_norm_of_llama_rounds_before_it_scales():
+    """It computes in fp32, rounds to the dtype of its input, and multiplies by its weight after that."""
+    norm = transformers.models.llama.modeling_llama.LlamaRMSNorm(8, 1e-6)
+    nn.init.normal_(norm.weight)
+    states = torch.randn(3, 8, dtype=torch.bfloat16)
+    exact = states.float() * (states.float().square().mean(-1, keepdim=True) + 1e-6).rsqrt()
+    expected = norm.weight * exact.bfloat16()
+    assert torch.equal(norm(states), expected)
+    assert expected.dtype == torch.float32
 
 
 @contract(
@@ -202,6 +237,8 @@ def test_the_sdpa_function_is_torchs():
     "priors/cache.py: cache_utils.Cache cache_utils.CacheLayerMixin is_croppable",
     "priors/layers.py: cache_utils.Cache",
     "priors/layers_rq.py: cache_utils.Cache",
+    "priors/layers_text_var.py: cache_utils.Cache",
+    "priors/modeling_text_var.py: cache_utils.Cache",
     "priors/modeling_blocks.py: cache_utils.Cache",
     "priors/modeling_var.py: cache_utils.Cache",
     "priors/modeling_rq.py: cache_utils.Cache cache_utils.DynamicCache",
@@ -225,6 +262,7 @@ def test_caches_are_made_of_layers():
 @contract(
     "priors/modeling_blocks.py: _init_weights initialization _supports_sdpa _supports_flash_attn _supports_flex_attn _supports_attention_backend _can_compile_fullgraph _input_embed_layer _skip_keys_device_placement accepts_loss_kwargs",
     "priors/modeling_var.py: _init_weights initialization _no_split_modules",
+    "priors/modeling_text_var.py: _init_weights initialization _no_split_modules",
     "priors/modeling_rq.py: _supports_sdpa _supports_flash_attn _supports_flex_attn _supports_attention_backend _can_compile_fullgraph _input_embed_layer _no_split_modules _skip_keys_device_placement accepts_loss_kwargs",
     "autoencoders/modeling_vqvae.py: _init_weights initialization _keep_in_fp32_modules_strict",
     "autoencoders/modeling_hierarchical_vqvae.py: _init_weights _keep_in_fp32_modules_strict",
@@ -234,6 +272,7 @@ def test_caches_are_made_of_layers():
     "training/discriminators.py: _init_weights",
     "priors/configuration_var.py: keys_to_ignore_at_inference",
     "priors/configuration_rq.py: keys_to_ignore_at_inference",
+    "priors/configuration_text_var.py: keys_to_ignore_at_inference",
 )
 def test_attributes_of_models_are_those_that_transformers_reads():
     """`PreTrainedModel` declares them, and `transformers.initialization` draws weights that were not loaded."""

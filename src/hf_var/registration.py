@@ -16,6 +16,8 @@ from .priors import (
     PixelSNAILConfig,
     RQTransformer,
     RQTransformerConfig,
+    TextVARConfig,
+    TextVARTransformer,
     VARConfig,
     VARTransformer,
 )
@@ -35,6 +37,7 @@ def register() -> None:
         (VQVAEConfig, VQVAEModel),
         (HierarchicalVQVAEConfig, HierarchicalVQVAEModel),
         (VARConfig, VARTransformer),
+        (TextVARConfig, TextVARTransformer),
         (RQTransformerConfig, RQTransformer),
         (PixelCNNConfig, PixelCNN),
         (PixelSNAILConfig, PixelSNAIL),

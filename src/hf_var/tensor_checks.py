@@ -23,7 +23,7 @@ def as_indices(name: str, tensor: Any) -> Any:
 
 def check_range(name: str, indices: torch.Tensor, minimum: int, maximum: int, accepted: str) -> None:
     """Raise a `ValueError` if an index is not from `minimum` to `maximum`, `accepted` in words; only on the CPU."""
-    if _is_readable(indices):
+    if is_readable(indices):
         lowest, highest = int(indices.min()), int(indices.max())
         if lowest < minimum or highest > maximum:
             raise ValueError(f"`{name}` must be {accepted}, got values from {lowest} to {highest}.")
@@ -31,13 +31,13 @@ def check_range(name: str, indices: torch.Tensor, minimum: int, maximum: int, ac
 
 def check_finite(name: str, tensor: torch.Tensor) -> None:
     """Raise a `ValueError` if a number is infinite or NaN; only on the CPU."""
-    if _is_readable(tensor) and not bool(tensor.isfinite().all()):
+    if is_readable(tensor) and not bool(tensor.isfinite().all()):
         raise ValueError(f"`{name}` must be finite, got {int((~tensor.isfinite()).sum())} NaN or infinite values.")
 
 
 def check_one_hot(name: str, tensor: torch.Tensor) -> None:
     """Raise a `ValueError` unless each position `(batch, ...)` has a one in one channel, and zeros else; only on the CPU."""
-    if not _is_readable(tensor):
+    if not is_readable(tensor):
         return
     is_one = tensor == 1
     if not bool((is_one | (tensor == 0)).all()) or not bool((is_one.sum(dim=1) == 1).all()):
@@ -62,7 +62,7 @@ def check_batch(**inputs: torch.Tensor | int | None) -> None:
         )
 
 
-def _is_readable(tensor: torch.Tensor) -> bool:
+def is_readable(tensor: torch.Tensor) -> bool:
     """Whether reading values neither waits for a device nor breaks a graph."""
     return tensor.device.type == "cpu" and not torch.compiler.is_compiling() and tensor.numel() > 0
 

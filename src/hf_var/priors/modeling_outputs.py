@@ -22,7 +22,7 @@ class CacheByBothNames:
 @dataclass
 class VARTransformerOutput(CacheByBothNames, ModelOutput):
     """
-    Output of [`VARTransformer`].
+    Output of [`VARTransformer`] and [`TextVARTransformer`].
 
     Args:
         loss (`torch.FloatTensor` of shape `()`, *optional*): Mean cross-entropy in nats per token, with `labels`.
@@ -30,6 +30,7 @@ class VARTransformerOutput(CacheByBothNames, ModelOutput):
         cache ([`VARCache`], *optional*): The cache, now with these blocks.
         hidden_states (`tuple(torch.FloatTensor)`, *optional*): Input of the first layer and output of every layer.
         attentions (`tuple(torch.FloatTensor)`, *optional*): Attention weights of every layer.
+        cross_attentions (`tuple(torch.FloatTensor)`, *optional*): Those of the attention to the text, of models that read one.
     """
 
     loss: torch.Tensor | None = None
@@ -37,6 +38,7 @@ class VARTransformerOutput(CacheByBothNames, ModelOutput):
     cache: Cache | None = None
     hidden_states: tuple[torch.Tensor, ...] | None = None
     attentions: tuple[torch.Tensor, ...] | None = None
+    cross_attentions: tuple[torch.Tensor, ...] | None = None
 
 
 @dataclass
