@@ -13,6 +13,9 @@ import safetensors.torch
 import torch
 from torch import nn
 
+from hf_var import TextVARTransformer
+from hf_var.conversion import load_switti
+
 
 FIXTURES = Path(__file__).parent / "fixtures"
 CASES = ("A", "B")
@@ -86,6 +89,69 @@ class LineageCase(GoldenCase):
     """One model from before VAR, with the state dict of its code, `weights`."""
 
     weights: dict[str, torch.Tensor]
+
+
+@dataclass(frozen=True)
+class SwittiCase(GoldenCase):
+    """
+    The models of one text-to-image pipeline of Switti.
+
+    Attributes:
+        weights (`dict[str, dict[str, torch.Tensor]]`): Their state dicts: `switti`, `vae`, `text_encoder_1`, `text_encoder_2`.
+        folder (`Path`): Where the tokenizers of the texts are, `tokenizer_1` and `tokenizer_2`.
+    """
+
+    weights: dict[str, dict[str, torch.Tensor]]
+    folder: Path
+
+    @property
+    def variants(self) -> dict[str, dict[str, bool]]:
+        """The official `use_ar` and `use_crop_cond` of the four transformers of one file."""
+        return self.manifest["variants"]
+
+    def transformer(self, variant: str) -> TextVARTransformer:
+        """One of them."""
+        arguments, settings = self.manifest["switti_args"], self.variants[variant]
+        weights = {
+            name: tensor
+            for name, tensor in self.weights["switti"].items()
+            if settings["use_crop_cond"] or "crop" not in name
+        }
+        return load_switti(
+            weights,
+            is_causal=settings["use_ar"],
+            num_attention_heads=arguments["num_heads"],
+            rope_theta=arguments["rope_theta"],
+            rope_size=arguments["rope_size"],
+        )
+
+    def text(self, section: str = "text/") -> dict[str, torch.Tensor]:
+        """Arguments of a transformer: of the prompts, or with `section="text/cfg_"` of these and the negative ones."""
+        embeds, pooled, bias = (
+            self.expected[f"{section}{name}"] for name in ("prompt_embeds", "pooled_prompt_embeds", "attn_bias")
+        )
+        number = None if section.endswith("_") else len(self.manifest["prompts"])
+        return {
+            "encoder_hidden_states": embeds[:number],
+            "encoder_attention_mask": (bias == 0)[:number],
+            "pooled_projections": pooled[:number],
+        }
+
+
+@functools.cache
+def load_switti_case(name: str = "switti") -> SwittiCase:
+    """Read a case of Switti once per process; nothing may change its tensors."""
+    folder = FIXTURES / "parity" / name
+    return SwittiCase(
+        weights={
+            path.name.partition(".")[0]: _upcast(safetensors.torch.load(lzma.decompress(path.read_bytes())))
+            for path in folder.glob("*.safetensors.xz")
+        },
+        inputs=_upcast(safetensors.torch.load_file(folder / "inputs.safetensors")),
+        expected=_upcast(safetensors.torch.load_file(folder / "expected.safetensors")),
+        manifest=json.loads((folder / "manifest.json").read_text(encoding="utf-8")),
+        folder=folder,
+    )
 
 
 @functools.cache

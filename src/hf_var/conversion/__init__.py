@@ -14,6 +14,7 @@ from .rosinality import export_vqvae2, load_vqvae2
 from .rosinality_pixelsnail import export_pixelsnail, load_pixelsnail
 from .rq import export_rq_transformer, load_rq_transformer
 from .rqvae import export_rqvae, load_rqvae
+from .switti import export_switti, load_switti
 from .taming import export_taming_gpt, load_taming_gpt
 from .taming_vqgan import export_taming_vqgan, load_taming_vqgan, tokenizer_sections
 
@@ -27,6 +28,7 @@ __all__ = [
     "export_pixelsnail",
     "export_rq_transformer",
     "export_rqvae",
+    "export_switti",
     "export_taming_gpt",
     "export_taming_vqgan",
     "export_vqvae2",
@@ -37,6 +39,7 @@ __all__ = [
     "load_pixelsnail",
     "load_rq_transformer",
     "load_rqvae",
+    "load_switti",
     "load_taming_gpt",
     "load_taming_vqgan",
     "load_vqvae2",

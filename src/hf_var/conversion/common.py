@@ -3,6 +3,7 @@
 
 import dataclasses
 import difflib
+import math
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -10,6 +11,7 @@ from typing import Any
 
 import torch
 
+from ..priors import TextVARConfig, VARConfig
 from ..weight_files import StateDict, check_finite, listing
 
 
@@ -59,16 +61,40 @@ def rename(name: str, rules: list) -> str:
     return name
 
 
+def square_maps(levels: torch.Tensor, length: int) -> list[int] | None:
+    """The sides of square token maps, of `length` tokens in all, whose scales are `levels`; `None` if it says nothing such."""
+    levels = levels.flatten()
+    if levels.is_meta or len(levels) != length or length == 0:
+        return None
+    levels = levels.long()
+    if int(levels.min()) < 0 or int(levels.max()) >= length:
+        return None
+    lengths = levels.bincount().tolist()
+    sides = [math.isqrt(tokens) for tokens in lengths]
+    return sides if 0 not in sides and [side**2 for side in sides] == lengths else None
+
+
+def schedule_buffers(config: VARConfig | TextVARConfig, like: torch.Tensor) -> StateDict:
+    """The buffers of the official code that follow from the schedule, in dtype and on the device of a weight."""
+    device, lengths = like.device, torch.tensor(config.scale_lengths, device=like.device)
+    scales = torch.arange(len(lengths), device=device)
+    levels = scales.repeat_interleave(lengths, output_size=config.length)
+    sees = levels.view(1, -1) <= levels.view(-1, 1) if config.is_causal else levels.view(1, -1) == levels.view(-1, 1)
+    mask = torch.zeros(sees.shape, dtype=like.dtype, device=device).masked_fill(~sees, -torch.inf)
+    return {"lvl_1L": levels.view(1, -1), "attn_bias_for_masking": mask[None, None]}
+
+
 @dataclass(frozen=True)
-class Third:
-    """A third of the rows of an official weight, in which three of ours are fused."""
+class Part:
+    """One of equal parts of the rows of an official weight, in which several of ours are fused."""
 
     name: str
     index: int
+    number: int
 
 
-# Where our weights are in the official code: each is a weight, a third of one, or several one below the other.
-Names = Mapping[str, str | Third | tuple[str, ...]]
+# Where our weights are in the official code: each is a weight, a part of one, or several one below the other.
+Names = Mapping[str, str | Part | tuple[str, ...]]
 View = Callable[[str, torch.Tensor], torch.Tensor]
 
 
@@ -79,7 +105,7 @@ def fill(model: Any, names: Names, state_dict: StateDict, kind: str, view: View 
     Args:
         model (`PreTrainedModel`): The model, on the meta device.
         names (`dict`):
-            Official name of each of our weights, a [`Third`] where it is a part of the official weight, or the names of the
+            Official name of each of our weights, a [`Part`] where it is a part of the official weight, or the names of the
             official weights whose rows it has, in this order. Buffers without a name become zero.
         state_dict (`dict`): Official weights, all of which must be used.
         kind (`str`): What the checkpoint should be, for messages.
@@ -124,16 +150,16 @@ def official_weights(model: Any, names: Names, view: View | None = None) -> Stat
     return whole if view is None else {name: view(name, tensor) for name, tensor in whole.items()}
 
 
-def _official_names(source: str | Third | tuple[str, ...]) -> tuple[str, ...]:
+def _official_names(source: str | Part | tuple[str, ...]) -> tuple[str, ...]:
     if isinstance(source, tuple):
         return source
-    return (source.name if isinstance(source, Third) else source,)
+    return (source.name if isinstance(source, Part) else source,)
 
 
 def _take(
     ours: str,
     target: torch.Tensor,
-    source: str | Third | tuple[str, ...],
+    source: str | Part | tuple[str, ...],
     state_dict: StateDict,
     kind: str,
     view: View | None,
@@ -141,8 +167,8 @@ def _take(
     """One of our weights, of the shape of `target`, from the official ones."""
     official = _official_names(source)
     shape = list((target if view is None else view(official[0], target)).shape)
-    if isinstance(source, Third):
-        shape[0] *= 3
+    if isinstance(source, Part):
+        shape[0] *= source.number
     elif len(official) > 1:
         shape[0] //= len(official)
     for name in official:
@@ -156,7 +182,7 @@ def _take(
                 f"`checkpoint` does not fit its {kind} configuration: {name} has the shape {tuple(tensor.shape)}, {ours} "
                 f"needs {tuple(target.shape)}."
             )
-    if isinstance(source, Third):
-        return state_dict[source.name].chunk(3)[source.index].view(target.shape)
+    if isinstance(source, Part):
+        return state_dict[source.name].chunk(source.number)[source.index].view(target.shape)
     tensors = [state_dict[name] for name in official]
     return tensors[0].view(target.shape) if len(tensors) == 1 else torch.cat(tensors)

@@ -8,7 +8,6 @@ search and 32 groups per normalisation.
 """
 
 import json
-import math
 import os
 import re
 from collections.abc import Mapping
@@ -20,7 +19,19 @@ from transformers.utils import logging
 from ..autoencoders import VQVAEConfig, VQVAEModel
 from ..priors import VARConfig, VARTransformer
 from ..weight_files import StateDict, read_state_dict
-from .common import DTYPES, Names, Third, check_overrides, count, fill, official_weights, rename, require_keys
+from .common import (
+    DTYPES,
+    Names,
+    Part,
+    check_overrides,
+    count,
+    fill,
+    official_weights,
+    rename,
+    require_keys,
+    schedule_buffers,
+    square_maps,
+)
 from .taming_vqgan import infer_network_fields, network_names
 
 
@@ -139,15 +150,9 @@ def export_official_var(model: VARTransformer) -> StateDict:
             f"of {config.scale_lengths} tokens."
         )
     exported = official_weights(model, _var_names(model), _official_view)
-    levels = torch.arange(len(config.patch_nums)).repeat_interleave(torch.tensor(config.scale_lengths))
-    exported["lvl_1L"] = levels.view(1, -1)
-    dtype = exported["pos_1LC"].dtype
-    hidden = levels.view(1, -1) > levels.view(-1, 1)
-    exported["attn_bias_for_masking"] = torch.zeros(hidden.shape, dtype=dtype).masked_fill(hidden, -torch.inf)[
-        None, None
-    ]
+    exported |= schedule_buffers(config, exported["pos_1LC"])
     for layer in range(config.num_hidden_layers):
-        exported[f"blocks.{layer}.attn.zero_k_bias"] = torch.zeros(config.hidden_size, dtype=dtype)
+        exported[f"blocks.{layer}.attn.zero_k_bias"] = torch.zeros(config.hidden_size, dtype=exported["pos_1LC"].dtype)
     return exported
 
 
@@ -235,12 +240,9 @@ def _infer_patch_nums(state_dict: StateDict) -> list[int]:
     for numbers in RELEASED_PATCH_NUMS.values():
         if sum(number**2 for number in numbers) == length and len(numbers) == len(state_dict["lvl_embed.weight"]):
             return list(numbers)
-    levels = state_dict.get("lvl_1L", torch.empty(0)).flatten().long()
-    if len(levels) == length and int(levels.min()) >= 0 and int(levels.max()) < length:
-        lengths = levels.bincount().tolist()
-        sides = [math.isqrt(tokens) for tokens in lengths]
-        if [side**2 for side in sides] == lengths:
-            return sides
+    maps = square_maps(state_dict.get("lvl_1L", torch.empty(0)), length)
+    if maps is not None:
+        return maps
     raise ValueError(
         f"`patch_nums` cannot be inferred from this VAR transformer of {length} tokens: pass the size of every token "
         "map, for instance patch_nums=(1, 2, 3, 4)."
@@ -281,10 +283,10 @@ def _var_names(model: VARTransformer) -> Names:
         (r"^layers\.(\d+)\.adaln\.offset$", r"blocks.\1.ada_gss"),
     ]
     fused = {"q_proj.weight": 0, "k_proj.weight": 1, "v_proj.weight": 2}
-    names: dict[str, str | Third | tuple[str, ...]] = {}
+    names: dict[str, str | Part | tuple[str, ...]] = {}
     for name in model.state_dict():
         third = fused.get(".".join(name.split(".")[-2:]))
-        names[name] = rename(name, rules) if third is None else Third(rename(name, rules), third)
+        names[name] = rename(name, rules) if third is None else Part(rename(name, rules), third, 3)
     return names
 
 

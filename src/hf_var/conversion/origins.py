@@ -20,6 +20,7 @@ _ROSINALITY = Origin(
 _TAMING = Origin("taming-transformers", "https://github.com/CompVis/taming-transformers", "mit", "mit")
 # Its weights are for non-commercial use, unlike its code.
 _RQ = Origin("rq-vae-transformer", "https://github.com/kakaobrain/rq-vae-transformer", "apache-2.0", "cc-by-nc-sa-4.0")
+_SWITTI = Origin("Switti", "https://github.com/yandex-research/switti", "apache-2.0", None)
 # By what is converted, as `hf-var convert` calls it.
 ORIGINS = {
     "var": _VAR,
@@ -31,4 +32,5 @@ ORIGINS = {
     "taming_gpt": _TAMING,
     "rqvae": _RQ,
     "rq_transformer": _RQ,
+    "switti": _SWITTI,
 }
