@@ -70,6 +70,7 @@ def make_transformer(config: DiTConfig, channels: int, side: int, num_labels: in
         attention_head_dim=config.hidden_size // config.num_attention_heads,
         num_layers=config.num_hidden_layers,
         in_channels=channels,
+        out_channels=channels,
         sample_size=side,
         patch_size=1,
         num_embeds_ada_norm=num_labels,
