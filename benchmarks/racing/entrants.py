@@ -100,8 +100,8 @@ ENTRANTS = (
             Training("pixelsnail", PIXEL_PRIOR, "pixelsnail_*_bottom", share=0.7),
         ),
     ),
-    Entrant("dit", "latent diffusion, DiT", Training("kl_latents", KL, "kl_*_latents"), (Training("dit", DIT),)),
-    Entrant("kl", "KL autoencoder alone", Training("kl", KL)),
+    Entrant("dit", "latent diffusion, DiT", LATENTS, (Training("dit", DIT),)),
+    Entrant("kl", "KL autoencoder alone", BOUND),
 )
 
 
@@ -129,7 +129,7 @@ class DataSet:
     dit: dict[str, Any] = field(default_factory=dict)
 
 
-DIT_OPTIMIZER = {"learning_rate": 1e-3, "weight_decay": 0.0, "adam_beta2": 0.999, "max_grad_norm": 1.0}
+DIT_OPTIMIZER = {"weight_decay": 0.0, "adam_beta2": 0.999, "max_grad_norm": 1.0}
 DATA_SETS = {
     "digits": DataSet(
         "digits",
@@ -143,11 +143,12 @@ DATA_SETS = {
             "augment_shear": 5,
         },
         copies=64,
-        # Layers and width of var_digits.yaml.
+        # Layers, width and learning rate of var_digits.yaml.
         dit={
             "num_hidden_layers": 4,
             "num_attention_heads": 2,
             "hidden_size": 128,
+            "learning_rate": 3e-3,
             **DIT_OPTIMIZER,
             "ema_decay": 0.995,
         },
@@ -159,11 +160,12 @@ DATA_SETS = {
         reading={"resize_ratio": 1.0},
         augmentation={"horizontal_flip": True},
         copies=1,
-        # Layers and width of var_cifar10.yaml.
+        # Layers, width and learning rate of var_cifar10.yaml.
         dit={
             "num_hidden_layers": 6,
             "num_attention_heads": 3,
             "hidden_size": 192,
+            "learning_rate": 1.5e-3,
             **DIT_OPTIMIZER,
             "ema_decay": 0.998,
         },

@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """
 How the time of an image grows with the map of its codes, for models of the entrants' own sizes with random weights: all from
-the class to the pixels, one image on one thread. VAR's maps grow to the last one as the published schedules do, VQ-VAE-2 has a
-map of half the side above the last one, and latents of diffusion have the side of the map. The images are 4 times as large.
+the class to the pixels, one image on one thread. The images have 4 times the side of the map. VAR's maps grow to the last one
+as the published schedules do, VQ-VAE-2 has a map of half the side above the last one. An entrant whose tokenizer halves the
+image once more than the others (RQ and the KL autoencoder alone on the digits) has maps of half the side.
 """
 
 import statistics
@@ -26,6 +27,7 @@ from .samplers import DiffusionSampler, NormalSampler, PipelineSampler, Sampler
 
 
 SIDES = (4, 8, 16)
+FACTOR = 4
 ROUNDS = 5
 NUM_LABELS = 10
 # The configurations whose fields a script's recipes have.
@@ -36,7 +38,6 @@ CONFIGURATIONS: dict[str, list[type]] = {
     "train_pixel_prior.py": [hf_var.PixelSNAILConfig, hf_var.PixelCNNConfig],
     "train_rq.py": [hf_var.RQTransformerConfig],
 }
-PIXEL_PRIORS = {"pixelcnn": "PixelCNN", "pixelsnail": "PixelSNAIL"}
 
 
 def measure_growth(data: DataSet, entrant: Entrant, sides: tuple[int, ...], rounds: int) -> dict[str, float]:
@@ -56,18 +57,20 @@ def measure_growth(data: DataSet, entrant: Entrant, sides: tuple[int, ...], roun
 
 
 def random_sampler(data: DataSet, entrant: Entrant, side: int) -> Sampler:
-    """An entrant that is not trained, for images of `side` x `side` codes."""
+    """An entrant that is not trained, for images of `FACTOR` times the side."""
     tokenizer_fields = recipe_fields(entrant.tokenizer, data.name)
     if entrant.priors and entrant.priors[0].script != DIT:
         return PipelineSampler(_pipeline(data, entrant, side, tokenizer_fields))
     num_levels = len(tokenizer_fields["block_out_channels"])
-    config = autoencoder_kl_config({**tokenizer_fields, "sample_size": side * 2 ** (num_levels - 1)})
+    config = autoencoder_kl_config({**tokenizer_fields, "sample_size": side * FACTOR})
     autoencoder: Any = AutoencoderKL(**config).eval()
     if not entrant.priors:
         return NormalSampler(autoencoder)
     names = {"hidden_size", "num_hidden_layers", "num_attention_heads"}
     sizes = DiTConfig(autoencoder="", latents="", output_dir="", **{name: data.dit[name] for name in names})
-    transformer: Any = make_transformer(sizes, config["latent_channels"], side, NUM_LABELS)
+    transformer: Any = make_transformer(
+        sizes, config["latent_channels"], side * FACTOR // 2 ** (num_levels - 1), NUM_LABELS
+    )
     # As it is made, its output is zero.
     nn.init.normal_(transformer.proj_out_2.weight, std=0.02)
     return DiffusionSampler(DiTPipeline(transformer, autoencoder, DPMSolverMultistepScheduler()))  # pyright: ignore
@@ -77,30 +80,29 @@ def _pipeline(data: DataSet, entrant: Entrant, side: int, tokenizer_fields: dict
     fields = [recipe_fields(training, data.name) for training in entrant.priors]
     options: dict[str, Any] = {"guidance_scale": 1.0, "top_p": 1.0}
     if entrant.tokenizer.name == "vqvae2":
-        stride = tokenizer_fields["strides"][0]
-        config = hf_var.HierarchicalVQVAEConfig(**{**tokenizer_fields, "image_size": side * stride})
+        config = hf_var.HierarchicalVQVAEConfig(**{**tokenizer_fields, "image_size": side * FACTOR})
         vqvae = hf_var.HierarchicalVQVAEModel(config).eval()
         priors: list[nn.Module] = []
         for level, (height, _) in enumerate(config.scale_sizes):
             coarser = {"condition_map_size": config.scale_sizes[level - 1]} if level > 0 else {}
             priors.append(_prior("PixelSNAIL", {**fields[level], **coarser, "map_size": height}, config))
         return ARPipeline(vqvae, priors[0], bottom_prior=priors[1], **options)
+    # Every level but the last halves the image.
+    side = side * FACTOR // 2 ** (len(tokenizer_fields["channel_multipliers"]) - 1)
     patch_nums = list(schedule(side)) if entrant.name == "var" else [side] * len(tokenizer_fields["patch_nums"])
     config = hf_var.VQVAEConfig(**{**tokenizer_fields, "patch_nums": patch_nums})
     vqvae = hf_var.VQVAEModel(config).eval()
-    recipe = read_recipe(entrant.priors[0].recipe_path(data.name) or "")
-    if entrant.priors[0].script.endswith("train_var.py"):
-        shared = {"patch_nums": patch_nums, "latent_channels": config.latent_channels}
-        blocks = {"block_sizes": [1] * side**2} if entrant.name == "raster" else {}
-        transformer = _prior("VARTransformer", {**fields[0], **shared, **blocks}, config)
-        transformer.set_attn_implementation(recipe.get("attn_implementation", "blockwise_sdpa"))
-        return VARPipeline(transformer, vqvae, **options)
-    if "prior" in recipe:
+    script = Path(entrant.priors[0].script).name
+    if script == "train_pixel_prior.py":
+        return ARPipeline(vqvae, _prior("PixelCNN", {**fields[0], "map_size": side}, config), **options)
+    fields[0] |= {"patch_nums": patch_nums, "latent_channels": config.latent_channels}
+    if script == "train_rq.py":
+        return ARPipeline(vqvae, _prior("RQTransformer", fields[0], config), **options)
+    if entrant.name == "raster":
         return ARPipeline(
-            vqvae, _prior(PIXEL_PRIORS[recipe["prior"]], {**fields[0], "map_size": side}, config), **options
+            vqvae, _prior("VARTransformer", {**fields[0], "block_sizes": [1] * side**2}, config), **options
         )
-    shared = {"patch_nums": patch_nums, "latent_channels": config.latent_channels}
-    return ARPipeline(vqvae, _prior("RQTransformer", {**fields[0], **shared}, config), **options)
+    return VARPipeline(_prior("VARTransformer", fields[0], config), vqvae, **options)
 
 
 def _prior(name: str, fields: dict[str, Any], tokenizer: Any) -> Any:

@@ -35,13 +35,12 @@ def run_process(function: Callable[..., Any], *arguments: Any, log: Path, result
     """
     # The libraries read it when they are imported.
     os.environ["OMP_NUM_THREADS"] = "1"
-    os.environ["ACCELERATE_USE_CPU"] = "true"
     is_forked = "forkserver" in multiprocessing.get_all_start_methods()
     context: Any = multiprocessing.get_context("forkserver" if is_forked else "spawn")
     if is_forked:
         context.set_forkserver_preload(PRELOADED)
     log.parent.mkdir(parents=True, exist_ok=True)
-    process = context.Process(target=_call, args=(function, arguments, log, result))
+    process = context.Process(target=_call, args=(function, arguments, log, result), daemon=True)
     process.start()
     process.join()
     if process.exitcode != 0:
@@ -53,6 +52,7 @@ def run_process(function: Callable[..., Any], *arguments: Any, log: Path, result
 def _call(function: Callable[..., Any], arguments: Sequence[Any], log: Path, result: Path) -> None:
     import torch
 
+    os.environ["ACCELERATE_USE_CPU"] = "true"
     torch.set_num_threads(1)
     with log.open("w", encoding="utf-8") as stream:
         os.dup2(stream.fileno(), 1)
