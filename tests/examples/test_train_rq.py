@@ -103,7 +103,7 @@ def test_recipe_takes_two_steps(
     if settings.script.augmented_copies > 0:
         arguments += ["--augmented_copies", "2"]
     if is_pair:
-        arguments += ["--condition_vqvae", plain]
+        arguments += ["--condition_vqvae", plain, "--condition_column", "condition"]
     if recipe.stem.startswith("rq_"):
         arguments += ["--vqvae", residual]
     # One in a process of its own is enough: starting Python takes longer than the steps.
