@@ -130,6 +130,16 @@ def test_every_entrant_can_be_trained_and_made_with_random_weights(data):
     assert all(size > largest / 2.5 for name, size in sizes.items() if name != "kl"), sizes
 
 
+@pytest.mark.parametrize("data", ["digits", "cifar10"])
+def test_raster_order_has_a_block_for_every_token_of_its_tokenizer(data):
+    from racing.entrants import find_entrants
+    from racing.growth import recipe_fields
+
+    (raster,) = find_entrants(["raster"], data)
+    (side,) = recipe_fields(raster.tokenizer, data)["patch_nums"]
+    assert recipe_fields(raster.priors[0], data)["block_sizes"] == [1] * side**2
+
+
 def test_two_entrants_race_from_the_digits_to_the_tables(tmp_path, capsys):
     spec = importlib.util.spec_from_file_location("benchmark_race", BENCHMARKS / "race.py")
     race = importlib.util.module_from_spec(spec)
