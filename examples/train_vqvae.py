@@ -49,6 +49,7 @@ from hf_var.training.setup import (
     Rows,
     card_contents,
     check_autoencoder_run,
+    check_sample_type,
     load_splits,
     make_batches,
     make_measures,
@@ -60,8 +61,8 @@ MODELS = {
     "hierarchical_vqvae": (HierarchicalVQVAEConfig, HierarchicalVQVAEModel),
 }
 # What is plotted of the log, where the run has it.
-CURVES = ("reconstruction_loss", "adversarial_weight", "usage", "validation_psnr")
-METRICS = ("psnr", "ssim", "lpips", "rfid", "usage")
+CURVES = ("reconstruction_loss", "adversarial_weight", "usage", "validation_psnr", "validation_mean_iou")
+METRICS = ("psnr", "ssim", "lpips", "rfid", "pixel_accuracy", "mean_iou", "usage")
 CAPTIONS = {"reconstructions.png": RECONSTRUCTION_CAPTION, "codes.png": USAGE_CAPTION, "curves.png": "The training."}
 # What may be changed in fine-tuning: all else belongs to the weights.
 FREE_CONFIG_FIELDS = ("dropout", "commitment_loss_weight", "codebook_loss_weight")
@@ -136,6 +137,7 @@ def make_config(args: Arguments) -> TokenizerConfig:
             elif getattr(config, name) != value:
                 raise ValueError(f"`{name}` is {getattr(config, name)} in `pretrained_vqvae`, got {value}.")
     check_codebook(args.codebook, config)
+    check_sample_type(config, args.reconstruction, args.data, args.frechet, args.adversary)
     return config
 
 
@@ -146,7 +148,8 @@ def make_config(args: Arguments) -> TokenizerConfig:
 def make_row_reader(args: Arguments, config: TokenizerConfig, dataset: AnyDataset, augment: bool):
     if is_codes_dataset(dataset):
         raise ValueError("A tokenizer is trained on images, but the data set has a column of codes.")
-    return image_rows(args.data, args.augment if augment else None, dataset, config.image_size, config.in_channels)
+    sizes, num_classes = (config.image_size, config.in_channels), config.num_pixel_classes
+    return image_rows(args.data, args.augment if augment else None, dataset, *sizes, num_classes=num_classes)
 
 
 def identify(args: Arguments, config: TokenizerConfig, rows: Rows) -> RunIdentity:
@@ -234,7 +237,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     with run.started(parts, public_arguments(*args)):
         for batch in run.until_the_end(batches):
             pixel_values = batch["pixel_values"].to(accelerator.device, non_blocking=True)
-            pixel_values = pixel_values.contiguous(memory_format=memory_format)
+            if pixel_values.is_floating_point():  # and no ids of classes
+                pixel_values = pixel_values.contiguous(memory_format=memory_format)
             if codebook.is_started_at(run.step) and run.begins_step:
                 codebook.start(batches.first_items(args.codebook.kmeans_images)["pixel_values"], batch_size)
             is_judged = adversary is not None and adversary.is_active(run.step)

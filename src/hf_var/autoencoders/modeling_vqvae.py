@@ -13,7 +13,7 @@ from transformers import initialization as init
 from ..loading import CheckedModelMixin
 from ..ranges import PositiveInt, checked
 from ..scales import normalize_patch_nums
-from .checks import check_latents, check_pixels, wants_dict
+from .checks import as_pixels, check_latents, wants_dict
 from .codebook import BaseCodebook, CodeWeights
 from .configuration_vqvae import VQVAEConfig
 from .layers import Decoder, Encoder, init_convolution
@@ -94,7 +94,8 @@ class VQVAEModel(TokenMapsMixin, SlicingAndTilingMixin, CheckedModelMixin, PreTr
 
         Args:
             pixel_values (`torch.FloatTensor` of shape `(batch, in_channels, height, width)`):
-                Images in `[-1, 1]`, or class maps, one-hot (`VQVAEConfig.sample_type`), of the size `config.image_size`.
+                Images in `[-1, 1]`, of the size `config.image_size`. Of class maps (`VQVAEConfig.sample_type`) they are
+                one-hot, 0 and 1, or a `torch.LongTensor` of shape `(batch, height, width)` of the ids.
             return_dict (`bool`, *optional*):
                 Whether to return a [`VQVAEOutput`] instead of a tuple.
             quantize (`bool`, *optional*, defaults to `True`):
@@ -105,7 +106,7 @@ class VQVAEModel(TokenMapsMixin, SlicingAndTilingMixin, CheckedModelMixin, PreTr
             `ValueError`: If the images do not fit the configuration, or are not finite or one-hot (checked on the CPU
                 only).
         """
-        check_pixels(pixel_values, self.config)
+        pixel_values = as_pixels(pixel_values, self.config)
         features = self._encode_features(pixel_values)
         if not self.training:
             # Contiguous, so that callers can use `.view()`.
@@ -137,7 +138,8 @@ class VQVAEModel(TokenMapsMixin, SlicingAndTilingMixin, CheckedModelMixin, PreTr
 
         Args:
             pixel_values (`torch.FloatTensor` of shape `(batch, in_channels, height, width)`):
-                Images in `[-1, 1]`, or class maps, one-hot (`VQVAEConfig.sample_type`), of the size `config.image_size`.
+                Images in `[-1, 1]`, of the size `config.image_size`. Of class maps (`VQVAEConfig.sample_type`) they are
+                one-hot, 0 and 1, or a `torch.LongTensor` of shape `(batch, height, width)` of the ids.
             return_dict (`bool`, *optional*):
                 Whether to return a [`VQVAEEncoderOutput`] instead of a tuple.
 
@@ -145,7 +147,7 @@ class VQVAEModel(TokenMapsMixin, SlicingAndTilingMixin, CheckedModelMixin, PreTr
             `ValueError`: If the images do not fit the configuration, or are not finite or one-hot (checked on the CPU
                 only).
         """
-        check_pixels(pixel_values, self.config)
+        pixel_values = as_pixels(pixel_values, self.config)
         # Contiguous, so that callers can use `.view()`.
         features = self._map_slices(self._encode_features, pixel_values).contiguous()
         with full_precision(features):

@@ -210,7 +210,7 @@ class ARPipeline(PipelineBase):
         Raises:
             `ValueError`: If `codes` has the wrong shape or `output_type` is not supported.
         """
-        check_output(output_type, self.vqvae.config.num_output_channels)
+        check_output(output_type, self.vqvae.config)
         if output_type == "latent":
             raise ValueError("`output_type` must be 'pil', 'np' or 'pt', got 'latent'.")
         codes = checked_codes("codes", codes, self.vqvae.config)
