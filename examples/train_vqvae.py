@@ -115,6 +115,10 @@ def check_arguments(args: Arguments) -> None:
         raise ValueError(
             f"`unquantized_steps` must be below `max_train_steps`, got {args.codebook.unquantized_steps}."
         )
+    if args.codebook.codebook_update == "sequential_ema" and args.run.torch_compile:
+        raise ValueError(
+            "`torch_compile` cannot go with `codebook_update` sequential_ema, which moves codes in between."
+        )
     if args.script.pretrained_vqvae is not None and args.codebook.kmeans_images + args.codebook.unquantized_steps > 0:
         raise ValueError("`kmeans_images` and `unquantized_steps` would undo `pretrained_vqvae`: set both to 0.")
 
@@ -243,7 +247,8 @@ def main(argv: Sequence[str] | None = None) -> None:
                 codebook.start(batches.first_items(args.codebook.kmeans_images)["pixel_values"], batch_size)
             is_judged = adversary is not None and adversary.is_active(run.step)
             with accelerator.accumulate(optimization.model, *([adversary.discriminator] if is_judged else [])):
-                output = optimization.model(pixel_values, quantize=codebook.is_quantized(run.step))
+                callback = codebook.scale_callback(run.step, run.position)
+                output = optimization.model(pixel_values, codebook.is_quantized(run.step), callback)
                 codebook.observe(output)
                 reconstruction, quantizer_loss, metrics = reconstruction_objective(
                     args.reconstruction, output, pixel_values, perceptual_loss

@@ -18,7 +18,7 @@ from .codebook import BaseCodebook, CodeWeights
 from .configuration_vqvae import VQVAEConfig
 from .layers import Decoder, Encoder, init_convolution
 from .modeling_outputs import VQVAEDecoderOutput, VQVAEEncoderOutput, VQVAEOutput
-from .quantization import MultiScaleResidualQuantizer, full_precision
+from .quantization import MultiScaleResidualQuantizer, ScaleCallback, full_precision
 from .tiling import SlicingAndTilingMixin
 from .token_maps import TokenMapsMixin
 
@@ -87,7 +87,11 @@ class VQVAEModel(TokenMapsMixin, SlicingAndTilingMixin, CheckedModelMixin, PreTr
             init.zeros_(module.bias)
 
     def forward(
-        self, pixel_values: torch.Tensor, return_dict: bool | None = None, quantize: bool = True
+        self,
+        pixel_values: torch.Tensor,
+        return_dict: bool | None = None,
+        quantize: bool = True,
+        callback_on_scale_end: ScaleCallback | None = None,
     ) -> VQVAEOutput | tuple[torch.Tensor, ...]:
         r"""
         Reconstruct images, with the quantizer's loss and straight-through gradients for training.
@@ -101,6 +105,10 @@ class VQVAEModel(TokenMapsMixin, SlicingAndTilingMixin, CheckedModelMixin, PreTr
             quantize (`bool`, *optional*, defaults to `True`):
                 `False` decodes the features themselves, as if there were infinitely many codes: no codes, a loss of
                 zero. For the first steps of a training.
+            callback_on_scale_end (`Callable`, *optional*):
+                Called after every scale with the vectors that were searched, `(batch, length of scale, latent_channels)` in
+                fp32 and without a gradient, and their codes `(batch, length of scale)`. It may move the code vectors, unless
+                they require a gradient: the next scale searches the new ones. For trainings of the codebook.
 
         Raises:
             `ValueError`: If the images do not fit the configuration, or are not finite or one-hot (checked on the CPU
@@ -116,7 +124,7 @@ class VQVAEModel(TokenMapsMixin, SlicingAndTilingMixin, CheckedModelMixin, PreTr
             output = VQVAEOutput(loss=loss, sample=self._decode_latents(features), features=features)
             return output if wants_dict(return_dict, self.config) else output.to_tuple()
         with full_precision(features):
-            quantized = self.quantizer(features, return_loss=True)
+            quantized = self.quantizer(features, True, callback_on_scale_end)
             straight_through = self.quantizer.straight_through(features, quantized.latents)
         sample = self._decode_latents(straight_through)
         output = VQVAEOutput(
