@@ -4,52 +4,27 @@
 import re
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
-from datasets import Array2D, ClassLabel, Dataset, Features, Image
+from datasets import Array2D, Dataset, Features
 from huggingface_hub import ModelCard
-from PIL import Image as PILImage
+from PIL import Image
 from safetensors.torch import load_file
 
 from hf_var import VQVAEModel
 from hf_var.conversion import export_taming_vqgan, load_taming_vqgan
 
-from .conftest import SHORT_RUN, load_script, losses, read_log, run_script
+from .conftest import NUM_CLASSES, SHORT_RUN, class_maps, load_script, losses, read_log, run_script
 
 
 train_vqvae = load_script("examples/train_vqvae.py")
 
-NUM_CLASSES = 5
 TINY = [
     *("--sample_type", "class_map", "--in_channels", str(NUM_CLASSES), "--base_channels", "32"),
     *("--channel_multipliers", "1", "2", "--num_res_blocks", "1", "--latent_channels", "4", "--codebook_size", "16"),
     *("--patch_nums", "4", "--refinement_ratio", "0", "--quant_conv_kernel_size", "1"),
 ]
 OBJECTIVE = ["--l2_weight", "0", "--bce_weight", "1"]
-
-
-def class_maps(number: int = 24) -> np.ndarray:
-    """Two vertical areas of two classes each."""
-    generator = np.random.default_rng(0)
-    maps = generator.integers(0, NUM_CLASSES, (number, 1, 2)).repeat(8, axis=1).repeat(4, axis=2)
-    return maps.astype(np.uint8)
-
-
-def palette_picture(ids: np.ndarray) -> PILImage.Image:
-    picture = PILImage.fromarray(ids)
-    picture.putpalette([7, 77, 177] * 256)
-    return picture.convert("P") if picture.mode != "P" else picture
-
-
-@pytest.fixture(scope="module")
-def maps_parquet(tmp_path_factory: pytest.TempPathFactory) -> str:
-    """24 maps of 8x8 ids as pictures with a palette."""
-    path = tmp_path_factory.mktemp("maps") / "train.parquet"
-    features = Features({"image": Image(), "label": ClassLabel(names=["a", "b", "c"])})
-    rows = {"image": [palette_picture(ids) for ids in class_maps()], "label": [index % 3 for index in range(24)]}
-    Dataset.from_dict(rows, features=features).to_parquet(path)
-    return str(path)
 
 
 def test_a_segmentation_is_learned_resumed_and_tokenized(tmp_path: Path, maps_parquet: str) -> None:
@@ -75,7 +50,7 @@ def test_a_segmentation_is_learned_resumed_and_tokenized(tmp_path: Path, maps_pa
     assert "validation_psnr" not in log[-1]
     for name in ("reconstructions.png", "codes.png", "curves.png", "README.md"):
         assert (tmp_path / "whole" / name).is_file(), name
-    colors = PILImage.open(tmp_path / "whole/reconstructions.png").getcolors(10_000)
+    colors = Image.open(tmp_path / "whole/reconstructions.png").getcolors(10_000)
     assert {(0, 0, 0), (128, 0, 0), (0, 128, 0)} <= {color for _, color in colors}
     card = ModelCard.load(tmp_path / "whole/README.md")
     results = {result.metric_type: result.metric_value for result in card.data.eval_results}
