@@ -104,8 +104,8 @@ def decode_class_map(
 
     Args:
         image (`bytes`, `str`, `os.PathLike`, `PIL.Image.Image`, `np.ndarray` or `torch.Tensor`):
-            Content or path of a file, or a picture, in black and white, gray or with a palette, whose indices are the ids; or
-            integers in an array `(height, width)` or `(height, width, 1)` or in a tensor `(height, width)` or
+            Content or path of a file, or a picture, in black and white, gray or with a palette, whose indices are the
+            ids; or integers in an array `(height, width)` or `(height, width, 1)` or in a tensor `(height, width)` or
             `(1, height, width)`.
         num_classes (`int`): Number of classes.
         max_pixels (`int`, *optional*, defaults to 178,956,970):
@@ -116,7 +116,7 @@ def decode_class_map(
         `torch.LongTensor` of shape `(height, width)`, in `[0, num_classes)`.
 
     Raises:
-        [`BrokenImageError`]: A `ValueError`, if the map cannot be read, holds colours or an id out of range, with the reason.
+        [`BrokenImageError`]: A `ValueError`, if the map cannot be read, or holds colours or an id out of range.
     """
     if name is None and isinstance(image, (str, os.PathLike)):
         name = os.fspath(image)

@@ -94,14 +94,14 @@ def test_a_converted_segmentation_model_is_tuned_on_arrays(tmp_path: Path, maps_
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--bce_weight", "0", "--l2_weight", "1"], "`bce_weight` must be positive with sample_type='class_map', got 0.0"),
+        (["--bce_weight", "0", "--l2_weight", "1"], "`bce_weight` must be positive with .*'class_map', got 0.0"),
         (["--l2_weight", "1"], "`l2_weight` must be 0.0 with sample_type='class_map', whose samples are logits"),
         (["--l1_weight", "0.5"], "`l1_weight` must be 0.0 with .* got 0.5"),
         (["--lpips_weight", "1"], "`lpips_weight` must be 0.0 with .* got 1.0"),
         (["--lpips_weights", "random"], "`lpips_weights` must be None with .* got 'random'"),
         (["--adversarial_weight", "0.8"], "`adversarial_weight` must be 0.0 with .* got 0.8"),
         (["--image_range", "0", "9"], r"`image_range` must be None with .* got \[0.0, 9.0\]"),
-        (["--sample_type", "image", "--in_channels", "1"], "`bce_weight` must be 0.0 for a tokenizer of images, got 1.0"),
+        (["--sample_type", "image", "--in_channels", "1"], "`bce_weight` must be 0.0 for .* images, got 1.0"),
         (["--in_channels", "1"], "`in_channels` must be the number of classes"),
     ],
 )  # fmt: skip

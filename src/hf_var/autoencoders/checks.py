@@ -49,8 +49,8 @@ def as_pixels(pixel_values: Any, config: VQVAEConfig) -> torch.Tensor:
     if ids.ndim != 3 or tuple(ids.shape[1:]) != config.image_size:
         height, width = config.image_size
         raise ValueError(
-            f"`pixel_values` must have the shape (batch, {height}, {width}) if they are ids of {num_classes} classes, got "
-            f"{tuple(ids.shape)}."
+            f"`pixel_values` must have the shape (batch, {height}, {width}) if they are ids of {num_classes} classes, "
+            f"got {tuple(ids.shape)}."
         )
     check_range("pixel_values", ids, 0, num_classes - 1, f"class ids in [0, {num_classes})")
     return one_hot(ids, num_classes)

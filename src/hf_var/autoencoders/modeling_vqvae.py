@@ -106,9 +106,10 @@ class VQVAEModel(TokenMapsMixin, SlicingAndTilingMixin, CheckedModelMixin, PreTr
                 `False` decodes the features themselves, as if there were infinitely many codes: no codes, a loss of
                 zero. For the first steps of a training.
             callback_on_scale_end (`Callable`, *optional*):
-                Called after every scale with the vectors that were searched, `(batch, length of scale, latent_channels)` in
-                fp32 and without a gradient, and their codes `(batch, length of scale)`. It may move the code vectors, unless
-                they require a gradient: the next scale searches the new ones. For trainings of the codebook.
+                Called after every scale with the vectors that were searched, in fp32 and without a gradient,
+                `(batch, length of scale, latent_channels)`, and their codes `(batch, length of scale)`. It may move
+                the code vectors, unless they require a gradient: the next scale searches the new ones. For trainings
+                of the codebook.
 
         Raises:
             `ValueError`: If the images do not fit the configuration, or are not finite or one-hot (checked on the CPU
@@ -203,16 +204,16 @@ class VQVAEModel(TokenMapsMixin, SlicingAndTilingMixin, CheckedModelMixin, PreTr
 
     def at_size(self, height: int, width: int) -> "VQVAEModel":
         r"""
-        The same tokenizer for images of another size. No weight depends on the size if all token maps have the size of the
-        latents, as in a VQ-VAE, VQGAN or RQ-VAE.
+        The same tokenizer for images of another size. No weight depends on the size if all token maps have the size of
+        the latents, as in a VQ-VAE, VQGAN or RQ-VAE.
 
         Args:
             height (`int`): Height of the images in pixels, a multiple of `config.downsampling_factor`.
             width (`int`): Their width, likewise.
 
         Returns:
-            [`VQVAEModel`]: It shares all modules and weights with this one, which stays as it is, and has a configuration of
-            its own.
+            [`VQVAEModel`]: It shares all modules and weights with this one, which stays as it is, and has a
+            configuration of its own.
 
         Raises:
             `ValueError`: If the token maps are of several sizes, or a side is not a positive multiple.

@@ -139,10 +139,10 @@ class MultiScaleResidualQuantizer(nn.Module):
         search: Search | None = None,
     ) -> Iterator[Step]:
         """
-        The residual loop, in which the token map of every scale adds to the latents. The maps are those that `codes` of
-        shape `(batch, length)` hold, coarse to fine (algorithm 2). Or they code what the scales before them leave of
-        `features` (algorithm 1), by `search` in place of the nearest codes if given; with `exact` without an error, as if
-        there were infinitely many codes.
+        The residual loop, in which the token map of every scale adds to the latents. The maps are those that `codes`
+        of shape `(batch, length)` hold, coarse to fine (algorithm 2). Or they code what the scales before them leave
+        of `features` (algorithm 1), by `search` in place of the nearest codes if given; with `exact` without an error,
+        as if there were infinitely many codes.
         """
         search = search or self.codebook
         residual = latents = None

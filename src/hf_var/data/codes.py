@@ -104,7 +104,7 @@ def codes_schema(vqvae: Tokenizer, label_feature: datasets.ClassLabel | datasets
 
 
 def encode_codes(vqvae: Tokenizer, pixel_values: torch.Tensor) -> torch.Tensor:
-    """The codes `(batch, length)` of images in `[-1, 1]`, or of class maps. Both are on the CPU, whatever the device of `vqvae`."""
+    """The codes `(batch, length)` of images in `[-1, 1]` or class maps. Both are on the CPU, whatever `vqvae` is on."""
     *_, codes = vqvae.encode(pixel_values.to(vqvae.device, non_blocking=True), return_dict=False)
     return codes.cpu()
 

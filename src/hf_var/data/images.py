@@ -39,8 +39,8 @@ class ImageTransform:
     """
     How images become model inputs: enlarged or reduced until they cover `resize_ratio` times the size, and cut to it:
     at random places and with random distortions if they are augmented, in the middle otherwise. Maps of `num_classes`
-    classes are treated likewise, with the same random numbers, but no id lies between others: theirs is that of the nearest
-    pixel. What a distortion leaves open is black, or of class 0.
+    classes are treated likewise, with the same random numbers, but no id lies between others: theirs is that of the
+    nearest pixel. What a distortion leaves open is black, or of class 0.
     """
 
     def __init__(
@@ -75,8 +75,8 @@ class ImageTransform:
 
     def __call__(self, image: Image.Image, generator: random.Random | None = None) -> torch.Tensor:
         """
-        A `(channels, height, width)` tensor in `[-1, 1]`, or the ids `(height, width)` of a class map. `generator` is needed
-        for augmentation.
+        A `(channels, height, width)` tensor in `[-1, 1]`, or the ids `(height, width)` of a class map. `generator` is
+        needed for augmentation.
         """
         if self.num_classes is not None:
             ids = stored_ids(decode_class_map(image, self.num_classes), self.num_classes)
@@ -86,8 +86,8 @@ class ImageTransform:
 
     def pixels(self, image: Image.Image | torch.Tensor, generator: random.Random | None = None) -> np.ndarray:
         """
-        The same as an array of bytes, for an image that has its channels already; for a class map `(1, height, width)`, of
-        ids `(height, width)` in its type.
+        The same as an array of bytes, for an image that has its channels already; for the ids of a class map,
+        `(1, height, width)`, an array `(height, width)` of their type.
         """
         if self.num_classes is not None:
             image = cast(torch.Tensor, image)
@@ -283,8 +283,8 @@ def image_rows(
     How the rows of a data set of images become items. The images are files in any format that Pillow reads, as an
     `Image` feature or as bytes, or an `Array3D` feature of bytes `(channels, height, width)`. They keep their size if
     `image_size` is `None`, and are not changed at random if `augment` is. The condition is a [`Condition`] or the name
-    of a column of labels below `num_labels`. With `num_classes` they are maps of that many classes instead, whose pixels are
-    ids: see [`~hf_var.image_decoding.decode_class_map`] for files, and an `Array2D` feature of integers.
+    of a column of labels below `num_labels`. With `num_classes` they are maps of that many classes instead, whose
+    pixels are ids: see [`~hf_var.image_decoding.decode_class_map`] for files, and an `Array2D` feature of integers.
     """
     column = find_image_column(dataset, data.image_column)
     feature = features_of(dataset)[column]
@@ -326,8 +326,8 @@ def _check_class_maps(data: ReadingConfig, column: str, feature: Any) -> None:
         is_map = isinstance(feature, datasets.Array2D) or feature.shape[0] == 1
         if not is_map or not feature.dtype.startswith(("int", "uint")):
             raise ValueError(
-                f"`image_column` = {column!r} must hold integers of shape (height, width), as the tokenizer reads class "
-                f"ids, got {feature.dtype} of shape {feature.shape}."
+                f"`image_column` = {column!r} must hold integers of shape (height, width), as the tokenizer reads "
+                f"class ids, got {feature.dtype} of shape {feature.shape}."
             )
     elif not holds_files(feature):
         raise ValueError(f"`image_column` = {column!r} must hold images or arrays of class ids, got {feature}.")

@@ -97,7 +97,7 @@ def rows_of(columns: dict[str, Any]) -> list[dict[str, Any]]:
 
 
 def collate(items: list[dict[str, Any]]) -> dict[str, torch.Tensor] | None:
-    """A batch of items, with all `pixel_values` in `[-1, 1]`, or ids of class maps as they are; `None` if there are no items."""
+    """A batch of items, all `pixel_values` in `[-1, 1]` or ids of class maps as they are; `None` without items."""
     if not items:
         return None
     # Stacking keeps the order of axes in memory, which differs between images and arrays.

@@ -125,7 +125,7 @@ class CropTransform(ImageTransform):
         self.flips = False
 
     def pixels(self, image: Image.Image | torch.Tensor, generator: random.Random | None = None) -> np.ndarray:
-        """Bytes of shape `(rows_per_image, channels, height, width)`, or class ids `(rows_per_image, height, width)`."""
+        """Bytes `(rows_per_image, channels, height, width)`, or class ids `(rows_per_image, height, width)`."""
         crops = []
         for _ in range(self.num_crops):
             crop = super().pixels(image, generator)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Quality of reconstructed class maps, such as segmentations: accuracy of the pixels and mean IoU; and their colours."""
+"""Quality of reconstructed class maps, such as segmentations: accuracy of pixels and mean IoU; and their colours."""
 
 import torch
 from torch import nn
@@ -15,10 +15,10 @@ NUM_COLORS = 256
 
 class ClassMapMetrics(nn.Module):
     """
-    Compares class maps with their reconstructions. `pixel_accuracy` is the share of pixels whose class is the reconstruction's
-    likeliest one; `mean_iou` the mean over classes of intersection over union of their pixels in all maps (Everingham et al.
-    2010, section 4.3), without classes that neither maps nor reconstructions have. In several processes each map belongs to
-    one process, and some may have none.
+    Compares class maps with their reconstructions. `pixel_accuracy` is the share of pixels whose class is the
+    reconstruction's likeliest one; `mean_iou` the mean over classes of intersection over union of their pixels in all
+    maps (Everingham et al. 2010, section 4.3), without classes that neither maps nor reconstructions have. In several
+    processes each map belongs to one process, and some may have none.
     """
 
     def __init__(self, num_classes: int):
@@ -47,8 +47,9 @@ class ClassMapMetrics(nn.Module):
 
 def class_colors(pixel_values: torch.Tensor) -> torch.Tensor:
     """
-    Class maps in either form, or logits, as images `(batch, 3, height, width)` in `[-1, 1]`, in the colours of the PASCAL VOC
-    challenge: the three bits of each octal digit of an id are bits of red, green and blue, the lowest digit's the highest.
+    Class maps in either form, or logits, as images `(batch, 3, height, width)` in `[-1, 1]`, in the colours of the
+    PASCAL VOC challenge: the three bits of each octal digit of an id are bits of red, green and blue, the lowest
+    digit's the highest.
     """
     ids = as_class_ids(pixel_values) % NUM_COLORS
     colors = torch.zeros(len(ids), 3, *ids.shape[1:], dtype=torch.long, device=ids.device)

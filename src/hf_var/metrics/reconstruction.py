@@ -27,8 +27,8 @@ def compare_reconstructions(
     num_shown: int,
 ) -> tuple[dict[str, float], torch.Tensor | None]:
     """
-    The `metrics` of what `reconstruct` makes of the images of all processes, and this process's first `num_shown` images, if
-    it has any.
+    The `metrics` of what `reconstruct` makes of the images of all processes, and this process's first `num_shown`
+    images, if it has any.
     """
     metrics, first = metrics.to(accelerator.device), None
     for batch in batches:
@@ -49,9 +49,9 @@ def measure_reconstruction(
 ) -> tuple[dict[str, float], dict[str, Image.Image | Figure]]:
     """
     Measure a tokenizer in evaluation mode on batches of `pixel_values` `(batch, in_channels, height, width)` in `[-1,
-    1]`, or of class maps: the metrics of [`ReconstructionMetrics`], or of [`ClassMapMetrics`], and of [`CodeStatistics`] and
-    the `residual_energy_k` of every scale; and, on the main process, the plots `reconstructions` and `codes`. All
-    processes must call it, each with its own share of the images.
+    1]`, or of class maps: the metrics of [`ReconstructionMetrics`], or of [`ClassMapMetrics`], and of
+    [`CodeStatistics`] and the `residual_energy_k` of every scale; and, on the main process, the plots
+    `reconstructions` and `codes`. All processes must call it, each with its own share of the images.
     """
     config = vqvae.config
     if config.num_pixel_classes is None:

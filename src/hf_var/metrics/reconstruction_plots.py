@@ -33,8 +33,8 @@ VISIBLE_SIDE = 64
 @torch.no_grad()
 def reconstruction_grid(vqvae: Tokenizer, pixel_values: torch.Tensor) -> Image.Image:
     """
-    Images in `[-1, 1]`, or class maps, in rows: reconstructions after one scale, after two and so on, then the original. Each
-    class has its own colour.
+    Images in `[-1, 1]`, or class maps, in rows: reconstructions after one scale, after two and so on, then the
+    original. Each class has its own colour.
     """
     with evaluation_mode(vqvae):
         _, _, codes = vqvae.encode(pixel_values.to(vqvae.device), return_dict=False)

@@ -176,10 +176,10 @@ class PipelineBase(DiffusionPipeline):
             image (`PIL.Image.Image`, `np.ndarray`, `torch.Tensor` or a list of these):
                 PIL images; arrays `(height, width, channels)` or `(batch, height, width, channels)` or tensors
                 `(channels, height, width)` or `(batch, channels, height, width)` with values in [0, 1]. Images of
-                another size are resized to the tokenizer's, whatever their aspect: PIL images with Lanczos' filter, arrays
-                and tensors with nearest neighbours. For a tokenizer of class maps (`VQVAEConfig.sample_type`), pictures in
-                gray or with a palette, or integers `(height, width)` or `(batch, height, width)`, whose values are ids of
-                classes; all are resized with nearest neighbours.
+                another size are resized to the tokenizer's, whatever their aspect: PIL images with Lanczos' filter,
+                arrays and tensors with nearest neighbours. For a tokenizer of class maps (`VQVAEConfig.sample_type`),
+                pictures in gray or with a palette, or integers `(height, width)` or `(batch, height, width)`, whose
+                values are ids of classes; all are resized with nearest neighbours.
 
         Returns:
             `torch.LongTensor` of shape `(batch, length)`.

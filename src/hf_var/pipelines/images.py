@@ -24,8 +24,8 @@ MAX_ALWAYS_GIVEN = 3
 
 def image_pixels(image: PipelineImageInput, config: VQVAEConfig, name: str = "image") -> torch.Tensor:
     """
-    Images, the argument `name`, as the tokenizer reads them: `(batch, channels, height, width)` in [-1, 1], or the ids of
-    class maps, int64 `(batch, height, width)`.
+    Images, the argument `name`, as the tokenizer reads them: `(batch, channels, height, width)` in [-1, 1], or the ids
+    of class maps, int64 `(batch, height, width)`.
     """
     if config.num_pixel_classes is not None:
         return _class_maps(name, image, config.num_pixel_classes, config.image_size)

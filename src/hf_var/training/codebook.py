@@ -121,9 +121,9 @@ def restart_dead_codes(
 
 class MovingAverages:
     """
-    Codes as moving averages of the vectors that chose them (van den Oord et al. 2017, appendix A.1), in place of a gradient:
-    of how many they are, `sizes`, and of their sum, `sums`. A codebook that has averages (`AveragedCodebook`) continues
-    them, and keeps them up to date.
+    Codes as moving averages of the vectors that chose them (van den Oord et al. 2017, appendix A.1), in place of a
+    gradient: of how many they are, `sizes`, and of their sum, `sums`. A codebook that has averages
+    (`AveragedCodebook`) continues them, and keeps them up to date.
     """
 
     def __init__(self, part: CodebookPart, decay: float = DECAY, epsilon: float = 1e-5):
@@ -170,9 +170,10 @@ class MovingAverages:
 
 class MovingAverageCodebook(MovingAverages):
     """
-    [`MovingAverages`] that move the codes once per optimizer step, by all of its batches and processes. Vectors are weighted
-    by the area of the latents that they cover, `1 / n` for a map of n tokens: so the codes minimise the error of the
-    latents, and the many tokens of fine scales do not dominate. With scales of one size this is the plain average.
+    [`MovingAverages`] that move the codes once per optimizer step, by all of its batches and processes. Vectors are
+    weighted by the area of the latents that they cover, `1 / n` for a map of n tokens: so the codes minimise the error
+    of the latents, and the many tokens of fine scales do not dominate. With scales of one size this is the plain
+    average.
     """
 
     def __init__(self, part: CodebookPart, decay: float = DECAY, epsilon: float = 1e-5):
@@ -206,9 +207,9 @@ class MovingAverageCodebook(MovingAverages):
 
 class SequentialMovingAverageCodebook(MovingAverages):
     """
-    [`MovingAverages`] that move the codes in every forward pass after every scale, so that the next scale searches other
-    codes already: RQ-VAE's training (Lee et al. 2022, official code). A code that was chosen by less than one vector on
-    average is replaced by a random vector of the batch, if it `restarts`.
+    [`MovingAverages`] that move the codes in every forward pass after every scale, so that the next scale searches
+    other codes already: RQ-VAE's training (Lee et al. 2022, official code). A code that was chosen by less than one
+    vector on average is replaced by a random vector of the batch, if it `restarts`.
     """
 
     def __init__(self, part: CodebookPart, decay: float = DECAY, epsilon: float = 1e-5):
@@ -221,8 +222,9 @@ class SequentialMovingAverageCodebook(MovingAverages):
     @torch.no_grad()
     def move(self, vectors: torch.Tensor, codes: torch.Tensor, restarts: torch.Generator | None = None) -> None:
         """
-        After a scale whose `vectors` `(batch, length, channels)` chose `codes` `(batch, length)`: move the codes. Random
-        vectors are those of the first process, whose generator `restarts` chooses them; without one nothing restarts.
+        After a scale whose `vectors` `(batch, length, channels)` chose `codes` `(batch, length)`: move the codes.
+        Random vectors are those of the first process, whose generator `restarts` chooses them; without one nothing
+        restarts.
         """
         vectors, codes = vectors.flatten(0, 1), codes.flatten()
         sizes, sums = torch.zeros_like(self.sizes), torch.zeros_like(self.sums)
@@ -238,12 +240,12 @@ class SequentialMovingAverageCodebook(MovingAverages):
 
     @torch.no_grad()
     def restart(self, codes: torch.Tensor | None = None) -> None:
-        """Let the averages of `codes` (of all, if `None`) begin at their present vectors, as if one vector had chosen each."""
+        """Let the averages of `codes` (of all, if `None`) begin at their present vectors, with the weight of one."""
         self._restart_at(1.0, codes)
 
 
 def _draw(vectors: torch.Tensor, number: int, generator: torch.Generator) -> torch.Tensor:
-    """Random ones of `(batch, channels)` vectors, each at most once; if they are fewer, they are repeated with a little noise."""
+    """Random ones of `(batch, channels)` vectors; if they are fewer, of these repeated with a little noise."""
     if len(vectors) < number:
         vectors = vectors.repeat(-(-number // len(vectors)), 1)
         noise = torch.rand(vectors.shape, generator=generator).to(vectors)

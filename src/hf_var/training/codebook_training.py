@@ -52,8 +52,8 @@ class CodebookConfig(CheckedFields):
     )
     restart_until: Share = argument(
         0.0,
-        help="move dead codes during this share of the training; 0: never. With sequential_ema in every forward pass those "
-        "that less than one vector chooses on average",
+        help="move dead codes during this share of the training; 0: never. With sequential_ema in every forward pass "
+        "those that less than one vector chooses on average",
     )
     restart_threshold: Share = argument(
         DEAD_THRESHOLD, help="dead: chosen less than this many times as often as the average code"
@@ -102,8 +102,8 @@ class CodebookTraining:
 
     def scale_callback(self, step: int, position: int) -> ScaleCallback | None:
         """
-        What the tokenizer calls after every scale of a forward pass, the one with the number `position` among those of all
-        processes in this step, both counted from 0; nothing unless the codes move there.
+        What the tokenizer calls after every scale of a forward pass, the one with the number `position` among those of
+        all processes in this step, both counted from 0; nothing unless the codes move there.
         """
         if self.config.codebook_update != "sequential_ema":
             return None
@@ -181,8 +181,8 @@ class CodebookTraining:
 
 class VQVAEWarmup(nn.Module):
     """
-    A tokenizer whose `forward`, all that distributed training wraps, can skip the quantizer, or call something after every
-    scale.
+    A tokenizer whose `forward`, all that distributed training wraps, can skip the quantizer, or call something after
+    every scale.
     """
 
     def __init__(self, vqvae: Tokenizer):
@@ -209,19 +209,19 @@ class VQVAEWarmup(nn.Module):
 
 def check_codebook(config: CodebookConfig, tokenizer: TokenizerConfig) -> None:
     """
-    Raise a `ValueError` if code vectors that are not weights are moved, `kmeans_images` give too few vectors, or an update
-    after every scale has other levels than those, or a threshold.
+    Raise a `ValueError` if code vectors that are not weights are moved, `kmeans_images` give too few vectors, or an
+    update after every scale has other levels than those, or a threshold.
     """
     if config.codebook_update == "sequential_ema":
         if tokenizer.num_codebooks > 1 or not isinstance(tokenizer, VQVAEConfig):
             raise ValueError(
-                "`codebook_update` must be 'gradient' or 'ema' for a hierarchical tokenizer, whose levels have codebooks of "
-                "their own, got 'sequential_ema'."
+                "`codebook_update` must be 'gradient' or 'ema' for a hierarchical tokenizer, whose levels have codebooks "
+                "of their own, got 'sequential_ema'."
             )
         if config.restart_threshold != DEAD_THRESHOLD:
             raise ValueError(
-                f"`restart_threshold` must be left out with codebook_update='sequential_ema', got {config.restart_threshold}: "
-                "codes restart that less than one vector chooses on average."
+                "`restart_threshold` must be left out with codebook_update='sequential_ema', got "
+                f"{config.restart_threshold}: codes restart that less than one vector chooses on average."
             )
     for name, value in {"kmeans_images": 0, "restart_until": 0.0, "codebook_update": "gradient"}.items():
         if not tokenizer.has_trainable_codes and getattr(config, name) != value:

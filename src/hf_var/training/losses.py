@@ -53,8 +53,8 @@ def reconstruction_objective(
     config: ReconstructionConfig, output: VQVAEOutput, target: torch.Tensor, perceptual_loss: nn.Module | None
 ) -> tuple[torch.Tensor, torch.Tensor, dict[str, torch.Tensor]]:
     """
-    The loss of pixels and features, or of the pixels of class maps (ids or one-hot), the quantizer's, both with their weights,
-    and what they are made of.
+    The loss of pixels and features, or of the pixels of class maps (ids or one-hot), the quantizer's, both with their
+    weights, and what they are made of.
     """
     sample, quantizer_loss = cast(torch.Tensor, output.sample), cast(torch.Tensor, output.loss)
     if config.bce_weight > 0:

@@ -108,9 +108,10 @@ def check_sample_type(
     }
     for name, value in given.items():
         if value:
+            needed = 0.0 if isinstance(value, float) else None
             raise ValueError(
-                f"`{name}` must be {0.0 if isinstance(value, float) else None} with sample_type='class_map', whose samples "
-                f"are logits of classes and no images, got {value!r}."
+                f"`{name}` must be {needed} with sample_type='class_map', whose samples are logits of classes and no "
+                f"images, got {value!r}."
             )
 
 
