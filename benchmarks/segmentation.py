@@ -33,7 +33,7 @@ from PIL import Image, ImageFilter
 from sklearn.cluster import MiniBatchKMeans
 
 from hf_var import ARPipeline, stack_codes
-from hf_var.data import load_source
+from hf_var.data import find_image_column, load_source
 from hf_var.pipelines.image_grids import image_grid
 
 
@@ -52,7 +52,7 @@ def nearest_colours(image: Image.Image, palette: np.ndarray) -> Image.Image:
 
 def prepare(args: argparse.Namespace) -> None:
     """Write parquet files of images and their maps, and the colours."""
-    train = load_source("train_data", args.train_data, None, ["train"])
+    train = load_images("train_data", args.train_data)
     pixels = np.concatenate([np.asarray(row["image"].convert("RGB")).reshape(-1, 3) for row in train.take(SEEN)])
     clusters = MiniBatchKMeans(COLOURS, random_state=0, n_init=3).fit(pixels.astype(np.float32))
     palette = clusters.cluster_centers_.astype(np.float32)
@@ -60,7 +60,7 @@ def prepare(args: argparse.Namespace) -> None:
     np.save(args.output / "palette.npy", palette)
     features = datasets.Features({"image": datasets.Image(), "map": datasets.Image()})
     for name, source in (("train", args.train_data), ("test", args.test_data)):
-        rows = load_source(name, source, None, [name])
+        rows = load_images(name, source)
         paired = rows.map(
             lambda row: {"image": row["image"], "map": nearest_colours(row["image"], palette)},
             features=features,
@@ -69,13 +69,22 @@ def prepare(args: argparse.Namespace) -> None:
         paired.to_parquet(args.output / f"{name}.parquet")
 
 
+def load_images(argument: str, source: str, *columns: str) -> datasets.Dataset:
+    """A data set with the images of these columns, or of the only one, as pictures."""
+    rows = load_source(argument, source, None, ["train"])
+    columns = columns or (find_image_column(rows, None),)
+    for column in columns:
+        rows = rows.cast_column(column, datasets.Image())
+    return rows if len(columns) > 1 or columns == ("image",) else rows.rename_column(columns[0], "image")
+
+
 @torch.no_grad()
 def measure(args: argparse.Namespace) -> None:
     """Print the figures and write the picture."""
     pipe = ARPipeline.from_pretrained(args.pipeline)
     pipe.set_progress_bar_config(disable=True)
     palette = np.load(args.data / "palette.npy")
-    rows = load_source("data", str(args.data / "test.parquet"), None, ["test"]).take(args.number)
+    rows = load_images("data", str(args.data / "test.parquet"), "image", "map").take(args.number)
     images, maps = [row["image"].convert("RGB") for row in rows], [row["map"] for row in rows]
     codes, ids = encode(pipe, images, maps)
     for name, condition in (("its own map", ids), ("another image's map", ids.roll(1, dims=0))):

@@ -49,6 +49,7 @@ from hf_var.training.setup import (
     Rows,
     card_contents,
     check_autoencoder_run,
+    check_sample_type,
     load_splits,
     make_batches,
     make_measures,
@@ -60,8 +61,8 @@ MODELS = {
     "hierarchical_vqvae": (HierarchicalVQVAEConfig, HierarchicalVQVAEModel),
 }
 # What is plotted of the log, where the run has it.
-CURVES = ("reconstruction_loss", "adversarial_weight", "usage", "validation_psnr")
-METRICS = ("psnr", "ssim", "lpips", "rfid", "usage")
+CURVES = ("reconstruction_loss", "adversarial_weight", "usage", "validation_psnr", "validation_mean_iou")
+METRICS = ("psnr", "ssim", "lpips", "rfid", "pixel_accuracy", "mean_iou", "usage")
 CAPTIONS = {"reconstructions.png": RECONSTRUCTION_CAPTION, "codes.png": USAGE_CAPTION, "curves.png": "The training."}
 # What may be changed in fine-tuning: all else belongs to the weights.
 FREE_CONFIG_FIELDS = ("dropout", "commitment_loss_weight", "codebook_loss_weight")
@@ -114,6 +115,10 @@ def check_arguments(args: Arguments) -> None:
         raise ValueError(
             f"`unquantized_steps` must be below `max_train_steps`, got {args.codebook.unquantized_steps}."
         )
+    if args.codebook.codebook_update == "sequential_ema" and args.run.torch_compile:
+        raise ValueError(
+            "`torch_compile` cannot go with `codebook_update` sequential_ema, which moves codes in between."
+        )
     if args.script.pretrained_vqvae is not None and args.codebook.kmeans_images + args.codebook.unquantized_steps > 0:
         raise ValueError("`kmeans_images` and `unquantized_steps` would undo `pretrained_vqvae`: set both to 0.")
 
@@ -136,6 +141,7 @@ def make_config(args: Arguments) -> TokenizerConfig:
             elif getattr(config, name) != value:
                 raise ValueError(f"`{name}` is {getattr(config, name)} in `pretrained_vqvae`, got {value}.")
     check_codebook(args.codebook, config)
+    check_sample_type(config, args.reconstruction, args.data, args.frechet, args.adversary)
     return config
 
 
@@ -146,7 +152,8 @@ def make_config(args: Arguments) -> TokenizerConfig:
 def make_row_reader(args: Arguments, config: TokenizerConfig, dataset: AnyDataset, augment: bool):
     if is_codes_dataset(dataset):
         raise ValueError("A tokenizer is trained on images, but the data set has a column of codes.")
-    return image_rows(args.data, args.augment if augment else None, dataset, config.image_size, config.in_channels)
+    sizes, num_classes = (config.image_size, config.in_channels), config.num_pixel_classes
+    return image_rows(args.data, args.augment if augment else None, dataset, *sizes, num_classes=num_classes)
 
 
 def identify(args: Arguments, config: TokenizerConfig, rows: Rows) -> RunIdentity:
@@ -234,12 +241,14 @@ def main(argv: Sequence[str] | None = None) -> None:
     with run.started(parts, public_arguments(*args)):
         for batch in run.until_the_end(batches):
             pixel_values = batch["pixel_values"].to(accelerator.device, non_blocking=True)
-            pixel_values = pixel_values.contiguous(memory_format=memory_format)
+            if pixel_values.is_floating_point():  # and no ids of classes
+                pixel_values = pixel_values.contiguous(memory_format=memory_format)
             if codebook.is_started_at(run.step) and run.begins_step:
                 codebook.start(batches.first_items(args.codebook.kmeans_images)["pixel_values"], batch_size)
             is_judged = adversary is not None and adversary.is_active(run.step)
             with accelerator.accumulate(optimization.model, *([adversary.discriminator] if is_judged else [])):
-                output = optimization.model(pixel_values, quantize=codebook.is_quantized(run.step))
+                callback = codebook.scale_callback(run.step, run.position)
+                output = optimization.model(pixel_values, codebook.is_quantized(run.step), callback)
                 codebook.observe(output)
                 reconstruction, quantizer_loss, metrics = reconstruction_objective(
                     args.reconstruction, output, pixel_values, perceptual_loss

@@ -146,9 +146,9 @@ def test_files_of_other_precision(load, weights, dtype):
     [
         ({"encoder.conv_in.bias": None}, r"is not an official .*missing keys \['encoder.conv_in.bias'\]"),
         ({"encoder.mid.attn_1.k.weight": None}, r"missing keys \['encoder.mid.attn_1.k.weight'\]"),
-        ({"encoder.mid.attn_1.k.weight": torch.zeros(64, 64, 1)}, r"encoder.mid.attn_1.k.weight has the shape \(64, 64, 1\)"),
+        ({"encoder.mid.attn_1.k.weight": torch.zeros(64, 64, 1)}, r"attn_1.k.weight has the shape \(64, 64, 1\)"),
         ({"encoder.mid.attn_1.v.bias": torch.zeros(63)}, r"attn_1.v.bias has the shape \(63,\)"),
-        ({"encoder.mid.attn_1.v.bias": torch.full((64,), torch.nan)}, r"NaN or infinite values, \['encoder.mid.attn_1.v.bias"),
+        ({"encoder.mid.attn_1.v.bias": torch.full((64,), torch.nan)}, r"NaN or infinite values, \['encoder.mid.attn_1.v"),
         ({"encoder.mid.attn_1.q.bias": torch.zeros(64).long()}, "got encoder.mid.attn_1.q.bias of torch.int64"),
         ({"decoder.up.0.attn.0.q.bias": torch.zeros(32)}, r"left over \['decoder.up.0.attn.0.q.bias'\]"),
         ({"encoder.down.0.attn.0.q.bias": torch.zeros(32)}, "missing keys"),
@@ -172,7 +172,7 @@ def test_bad_arguments_are_refused(load):
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
-        ({"quantizer": "fsq", "fsq_levels": (3, 3), "latent_channels": 2, "codebook_size": 9}, "`quantizer` must be 'vq'"),
+        ({"quantizer": "fsq", "fsq_levels": (3, 3), "latent_channels": 2, "codebook_size": 9}, "`quantizer` must be"),
         ({"normalize_codebook": True}, "`normalize_codebook` must be False for .*, got True"),
         ({"refinement_ratio": 0.5}, "`refinement_ratio` must be 0.0 for .*, got 0.5"),
         ({"quant_conv_kernel_size": 3}, "`quant_conv_kernel_size` must be 1 for .*, got 3"),
@@ -313,7 +313,7 @@ def test_a_codebook_without_averages_exports_those_of_the_beginning():
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"quantizer.codebooks.1.weight": torch.ones(8, 4)}, r"shares one codebook, .* \['quantizer.codebooks.1.weight'\]"),
+        ({"quantizer.codebooks.1.weight": torch.ones(8, 4)}, r"shares one codebook, .*codebooks.1.weight'\]"),
         ({"quantizer.codebooks.1.embed_ema": None}, r"shares one codebook, .* \['quantizer.codebooks.1.embed_ema'\]"),
         ({"quantizer.codebooks.1.extra": torch.ones(1)}, r"shares one codebook, .* \['quantizer.codebooks.1.extra'\]"),
         ({"quantizer.codebooks.3.weight": torch.ones(1)}, "must number its keys"),

@@ -2,12 +2,14 @@
 """
 The image decoder of the package. A file, a PIL image or an array becomes an 8-bit PIL image or a tensor with a given number
 of channels. 16 bits are scaled by their full range, and transparent images are composited on white if the result has no
-transparency.
+transparency. Maps of class ids are read as they are.
 """
 
 import io
 import os
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -16,6 +18,8 @@ from PIL import Image, ImageOps
 
 
 PIL_MODES = {1: "L", 2: "LA", 3: "RGB", 4: "RGBA"}
+# Whose pixels are numbers: black and white, gray, the indices of a palette, and the integers of 16 and 32 bits.
+CLASS_MAP_MODES = ("1", "L", "P", "I", "I;16", "I;16L", "I;16B", "I;16N")
 # Pillow itself refuses larger images.
 MOST_PIXELS = 178_956_970
 EXIF_ORIENTATION = 0x0112
@@ -88,17 +92,70 @@ def decode_picture(
         raise ValueError(f"`num_channels` must be one of {list(PIL_MODES)} for pictures, got {num_channels}.")
     if name is None and isinstance(image, (str, os.PathLike)):
         name = os.fspath(image)
-    try:
-        if not isinstance(image, Image.Image):
-            image = Image.open(io.BytesIO(image) if isinstance(image, bytes) else image)
-            if image.width * image.height > max_pixels:
+    with _named_errors(name):
+        return with_channels(_open(image, max_pixels), num_channels, value_range)
+
+
+def decode_class_map(
+    image: ImageInput, num_classes: int, *, max_pixels: int = MOST_PIXELS, name: str | None = None
+) -> torch.Tensor:
+    """
+    Decode a map of classes, such as a segmentation, whose pixels are ids.
+
+    Args:
+        image (`bytes`, `str`, `os.PathLike`, `PIL.Image.Image`, `np.ndarray` or `torch.Tensor`):
+            Content or path of a file, or a picture, in black and white, gray or with a palette, whose indices are the
+            ids; or integers in an array `(height, width)` or `(height, width, 1)` or in a tensor `(height, width)` or
+            `(1, height, width)`.
+        num_classes (`int`): Number of classes.
+        max_pixels (`int`, *optional*, defaults to 178,956,970):
+            A file of more pixels is refused before it is decompressed.
+        name (`str`, *optional*): What messages call the map.
+
+    Returns:
+        `torch.LongTensor` of shape `(height, width)`, in `[0, num_classes)`.
+
+    Raises:
+        [`BrokenImageError`]: A `ValueError`, if the map cannot be read, or holds colours or an id out of range.
+    """
+    if name is None and isinstance(image, (str, os.PathLike)):
+        name = os.fspath(image)
+    with _named_errors(name):
+        if isinstance(image, (np.ndarray, torch.Tensor)):
+            ids = _integers(image)
+        else:
+            picture = _open(image, max_pixels)
+            if picture.mode not in CLASS_MAP_MODES:
                 raise ValueError(
-                    f"it has {image.width}x{image.height} pixels, more than `max_image_pixels` = {max_pixels}"
+                    f"class ids have no colours or transparency, got a picture of the mode {picture.mode}"
                 )
-            image.load()
-        if image.getexif().get(EXIF_ORIENTATION) is not None:
-            image = ImageOps.exif_transpose(image)
-        return with_channels(image, num_channels, value_range)
+            ids = torch.from_numpy(np.array(picture).astype(np.int64))
+        lowest, highest = int(ids.min()), int(ids.max())
+        if lowest < 0 or highest >= num_classes:
+            wrong = lowest if lowest < 0 else highest
+            raise ValueError(f"class ids must be from 0 to {num_classes - 1}, got {wrong}")
+    return ids
+
+
+def _open(image: bytes | str | os.PathLike | Image.Image, max_pixels: int) -> Image.Image:
+    """A picture, or that of a file, turned the way that its EXIF data say."""
+    if not isinstance(image, Image.Image):
+        image = Image.open(io.BytesIO(image) if isinstance(image, bytes) else image)
+        if image.width * image.height > max_pixels:
+            raise ValueError(
+                f"it has {image.width}x{image.height} pixels, more than `max_image_pixels` = {max_pixels}"
+            )
+        image.load()
+    if image.getexif().get(EXIF_ORIENTATION) is not None:
+        image = ImageOps.exif_transpose(image)
+    return image
+
+
+@contextmanager
+def _named_errors(name: str | None) -> Iterator[None]:
+    """Errors of reading an image as a [`BrokenImageError`] that names it."""
+    try:
+        yield
     # Damaged files make Pillow raise almost anything: OSError, SyntaxError, struct.error, zlib.error, its own errors.
     except Exception as error:
         raise BrokenImageError(f"{name or 'an image without a name'}: {type(error).__name__}: {error}") from error
@@ -198,3 +255,18 @@ def _decode_array(
         raise BrokenImageError(f"{name}: integers must be uint8 or uint16, or have a known range, got {pixels.dtype}")
     highest = INTEGER_RANGES[pixels.dtype][1]
     return pixels if highest == 255 else (pixels.to(torch.float64) * (255 / highest)).round().to(torch.uint8)
+
+
+def _integers(image: np.ndarray | torch.Tensor) -> torch.Tensor:
+    """An array or tensor of ids, int64 `(height, width)`."""
+    is_array = isinstance(image, np.ndarray)
+    is_integer = image.dtype.kind in "biu" if is_array else not (image.is_floating_point() or image.is_complex())
+    if not is_integer:
+        raise ValueError(f"class ids must be integers, got {image.dtype}")
+    ids = torch.from_numpy(image.astype(np.int64)) if is_array else image.detach().cpu().long()
+    channel = -1 if is_array else 0
+    if ids.ndim == 3 and ids.shape[channel] == 1:
+        ids = ids.squeeze(channel)
+    if ids.ndim != 2 or ids.numel() == 0:
+        raise ValueError(f"class ids must have the shape (height, width), got {tuple(image.shape)}")
+    return ids

@@ -36,7 +36,7 @@ def check_finite(name: str, tensor: torch.Tensor) -> None:
 
 
 def check_one_hot(name: str, tensor: torch.Tensor) -> None:
-    """Raise a `ValueError` unless each position `(batch, ...)` has a one in one channel, and zeros else; only on the CPU."""
+    """Raise a `ValueError` unless each position of each map has a single 1 over its channels; only on the CPU."""
     if not is_readable(tensor):
         return
     is_one = tensor == 1

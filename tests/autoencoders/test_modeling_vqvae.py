@@ -75,6 +75,26 @@ def test_class_maps_have_logits_of_any_size(make_vqvae, class_maps):
     assert model.to(torch.bfloat16).decode(codes).sample.dtype == torch.bfloat16
 
 
+@torch.no_grad()
+@pytest.mark.parametrize("dtype", [torch.int64, torch.int16, torch.uint8], ids=str)
+def test_class_maps_may_be_ids(make_vqvae, class_maps, dtype):
+    model = make_vqvae(in_channels=5, sample_type="class_map")
+    ids = class_maps.argmax(dim=1).to(dtype)
+    assert torch.equal(model.encode(ids).codes, model.encode(class_maps).codes)
+    assert torch.equal(model(ids).sample, model(class_maps).sample)
+    for wrong, message in (
+        (ids[0], r"`pixel_values` must have the shape \(batch, 8, 8\) if they are ids of 5 classes, got \(8, 8\)"),
+        (ids[:, :4], r"got \(3, 4, 8\)"),
+        (ids + 1, r"`pixel_values` must be class ids in \[0, 5\), got values from 1 to 5"),
+        (ids.bool(), "`pixel_values` must be integers in a tensor, got torch.bool"),
+        (ids.tolist(), "`pixel_values` must be integers in a tensor, got list"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            model.encode(wrong)
+    with pytest.raises(ValueError, match="`pixel_values` must be floating-point numbers"):
+        make_vqvae(in_channels=5).encode(ids)
+
+
 @pytest.mark.parametrize(
     "change",
     [

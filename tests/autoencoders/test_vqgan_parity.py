@@ -1,12 +1,15 @@
 # SPDX-License-Identifier: Apache-2.0
 """VQGAN's and RQ-VAE's tokenizers against the numbers of their code."""
 
+import functools
+
 import pytest
 import torch
 from torch.nn import functional
 
 from hf_var import stack_codes, unstack_codes
 from hf_var.conversion import export_rqvae, export_taming_vqgan, load_rqvae, load_taming_vqgan
+from hf_var.training.codebook import SequentialMovingAverageCodebook, codebook_parts
 from parity import load_lineage_case, official_gradients
 
 
@@ -152,6 +155,31 @@ def test_losses_and_gradients_of_rqvae(rqvae):
     (reconstruction + output.loss).backward()
     assert model.codebook.weight.grad is None or not model.codebook.weight.grad.any()
     rqvae.assert_gradients_close("", official_gradients(model, export_rqvae))
+
+
+@pytest.mark.parametrize("run", ["ema", "ema_restart_seed9"])
+def test_moving_averages_of_rqvae(rqvae, run):
+    """Two forward passes in training mode, without an optimizer."""
+    model = load_rq(rqvae).train()
+    model.codebook.requires_grad_(False)
+    averages = SequentialMovingAverageCodebook(*codebook_parts(model))
+    restarts = torch.Generator().manual_seed(9) if run == "ema_restart_seed9" else None
+    for step, pixels in ((1, "pixels"), (2, "pixels_2")):
+        callback = functools.partial(averages.move, restarts=restarts)
+        output = model(rqvae.inputs[pixels], callback_on_scale_end=callback)
+        section = f"{run}/step{step}"
+        rqvae.assert_close(f"{section}/codes", theirs(output.codes, rqvae))
+        assert output.loss.item() == pytest.approx(0.25 * rqvae.scalars[f"{section}/commitment_loss"], rel=1e-4)
+        # The averages are those that are saved and exported with the weights.
+        exported = export_rqvae(model)
+        names = {"codebook": "weight", "cluster_size": "cluster_size_ema", "embed_sum": "embed_ema"}
+        for name, official in names.items():
+            rqvae.assert_close(f"{section}/{name}", exported[f"quantizer.codebooks.0.{official}"][:40])
+    # Evaluation moves nothing.
+    before = model.codebook.weight.clone()
+    model.eval().encode(rqvae.inputs["pixels"])
+    model(rqvae.inputs["pixels"])
+    assert torch.equal(model.codebook.weight, before)
 
 
 @torch.no_grad()

@@ -18,6 +18,8 @@ from PIL import Image as PILImage
 
 REPOSITORY = Path(__file__).parents[2]
 NAMES = ["cat", "dog", "newt"]
+# Of the pixels of class maps.
+NUM_CLASSES = 5
 
 TINY_VQVAE = [
     "--in_channels",
@@ -98,6 +100,30 @@ def random_images(number: int, mode: str = "L") -> list[PILImage.Image]:
     shape = (number, 8, 8) if mode == "L" else (number, 8, 8, 3)
     pixels = np.random.default_rng(0).integers(0, 256, shape, dtype=np.uint8)
     return [PILImage.fromarray(image) for image in pixels]
+
+
+def class_maps(number: int = 24) -> np.ndarray:
+    """Maps of 8x8 ids, in two areas side by side."""
+    generator = np.random.default_rng(0)
+    maps = generator.integers(0, NUM_CLASSES, (number, 1, 2)).repeat(8, axis=1).repeat(4, axis=2)
+    return maps.astype(np.uint8)
+
+
+def palette_picture(ids: np.ndarray) -> PILImage.Image:
+    """Ids as indices of a palette, whose colours are no ids."""
+    picture = PILImage.fromarray(ids)
+    picture.putpalette([7, 77, 177] * 256)
+    return picture
+
+
+@pytest.fixture(scope="session")
+def maps_parquet(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """24 class maps as pictures with a palette."""
+    path = tmp_path_factory.mktemp("maps") / "train.parquet"
+    features = Features({"image": Image(), "label": ClassLabel(names=NAMES)})
+    rows = {"image": [palette_picture(ids) for ids in class_maps()], "label": [index % 3 for index in range(24)]}
+    Dataset.from_dict(rows, features=features).to_parquet(path)
+    return str(path)
 
 
 @pytest.fixture(scope="session")

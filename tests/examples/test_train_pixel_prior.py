@@ -47,10 +47,13 @@ def two_levels(tmp_path_factory: pytest.TempPathFactory, images_parquet: str) ->
     return folder
 
 
-def test_the_recipe_of_one_level_ends_in_a_pipeline(tmp_path: Path, one_level: str, images_parquet: str) -> None:
+@pytest.mark.parametrize("name", ["digits", "cifar10"])
+def test_the_recipe_of_one_level_ends_in_a_pipeline(
+    tmp_path: Path, one_level: str, images_parquet: str, name: str
+) -> None:
     data = ["--train_data", images_parquet, "--validation_data", images_parquet, "--vqvae", one_level]
     arguments = [*data, "--output_dir", str(tmp_path), *TINY_PIXELCNN, *SHORT_RUN, "--augmented_copies", "2"]
-    run_script("examples/train_pixel_prior.py", str(RECIPES / "pixelcnn_digits.yaml"), *arguments)
+    run_script("examples/train_pixel_prior.py", str(RECIPES / f"pixelcnn_{name}.yaml"), *arguments)
     pipeline = DiffusionPipeline.from_pretrained(tmp_path)
     assert type(pipeline) is ARPipeline
     assert pipeline.id2label == dict(enumerate(NAMES))

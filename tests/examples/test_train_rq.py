@@ -9,6 +9,7 @@ import sys
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from datasets import Dataset, Features, Image, List, Value, load_dataset
@@ -103,7 +104,7 @@ def test_recipe_takes_two_steps(
     if settings.script.augmented_copies > 0:
         arguments += ["--augmented_copies", "2"]
     if is_pair:
-        arguments += ["--condition_vqvae", plain]
+        arguments += ["--condition_vqvae", plain, "--condition_column", "condition"]
     if recipe.stem.startswith("rq_"):
         arguments += ["--vqvae", residual]
     # One in a process of its own is enough: starting Python takes longer than the steps.
@@ -147,6 +148,33 @@ def test_a_condition_of_another_image_is_learned(tmp_path: Path, plain: str, pai
     assert log["validation_loss"] == pytest.approx(right.item(), rel=1e-3)
     # Conditions above their samples.
     assert PILImage.open(tmp_path / "samples.png").size == (8 * 16, 16)
+
+
+def test_segmentation_maps_end_to_end(tmp_path: Path, plain: str) -> None:
+    """A tokenizer of maps, a GPT from maps to images, and the pipeline of both."""
+    ids = [np.repeat(np.arange(8) % 3, 8).reshape(8, 8) + index % 3 for index in range(24)]
+    maps = [PILImage.fromarray(one.astype(np.uint8)) for one in ids]
+    features = Features({"image": Image(), "map": Image()})
+    Dataset.from_dict({"image": random_images(24), "map": maps}, features=features).to_parquet(
+        tmp_path / "pairs.parquet"
+    )
+    images = str(tmp_path / "pairs.parquet")
+    sizes = ["--in_channels", "5", "--sample_type", "class_map", "--bce_weight", "1", "--l2_weight", "0"]
+    vqgan = make_tokenizer(tmp_path / "maps", images, "--patch_nums", "4", *sizes, "--image_column", "map")
+    arguments = [*sources(images, plain, tmp_path / "gpt"), *TINY_GPT, *SHORT_RUN, "--image_column", "image"]
+    arguments += ["--condition_column", "map", "--condition_vqvae", vqgan, "--resize_ratio", "1.0"]
+    train_rq.main([*arguments, "--num_samples", "4", "--augmented_copies", "2", "--horizontal_flip", "true"])
+    pipeline = DiffusionPipeline.from_pretrained(tmp_path / "gpt")
+    assert pipeline.condition_vqvae.config.sample_type == "class_map"
+    output = pipeline(condition_image=maps[:2], generator=torch.Generator().manual_seed(0))
+    one_hot = torch.stack([torch.from_numpy(one) for one in ids[:2]])
+    expected = pipeline.condition_vqvae.encode(torch.nn.functional.one_hot(one_hot, 5).movedim(-1, 1).float()).codes
+    assert torch.equal(pipeline.encode_conditions(maps[:2]), expected)
+    again = pipeline(condition_codes=expected, generator=torch.Generator().manual_seed(0)).codes
+    assert torch.equal(again, output.codes)
+    with pytest.raises(ValueError, match="`condition_image`.* 5"):
+        pipeline(condition_image=PILImage.new("L", (8, 8), 5))
+    assert PILImage.open(tmp_path / "gpt/samples.png").size == (8 * 4, 16)
 
 
 def test_pairs_are_augmented_alike(pairs_folder: str) -> None:

@@ -39,7 +39,9 @@ from .conftest import (
 
 
 SCRIPT = "examples/train_var.py"
-RECIPES = sorted((REPOSITORY / "examples/recipes").glob("var_*.yaml"))
+RECIPES = sorted(
+    path for kind in ("var", "raster") for path in (REPOSITORY / "examples/recipes").glob(f"{kind}_*.yaml")
+)
 WEIGHTS = "transformer/model.safetensors"
 TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
 # Everything that draws random numbers or has a state.
@@ -76,6 +78,8 @@ def test_recipe_takes_two_steps(
         source += ["--pretrained_var", var_folder, "--lr_stable_steps", "0"]
     else:
         source += ["--vqvae", vqvae_folder, *TINY_VAR, "--patch_nums", "1", "2", "4"]
+    is_raster = recipe.stem.startswith("raster")
+    source += ["--block_sizes", *["1"] * 21] if is_raster else []
     # One in a process of its own is enough: starting Python takes longer than the steps. All others have the precision of
     # the other tests in this one.
     if recipe.stem == "var_d16_256":
@@ -85,9 +89,9 @@ def test_recipe_takes_two_steps(
     assert len(losses(tmp_path)) == 2
     final = read_log(tmp_path)[-1]
     assert final["validation_bits_per_token"] == pytest.approx(final["validation_loss"] / math.log(2))
-    pipeline = VARPipeline.from_pretrained(tmp_path)
+    pipeline = (ARPipeline if is_raster else VARPipeline).from_pretrained(tmp_path)
     assert pipeline("newt", output_type="np").images.shape == (1, 8, 8, 1)
-    config = pipeline.transformer.config
+    config = pipeline.priors[0].config
     for name in ("initializer_adaln_gamma_factor", "shared_adaln", "label_smoothing"):
         assert getattr(config, name) == train_var.given_fields(settings.model).get(name, getattr(config, name))
 

@@ -42,7 +42,11 @@ from .conftest import (
 
 
 SCRIPT = "examples/train_vqvae.py"
-RECIPES = sorted((REPOSITORY / "examples/recipes").glob("vqvae*.yaml"))
+RECIPES = sorted(
+    path
+    for system in ("vqvae", "vqgan", "rqvae")
+    for path in (REPOSITORY / "examples/recipes").glob(f"{system}*.yaml")
+)
 RFID_EXTRACTOR = "extractor:CoarsePixels"
 # Everything that has a state: the adversary, both averages, restarts, the augmentation's random numbers.
 EVERYTHING = [
@@ -65,7 +69,7 @@ def same_weights(first: Path, second: Path) -> bool:
 
 
 @pytest.mark.parametrize("recipe", RECIPES, ids=lambda path: path.stem)
-def test_recipe_takes_two_steps(recipe: Path, tmp_path: Path, images_parquet: str) -> None:
+def test_recipe_takes_two_steps(recipe: Path, tmp_path: Path, images_parquet: str, maps_parquet: str) -> None:
     # The sizes of the test's images; what the recipe is about, objective and codebook, stays.
     small = ["--base_channels", "8"]
     settings = train_vqvae.read_arguments([str(recipe)])
@@ -78,20 +82,28 @@ def test_recipe_takes_two_steps(recipe: Path, tmp_path: Path, images_parquet: st
         small += ["--norm_num_groups", "2", "--patch_nums", *map(str, patch_nums)]
     else:
         small += ["--residual_channels", "4", "--image_size", str(4 * config.downsampling_factor)]
-    data = ["--train_data", images_parquet, "--validation_data", images_parquet, "--output_dir", str(tmp_path)]
-    data += ["--streaming", "false", "--dataloader_num_workers", "0", "--rfid_extractor", RFID_EXTRACTOR]
+    has_images = config.num_pixel_classes is None
+    source = images_parquet if has_images else maps_parquet
+    data = ["--train_data", source, "--validation_data", source, "--output_dir", str(tmp_path)]
+    data += ["--streaming", "false", "--dataloader_num_workers", "0"]
+    data += ["--rfid_extractor", RFID_EXTRACTOR] if has_images else []
     steps = ["--unquantized_steps", "1", "--discriminator_start", "1"]
     lpips = ["--lpips_weights", "random"] if settings.reconstruction.lpips_weight > 0 else []
     narrow = ["--discriminator_channels", "8"]
     run_script(SCRIPT, str(recipe), *data, *small, *SHORT_RUN, *steps, *lpips, *narrow)
     assert len(losses(tmp_path)) == 2
-    assert "validation_psnr" in read_log(tmp_path)[-1]
+    metrics = read_log(tmp_path)[-1]
+    assert np.isfinite(
+        [metrics[f"validation_{name}"] for name in (["psnr", "rfid"] if has_images else ["mean_iou"])]
+    ).all()
     model = load_tokenizer(tmp_path)
     assert type(model.config) is type(config)
     assert model.config.image_size == tuple(4 * config.downsampling_factor for _ in range(2))
     assert model.config.patch_nums == patch_nums
     assert model.config.in_channels == config.in_channels
-    assert np.isfinite(read_log(tmp_path)[-1]["validation_rfid"])
+    assert (model.config.num_pixel_classes is None) is has_images
+    if settings.codebook.codebook_update == "sequential_ema":
+        assert model.codebook.has_averages
 
 
 HIERARCHICAL = [

@@ -7,6 +7,7 @@ import torch
 
 from ..ranges import Interval, fitting
 from ..tensor_checks import as_indices, check_finite, check_floats, check_one_hot, check_range, describe
+from .class_maps import one_hot
 from .configuration_hierarchical_vqvae import HierarchicalVQVAEConfig
 from .configuration_vqvae import VQVAEConfig
 
@@ -26,15 +27,33 @@ def check_shape(name: str, tensor: torch.Tensor, expected: tuple[int, ...], conf
 
 
 def check_pixels(pixel_values: torch.Tensor, config: Config) -> None:
-    """
-    Raise a `ValueError` unless `pixel_values` are images, or class maps, that fit. Their values, NaN for instance, which has
-    codes, are looked at on the CPU alone.
-    """
+    """Raise a `ValueError` unless `pixel_values` are images that fit; NaN, which has codes, is found on the CPU."""
     check_shape("pixel_values", pixel_values, (config.in_channels, *config.image_size), config)
-    if config.num_pixel_classes is None:
-        check_finite("pixel_values", pixel_values)
-    else:
+    check_finite("pixel_values", pixel_values)
+
+
+def as_pixels(pixel_values: Any, config: VQVAEConfig) -> torch.Tensor:
+    """
+    What a tokenizer's encoder reads of images or, with `sample_type="class_map"`, of maps of ids or one-hot maps. A
+    `ValueError` unless they fit; values out of range are found on the CPU alone.
+    """
+    num_classes = config.num_pixel_classes
+    if num_classes is None:
+        check_pixels(pixel_values, config)
+        return pixel_values
+    if isinstance(pixel_values, torch.Tensor) and pixel_values.is_floating_point():
+        check_shape("pixel_values", pixel_values, (num_classes, *config.image_size), config)
         check_one_hot("pixel_values", pixel_values)
+        return pixel_values
+    ids = as_indices("pixel_values", pixel_values)
+    if ids.ndim != 3 or tuple(ids.shape[1:]) != config.image_size:
+        height, width = config.image_size
+        raise ValueError(
+            f"`pixel_values` must have the shape (batch, {height}, {width}) if they are ids of {num_classes} classes, "
+            f"got {tuple(ids.shape)}."
+        )
+    check_range("pixel_values", ids, 0, num_classes - 1, f"class ids in [0, {num_classes})")
+    return one_hot(ids, num_classes)
 
 
 def check_latents(name: str, tensor: torch.Tensor, config: VQVAEConfig) -> None:

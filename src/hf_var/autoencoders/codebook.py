@@ -91,8 +91,9 @@ class BaseCodebook(CodeWeights):
 
 def similarity(vectors: torch.Tensor, code_vectors: torch.Tensor, normalize: bool) -> torch.Tensor:
     """
-    Minus half the squared distances of `(number, channels)` vectors to `(codes, channels)` code vectors, up to a number for
-    each vector: `(number, codes)`, largest for the nearest. With `normalize` all vectors have unit length (cosine).
+    Minus half the squared distances of `(number, channels)` vectors to `(codes, channels)` code vectors, up to a
+    number for each vector: `(number, codes)`, largest for the nearest. With `normalize` all vectors have unit length
+    (cosine).
     """
     if normalize:
         return functional.normalize(vectors, dim=-1) @ functional.normalize(code_vectors, dim=-1).T

@@ -46,7 +46,8 @@ class VQVAEConfig(ScheduleMixin, CheckedConfigMixin, PreTrainedConfig):
             Dropout probability inside the residual blocks.
         encoder_out_channels (`int`, *optional*):
             Channels of the encoder's output, before the convolution that precedes the quantizer, and of the decoder's
-            input, after the one that follows it (`z_channels` of VQGAN's code). As many as `latent_channels` when `None`.
+            input, after the one that follows it (`z_channels` of VQGAN's code). As many as `latent_channels` when
+            `None`.
         sample_type (`str`, *optional*, defaults to `"image"`):
             `"image"` for pixels in `[-1, 1]`; `"class_map"` for maps of `in_channels` classes, such as a segmentation:
             the pixels are one-hot over the channels, 0 and 1, and the decoder's output are logits of the classes
@@ -75,8 +76,8 @@ class VQVAEConfig(ScheduleMixin, CheckedConfigMixin, PreTrainedConfig):
         normalize_codebook (`bool`, *optional*, defaults to `False`):
             Whether the nearest code is the one of largest cosine instead of smallest Euclidean distance; not with `"fsq"`.
         codebook_averages (`bool`, *optional*, defaults to `False`):
-            Whether the averages that a training by moving averages ends with are saved with the weights, so that another
-            one can continue them; not with `"fsq"`. RQ-VAE's checkpoints hold them.
+            Whether the averages that a training by moving averages ends with are saved with the weights, so that
+            another one can continue them; not with `"fsq"`. RQ-VAE's checkpoints hold them.
         commitment_loss_weight (`float`, *optional*, defaults to 0.25):
             Weight of the term that pulls the features to their quantization, beta in VQ-VAE.
         codebook_loss_weight (`float`, *optional*, defaults to 1.0):
@@ -141,8 +142,8 @@ class VQVAEConfig(ScheduleMixin, CheckedConfigMixin, PreTrainedConfig):
             raise ValueError(f"`quant_conv_kernel_size` must be odd, got {self.quant_conv_kernel_size}.")
         if self.sample_type == "class_map" and not self.num_output_channels == self.in_channels > 1:
             raise ValueError(
-                "`in_channels` must be the number of classes with sample_type='class_map', 2 or more, and `out_channels` "
-                f"the same, got {self.in_channels} and {self.num_output_channels}."
+                "`in_channels` must be the number of classes with sample_type='class_map', 2 or more, and "
+                f"`out_channels` the same, got {self.in_channels} and {self.num_output_channels}."
             )
 
     def _set_attention(self) -> None:
@@ -154,8 +155,8 @@ class VQVAEConfig(ScheduleMixin, CheckedConfigMixin, PreTrainedConfig):
             raise ValueError(f"`attention_levels` must be different levels from 0 to {last}, got {levels}.")
         if self.last_level_attention not in (None, last in levels):
             raise ValueError(
-                f"`last_level_attention` must be {last in levels} with attention_levels={levels} of {last + 1} levels, got "
-                f"{self.last_level_attention}. Leave it out."
+                f"`last_level_attention` must be {last in levels} with attention_levels={levels} of {last + 1} levels, "
+                f"got {self.last_level_attention}. Leave it out."
             )
         self.attention_levels, self.last_level_attention = sorted(levels), last in levels
 

@@ -214,8 +214,8 @@ class Decoder(nn.Module):
 
     def forward(self, latents: torch.Tensor, tile_size: int | None = None, tile_overlap: float = 0.0) -> torch.Tensor:
         """
-        With a `tile_size`, in pixels, the levels after `num_whole_levels` work on tiles, of which neighbours overlap by the
-        share `tile_overlap`.
+        With a `tile_size`, in pixels, the levels after `num_whole_levels` work on tiles, of which neighbours overlap
+        by the share `tile_overlap`.
         """
         hidden_states = self.mid_block(self.conv_in(fast_format(latents, self.training)))
         levels = list(self.levels)

@@ -13,12 +13,12 @@ from transformers import initialization as init
 from ..loading import CheckedModelMixin
 from ..ranges import PositiveInt, checked
 from ..scales import normalize_patch_nums
-from .checks import check_latents, check_pixels, wants_dict
+from .checks import as_pixels, check_latents, wants_dict
 from .codebook import BaseCodebook, CodeWeights
 from .configuration_vqvae import VQVAEConfig
 from .layers import Decoder, Encoder, init_convolution
 from .modeling_outputs import VQVAEDecoderOutput, VQVAEEncoderOutput, VQVAEOutput
-from .quantization import MultiScaleResidualQuantizer, full_precision
+from .quantization import MultiScaleResidualQuantizer, ScaleCallback, full_precision
 from .tiling import SlicingAndTilingMixin
 from .token_maps import TokenMapsMixin
 
@@ -87,25 +87,35 @@ class VQVAEModel(TokenMapsMixin, SlicingAndTilingMixin, CheckedModelMixin, PreTr
             init.zeros_(module.bias)
 
     def forward(
-        self, pixel_values: torch.Tensor, return_dict: bool | None = None, quantize: bool = True
+        self,
+        pixel_values: torch.Tensor,
+        return_dict: bool | None = None,
+        quantize: bool = True,
+        callback_on_scale_end: ScaleCallback | None = None,
     ) -> VQVAEOutput | tuple[torch.Tensor, ...]:
         r"""
         Reconstruct images, with the quantizer's loss and straight-through gradients for training.
 
         Args:
             pixel_values (`torch.FloatTensor` of shape `(batch, in_channels, height, width)`):
-                Images in `[-1, 1]`, or class maps, one-hot (`VQVAEConfig.sample_type`), of the size `config.image_size`.
+                Images in `[-1, 1]`, of the size `config.image_size`. Of class maps (`VQVAEConfig.sample_type`) they are
+                one-hot, 0 and 1, or a `torch.LongTensor` of shape `(batch, height, width)` of the ids.
             return_dict (`bool`, *optional*):
                 Whether to return a [`VQVAEOutput`] instead of a tuple.
             quantize (`bool`, *optional*, defaults to `True`):
                 `False` decodes the features themselves, as if there were infinitely many codes: no codes, a loss of
                 zero. For the first steps of a training.
+            callback_on_scale_end (`Callable`, *optional*):
+                Called after every scale with the vectors that were searched, in fp32 and without a gradient,
+                `(batch, length of scale, latent_channels)`, and their codes `(batch, length of scale)`. It may move
+                the code vectors, unless they require a gradient: the next scale searches the new ones. For trainings
+                of the codebook.
 
         Raises:
             `ValueError`: If the images do not fit the configuration, or are not finite or one-hot (checked on the CPU
                 only).
         """
-        check_pixels(pixel_values, self.config)
+        pixel_values = as_pixels(pixel_values, self.config)
         features = self._encode_features(pixel_values)
         if not self.training:
             # Contiguous, so that callers can use `.view()`.
@@ -115,7 +125,7 @@ class VQVAEModel(TokenMapsMixin, SlicingAndTilingMixin, CheckedModelMixin, PreTr
             output = VQVAEOutput(loss=loss, sample=self._decode_latents(features), features=features)
             return output if wants_dict(return_dict, self.config) else output.to_tuple()
         with full_precision(features):
-            quantized = self.quantizer(features, return_loss=True)
+            quantized = self.quantizer(features, True, callback_on_scale_end)
             straight_through = self.quantizer.straight_through(features, quantized.latents)
         sample = self._decode_latents(straight_through)
         output = VQVAEOutput(
@@ -137,7 +147,8 @@ class VQVAEModel(TokenMapsMixin, SlicingAndTilingMixin, CheckedModelMixin, PreTr
 
         Args:
             pixel_values (`torch.FloatTensor` of shape `(batch, in_channels, height, width)`):
-                Images in `[-1, 1]`, or class maps, one-hot (`VQVAEConfig.sample_type`), of the size `config.image_size`.
+                Images in `[-1, 1]`, of the size `config.image_size`. Of class maps (`VQVAEConfig.sample_type`) they are
+                one-hot, 0 and 1, or a `torch.LongTensor` of shape `(batch, height, width)` of the ids.
             return_dict (`bool`, *optional*):
                 Whether to return a [`VQVAEEncoderOutput`] instead of a tuple.
 
@@ -145,7 +156,7 @@ class VQVAEModel(TokenMapsMixin, SlicingAndTilingMixin, CheckedModelMixin, PreTr
             `ValueError`: If the images do not fit the configuration, or are not finite or one-hot (checked on the CPU
                 only).
         """
-        check_pixels(pixel_values, self.config)
+        pixel_values = as_pixels(pixel_values, self.config)
         # Contiguous, so that callers can use `.view()`.
         features = self._map_slices(self._encode_features, pixel_values).contiguous()
         with full_precision(features):
@@ -193,16 +204,16 @@ class VQVAEModel(TokenMapsMixin, SlicingAndTilingMixin, CheckedModelMixin, PreTr
 
     def at_size(self, height: int, width: int) -> "VQVAEModel":
         r"""
-        The same tokenizer for images of another size. No weight depends on the size if all token maps have the size of the
-        latents, as in a VQ-VAE, VQGAN or RQ-VAE.
+        The same tokenizer for images of another size. No weight depends on the size if all token maps have the size of
+        the latents, as in a VQ-VAE, VQGAN or RQ-VAE.
 
         Args:
             height (`int`): Height of the images in pixels, a multiple of `config.downsampling_factor`.
             width (`int`): Their width, likewise.
 
         Returns:
-            [`VQVAEModel`]: It shares all modules and weights with this one, which stays as it is, and has a configuration of
-            its own.
+            [`VQVAEModel`]: It shares all modules and weights with this one, which stays as it is, and has a
+            configuration of its own.
 
         Raises:
             `ValueError`: If the token maps are of several sizes, or a side is not a positive multiple.

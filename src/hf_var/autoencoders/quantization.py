@@ -27,6 +27,8 @@ CODEBOOKS: dict[str, type[BaseCodebook]] = {"vq": Codebook, "fsq": FiniteScalarC
 
 # From vectors `(batch, length of scale, latent_channels)` to their codes `(batch, length of scale)`.
 Search = Callable[[torch.Tensor], torch.Tensor]
+# Called with such vectors and the codes that were found for them.
+ScaleCallback = Callable[[torch.Tensor, torch.Tensor], None]
 
 
 class RefinementConv(Float32Weights, nn.Conv2d):
@@ -137,10 +139,10 @@ class MultiScaleResidualQuantizer(nn.Module):
         search: Search | None = None,
     ) -> Iterator[Step]:
         """
-        The residual loop, in which the token map of every scale adds to the latents. The maps are those that `codes` of
-        shape `(batch, length)` hold, coarse to fine (algorithm 2). Or they code what the scales before them leave of
-        `features` (algorithm 1), by `search` in place of the nearest codes if given; with `exact` without an error, as if
-        there were infinitely many codes.
+        The residual loop, in which the token map of every scale adds to the latents. The maps are those that `codes`
+        of shape `(batch, length)` hold, coarse to fine (algorithm 2). Or they code what the scales before them leave
+        of `features` (algorithm 1), by `search` in place of the nearest codes if given; with `exact` without an error,
+        as if there were infinitely many codes.
         """
         search = search or self.codebook
         residual = latents = None
@@ -164,11 +166,17 @@ class MultiScaleResidualQuantizer(nn.Module):
                 residual = residual - (update.detach() if self.has_trainable_codes else update)
             yield Step(inputs, found, latents)
 
-    def forward(self, features: torch.Tensor, return_loss: bool = False) -> QuantizerOutput:
+    def forward(
+        self,
+        features: torch.Tensor,
+        return_loss: bool = False,
+        callback_on_scale_end: ScaleCallback | None = None,
+    ) -> QuantizerOutput:
         """
         Args:
             features (`torch.FloatTensor` of shape `(batch, latent_channels, height, width)`): The encoder's output.
             return_loss (`bool`, *optional*, defaults to `False`): Whether to compute the training terms.
+            callback_on_scale_end (`Callable`, *optional*): Called after every scale, before the next one is searched.
         """
         features = features.float()
         steps, loss = [], features.new_zeros(())
@@ -178,6 +186,8 @@ class MultiScaleResidualQuantizer(nn.Module):
                 commitment = functional.mse_loss(step.latents.detach(), features)
                 codebook = functional.mse_loss(step.latents, features.detach())
                 loss = loss + self.commitment_loss_weight * commitment + self.codebook_loss_weight * codebook
+            if callback_on_scale_end is not None:
+                callback_on_scale_end(step.inputs.detach(), step.codes)  # pyright: ignore
         return QuantizerOutput(
             codes=torch.cat([step.codes for step in steps], dim=1),
             latents=steps[-1].latents,

@@ -30,11 +30,11 @@ class SlicingAndTilingMixin:
         """
         Decode images that are larger than a tile in tiles that overlap and are blended.
 
-        The latents and the coarsest level are decoded as a whole, and so are all levels up to the finest that has attention
-        (`VQVAEConfig.attention_levels`); only the levels after it, which take most of the memory, are tiled. They normalise
-        over the whole map, and in tiles only over the tile. A tiled image therefore has no steps at the seams, but differs
-        from the whole one, more so with smaller tiles. Images that fit a tile do not change. Encoding is never tiled,
-        because other features would give other codes.
+        The latents and the coarsest level are decoded as a whole, and so are all levels up to the finest that has
+        attention (`VQVAEConfig.attention_levels`); only the levels after it, which take most of the memory, are tiled.
+        They normalise over the whole map, and in tiles only over the tile. A tiled image therefore has no steps at the
+        seams, but differs from the whole one, more so with smaller tiles. Images that fit a tile do not change.
+        Encoding is never tiled, because other features would give other codes.
 
         Args:
             tile_sample_min_size (`int`, *optional*, defaults to 256): Height and width of a tile in pixels.

@@ -61,8 +61,8 @@ class TokenMapsMixin:
             features (`torch.FloatTensor` of shape `(batch, latent_channels, latent height, latent width)`):
                 Features, as [`VQVAEModel.encode`] returns them.
             exact (`bool`, *optional*, defaults to `False`):
-                Take every scale to be coded without error, so that the later scales see what an infinitely fine codebook
-                would leave.
+                Take every scale to be coded without error, so that the later scales see what an infinitely fine
+                codebook would leave.
 
         Returns:
             `torch.FloatTensor` of shape `(batch, length, latent_channels)`, in fp32 and without a gradient.
@@ -84,10 +84,10 @@ class TokenMapsMixin:
         generator: torch.Generator | None = None,
     ) -> tuple[torch.Tensor, torch.Tensor]:
         r"""
-        Codes and, for each, the probabilities of all codes in its place (Lee et al. 2022, section 3.2.3): the softmax of
-        the negative squared distances of the code vectors over `temperature`. Each scale codes what the codes of the
-        scales before it leave. An [`RQTransformer`] that reads the former and predicts the latter, its `soft_labels`, has
-        less exposure bias.
+        Codes and, for each, the probabilities of all codes in its place (Lee et al. 2022, section 3.2.3): the softmax
+        of the negative squared distances of the code vectors over `temperature`. Each scale codes what the codes of
+        the scales before it leave. An [`RQTransformer`] that reads the former and predicts the latter, its
+        `soft_labels`, has less exposure bias.
 
         Args:
             features (`torch.FloatTensor` of shape `(batch, latent_channels, latent height, latent width)`):
@@ -102,8 +102,8 @@ class TokenMapsMixin:
             `(batch, length, codebook_size)`, in fp32 and without a gradient.
 
         Raises:
-            `ValueError`: If the shape or an argument does not fit, the features are not finite (checked on the CPU only), or
-                the codes have no distances (`quantizer="fsq"`).
+            `ValueError`: If the shape or an argument does not fit, the features are not finite (checked on the CPU
+                only), or the codes have no distances (`quantizer="fsq"`).
         """
         if self.config.quantizer != "vq":
             raise ValueError(f"`quantizer` must be 'vq' for `soft_codes`, got {self.config.quantizer!r}.")
@@ -140,8 +140,8 @@ class TokenMapsMixin:
         Args:
             codes (`torch.LongTensor` of shape `(batch, length)`): Token maps of all scales.
             is_raster (`bool`, *optional*, defaults to `False`):
-                For a transformer that predicts one token after the other (`VARConfig.is_raster`): for every token but the
-                first, the code vector of the one before (Esser et al. 2021, section 3.2).
+                For a transformer that predicts one token after the other (`VARConfig.is_raster`): for every token but
+                the first, the code vector of the one before (Esser et al. 2021, section 3.2).
 
         Returns:
             `torch.FloatTensor` of shape `(batch, length - tokens of the first block, latent_channels)`, in fp32.

@@ -149,15 +149,18 @@ def save_result(
     options.output.parent.mkdir(parents=True, exist_ok=True)
     if options.output.suffix.lower() == ".gif":
         progress = pipe.decode_progress(codes)
-        save_progress_gif([_resized(images, options.resize) for images in progress], options.output)
+        save_progress_gif([_resized(images, options.resize, pipe) for images in progress], options.output)
     else:
         width = options.columns or columns or len(images)
-        image_grid(_resized(images, options.resize), width).save(options.output)
+        image_grid(_resized(images, options.resize, pipe), width).save(options.output)
     print(f"wrote {options.output}")
 
 
-def _resized(images: list[Image.Image], side: int | None) -> list[Image.Image]:
-    return images if side is None else [image.resize((side, side), Image.Resampling.LANCZOS) for image in images]
+def _resized(images: list[Image.Image], side: int | None, pipe: Any) -> list[Image.Image]:
+    """Images with this side, if there is one. Between ids of classes there is nothing."""
+    is_map = pipe.vqvae.config.num_pixel_classes is not None
+    kind = Image.Resampling.NEAREST if is_map else Image.Resampling.LANCZOS
+    return images if side is None else [image.resize((side, side), kind) for image in images]
 
 
 def _fastest_device() -> str:

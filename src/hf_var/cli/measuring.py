@@ -3,8 +3,13 @@
 
 import argparse
 import math
+from typing import Any
+
+import numpy as np
+from PIL import Image
 
 from ..image_decoding import decode_picture
+from ..pipelines.images import image_pixels
 from ..scoring import classify, log_likelihood
 from .common import add_model, add_picture, check_picture, label, open_pipeline, read_images, save_result
 
@@ -69,6 +74,13 @@ def _reconstruct(options: argparse.Namespace) -> None:
     pipe = open_pipeline(options)
     codes = pipe.encode_images(images)
     found = pipe.decode_progress(codes)[-1]
-    channels = pipe.vqvae.config.in_channels
-    originals = [decode_picture(image, channels).convert(found[0].mode).resize(found[0].size) for image in images]
-    save_result(pipe, originals + found, codes, options, columns=len(images))
+    save_result(pipe, _originals(images, found[0], pipe) + found, codes, options, columns=len(images))
+
+
+def _originals(images: list[Image.Image], found: Image.Image, pipe: Any) -> list[Image.Image]:
+    """What the tokenizer read, of the size and mode of a reconstruction."""
+    config = pipe.vqvae.config
+    if config.num_pixel_classes is not None:
+        ids = image_pixels(images, config).numpy()  # pyright: ignore[reportArgumentType]
+        return [Image.fromarray(single.astype(np.asarray(found).dtype)) for single in ids]
+    return [decode_picture(image, config.in_channels).convert(found.mode).resize(found.size) for image in images]

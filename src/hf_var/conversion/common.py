@@ -105,8 +105,8 @@ def fill(model: Any, names: Names, state_dict: StateDict, kind: str, view: View 
     Args:
         model (`PreTrainedModel`): The model, on the meta device.
         names (`dict`):
-            Official name of each of our weights, a [`Part`] where it is a part of the official weight, or the names of the
-            official weights whose rows it has, in this order. Buffers without a name become zero.
+            Official name of each of our weights, a [`Part`] where it is a part of the official weight, or the names
+            of the official weights whose rows it has, in this order. Buffers without a name become zero.
         state_dict (`dict`): Official weights, all of which must be used.
         kind (`str`): What the checkpoint should be, for messages.
         view (`Callable`, *optional*): Gives our weight, with its official name, the official dimensions.
@@ -140,7 +140,7 @@ def fill(model: Any, names: Names, state_dict: StateDict, kind: str, view: View 
 
 
 def official_weights(model: Any, names: Names, view: View | None = None) -> StateDict:
-    """The official state dict of a model, the opposite of [`fill`], with the same arguments. Shares no memory with it."""
+    """The official state dict of a model, in memory of its own: the opposite of [`fill`], with the same arguments."""
     weights, parts = model.state_dict(), {}
     for ours, source in names.items():
         official = _official_names(source)
@@ -179,8 +179,8 @@ def _take(
             )
         if list(tensor.shape) != shape:
             raise ValueError(
-                f"`checkpoint` does not fit its {kind} configuration: {name} has the shape {tuple(tensor.shape)}, {ours} "
-                f"needs {tuple(target.shape)}."
+                f"`checkpoint` does not fit its {kind} configuration: {name} has the shape {tuple(tensor.shape)}, "
+                f"{ours} needs {tuple(target.shape)}."
             )
     if isinstance(source, Part):
         return state_dict[source.name].chunk(source.number)[source.index].view(target.shape)

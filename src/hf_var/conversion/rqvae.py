@@ -1,11 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
 """
-Checkpoints of the official RQ-VAE code (rq-vae-transformer) to our models and back: the RQ-VAE itself (Lee et al. 2022),
-whose encoder and decoder are those of taming-transformers.
+Checkpoints of the official RQ-VAE code (rq-vae-transformer) to our models and back: the RQ-VAE itself (Lee et al.
+2022), whose encoder and decoder are those of taming-transformers.
 
 That code trains its codebook by moving averages, without a codebook term: `codebook_loss_weight` is 0 and
-`commitment_loss_weight` 0.25 unless they are overridden. The averages are kept. A file does not contain the image size, which is
-256x256 pixels for all released models and here unless `patch_nums` is given.
+`commitment_loss_weight` 0.25 unless they are overridden. The averages are kept. A file does not contain the image
+size, which is 256x256 pixels for all released models and here unless `patch_nums` is given.
 """
 
 import os
@@ -34,16 +34,16 @@ def load_rqvae(checkpoint: str | os.PathLike | Mapping, **config_overrides) -> V
             A `.pt` file, read with `weights_only=True` and memory-mapped, of which the part `state_dict` is used, a
             `.safetensors` file or a state dict, for instance a file's part `state_dict_ema`.
         config_overrides:
-            Fields of [`VQVAEConfig`] which the file does not contain, in particular `patch_nums`, as many maps as there are
-            depths, for other images than those of 256x256 pixels.
+            Fields of [`VQVAEConfig`] which the file does not contain, in particular `patch_nums`, as many maps as
+            there are depths, for other images than those of 256x256 pixels.
 
     Returns:
-        [`VQVAEModel`], in evaluation mode. It keeps the moving averages of the file (`codebook_averages`). Its codes are
-        ordered by depth; [`stack_codes`] gives them the order of that code.
+        [`VQVAEModel`], in evaluation mode. It keeps the moving averages of the file (`codebook_averages`). Its codes
+        are ordered by depth; [`stack_codes`] gives them the order of that code.
 
     Raises:
-        `ValueError`: If the file cannot be read or is not such a model (the message lists the keys that are missing or left
-            over), or if its depths have codebooks of their own.
+        `ValueError`: If the file cannot be read or is not such a model (the message lists the keys that are missing or
+            left over), or if its depths have codebooks of their own.
 
     Example:
 
@@ -87,12 +87,12 @@ def load_rqvae(checkpoint: str | os.PathLike | Mapping, **config_overrides) -> V
 
 def export_rqvae(model: VQVAEModel) -> StateDict:
     """
-    The official code's state dict of a [`VQVAEModel`], equal to the one it was loaded from. Where the codebook has no moving
-    averages, theirs are those that the official code starts with: no hits, and the code vectors.
+    The official code's state dict of a [`VQVAEModel`], equal to the one it was loaded from. Where the codebook has no
+    moving averages, theirs are those that the official code starts with: no hits, and the code vectors.
 
     Raises:
-        `ValueError`: If the model is not an RQ-VAE: maps of one size, a codebook, 1x1 convolutions around the quantizer and
-            attention in the middle.
+        `ValueError`: If the model is not an RQ-VAE: maps of one size, a codebook, 1x1 convolutions around the
+            quantizer and attention in the middle.
     """
     config = model.config
     check_network(config, "the official RQ-VAE")
@@ -113,7 +113,7 @@ def export_rqvae(model: VQVAEModel) -> StateDict:
 
 
 def _with_one_codebook(state_dict: StateDict, depth: int) -> StateDict:
-    """The state dict with one codebook in place of those of all depths, in the quantizer's dtype and without padding."""
+    """The state dict with one codebook in place of those of all depths, in fp32 and without padding."""
     own = {name.removeprefix(CODEBOOK) for name in state_dict if name.startswith(CODEBOOK)}
     parts = dict(state_dict)
     for number in range(1, depth):
@@ -134,8 +134,8 @@ def _with_one_codebook(state_dict: StateDict, depth: int) -> StateDict:
     weight = parts[f"{CODEBOOK}weight"]
     if len(weight) < 2 or weight[-1].any():
         raise ValueError(
-            f"`checkpoint` must be an RQ-VAE, the last of whose code vectors is padding, zeros, got {CODEBOOK}weight of the "
-            f"shape {tuple(weight.shape)} without it."
+            f"`checkpoint` must be an RQ-VAE, the last of whose code vectors is padding, zeros, got {CODEBOOK}weight of "
+            f"the shape {tuple(weight.shape)} without it."
         )
     parts[f"{CODEBOOK}weight"] = weight[:-1]
     return parts

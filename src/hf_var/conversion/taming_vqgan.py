@@ -3,9 +3,9 @@
 Checkpoints of taming-transformers to our models and back: VQGAN's tokenizer, `VQModel` (Esser et al. 2021). VAR's and
 RQ-VAE's code have their encoder and decoder from here, with the names of its weights.
 
-A file does not contain the image size. The released models are for 256x256 pixels, so `patch_nums` is 256 divided by the
-downsampling factor unless it is given; no weight depends on it. Nor does a file contain the loss: that code trains with
-`legacy=True`, in which its factor beta = 0.25 weighs the codebook term and not the commitment term.
+A file does not contain the image size. The released models are for 256x256 pixels, so `patch_nums` is 256 divided by
+the downsampling factor unless it is given; no weight depends on it. Nor does a file contain the loss: that code trains
+with `legacy=True`, in which its factor beta = 0.25 weighs the codebook term and not the commitment term.
 """
 
 import os
@@ -20,8 +20,8 @@ from .common import DTYPES, Names, check_overrides, count, fill, official_weight
 
 # Tokenizers in the file of a `Net2NetTransformer`: that of the images and that of the conditions.
 SECTIONS = ("first_stage_model", "cond_stage_model")
-# What stands beside the tokenizer: the discriminator and LPIPS, a projection for pictures, and the codes that a remapped
-# transformer keeps.
+# What stands beside the tokenizer: the discriminator and LPIPS, a projection for pictures, and the codes that a
+# remapped transformer keeps.
 OTHER_PARTS = ("loss.", "colorize", "quantize.used")
 # Side of the images of the released models.
 IMAGE_SIDE = 256
@@ -38,22 +38,23 @@ def load_taming_vqgan(
 
     Args:
         checkpoint (`str`, `os.PathLike` or `dict`):
-            A Lightning file, read with `weights_only=True`, a `.safetensors` file or a state dict. Losses, discriminator and
-            remapped codes are left out.
+            A Lightning file, read with `weights_only=True`, a `.safetensors` file or a state dict. Losses,
+            discriminator and remapped codes are left out.
         section (`str`, *optional*):
             Which tokenizer of a `Net2NetTransformer`'s file: `"first_stage_model"`, of the images, or
             `"cond_stage_model"`, of the conditions.
         config_overrides:
-            Fields of [`VQVAEConfig`] which the file does not contain: `patch_nums`, for other images than those of 256x256
-            pixels; `sample_type`, which is `"class_map"` for more than 4 channels; `commitment_loss_weight` and
-            `codebook_loss_weight`, which are 1.0 and 0.25 (`legacy=True` of that code) but 0.25 and 1.0 with `legacy=False`.
+            Fields of [`VQVAEConfig`] which the file does not contain: `patch_nums`, for other images than those of
+            256x256 pixels; `sample_type`, which is `"class_map"` for more than 4 channels; `commitment_loss_weight`
+            and `codebook_loss_weight`, which are 1.0 and 0.25 (`legacy=True` of that code) but 0.25 and 1.0 with
+            `legacy=False`.
 
     Returns:
         [`VQVAEModel`], in evaluation mode.
 
     Raises:
-        `ValueError`: If the file cannot be read, is not such a model (the message lists the keys that are missing or left
-            over), or has a Gumbel quantizer.
+        `ValueError`: If the file cannot be read, is not such a model (the message lists the keys that are missing or
+            left over), or has a Gumbel quantizer.
 
     Example:
 
@@ -61,7 +62,7 @@ def load_taming_vqgan(
     >>> from hf_var import VQVAEConfig, VQVAEModel
     >>> from hf_var.conversion import export_taming_vqgan, load_taming_vqgan
 
-    >>> sizes = {"base_channels": 32, "channel_multipliers": (1, 2, 2), "latent_channels": 8, "encoder_out_channels": 16}
+    >>> sizes = {"base_channels": 32, "channel_multipliers": (1, 2, 2), "latent_channels": 8}
     >>> config = VQVAEConfig(patch_nums=[8], quant_conv_kernel_size=1, refinement_ratio=0.0, **sizes)
     >>> load_taming_vqgan(export_taming_vqgan(VQVAEModel(config)), patch_nums=[[8, 12]]).config.image_size
     (32, 48)
@@ -89,8 +90,8 @@ def export_taming_vqgan(model: VQVAEModel) -> StateDict:
     taming-transformers' state dict of a [`VQVAEModel`], equal to the one it was loaded from.
 
     Raises:
-        `ValueError`: If the model is not a `VQModel` of that code: one map, a codebook, 1x1 convolutions around the quantizer
-            and attention in the middle.
+        `ValueError`: If the model is not a `VQModel` of that code: one map, a codebook, 1x1 convolutions around the
+            quantizer and attention in the middle.
     """
     check_network(model.config, "taming-transformers")
     if len(model.config.patch_nums) > 1:
@@ -201,8 +202,8 @@ def _vqgan_weights(state_dict: StateDict, section: str | None) -> StateDict:
     gumbel = [name for name in state_dict if name.startswith(("quantize.proj.", "quantize.embed."))]
     if gumbel:
         raise ValueError(
-            f"`checkpoint` must be a VQModel, whose codes are the nearest code vectors, got a GumbelVQ ({gumbel}), which draws "
-            "them by a convolution and has no counterpart here."
+            f"`checkpoint` must be a VQModel, whose codes are the nearest code vectors, got a GumbelVQ ({gumbel}), which "
+            "draws them by a convolution and has no counterpart here."
         )
     return state_dict
 

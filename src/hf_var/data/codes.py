@@ -29,11 +29,12 @@ from .sources import AnyDataset, expand_home, features_of, glob_files
 CODES_COLUMN = "codes"
 TOKENIZER_KEY = "hf_var.tokenizer"
 # Fields of a tokenizer's configuration that do not affect its codes.
-INDIFFERENT_FIELDS = ("out_channels", "dropout", "codebook_loss_weight", "commitment_loss_weight")
+INDIFFERENT_FIELDS = ("out_channels", "dropout", "codebook_averages", "codebook_loss_weight", "commitment_loss_weight")
 # Weights that only decoding needs, and statistics.
 INDIFFERENT_WEIGHTS = re.compile(r"(post_quant_conv|decoder)\..*|.*\.(running_hits|average_hits|average_sums)")
 # Fields that were added later, with the value that means the earlier behaviour.
-LATER_FIELDS = {"quantizer": "vq", "fsq_levels": None}
+LATER_FIELDS = {"quantizer": "vq", "fsq_levels": None, "attention_levels": None, "encoder_out_channels": None}
+LATER_FIELDS |= {"sample_type": "image"}
 
 
 def is_codes_dataset(dataset: AnyDataset) -> bool:
@@ -103,7 +104,7 @@ def codes_schema(vqvae: Tokenizer, label_feature: datasets.ClassLabel | datasets
 
 
 def encode_codes(vqvae: Tokenizer, pixel_values: torch.Tensor) -> torch.Tensor:
-    """The codes `(batch, length)` of images in `[-1, 1]`. Both are on the CPU, whatever the device of `vqvae`."""
+    """The codes `(batch, length)` of images in `[-1, 1]` or class maps. Both are on the CPU, whatever `vqvae` is on."""
     *_, codes = vqvae.encode(pixel_values.to(vqvae.device, non_blocking=True), return_dict=False)
     return codes.cpu()
 

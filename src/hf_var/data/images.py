@@ -4,7 +4,7 @@
 import os
 import random
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, cast
 
 import datasets
 import numpy as np
@@ -14,7 +14,14 @@ from torchvision.transforms import InterpolationMode
 from torchvision.transforms.v2 import functional as transforms
 
 from ..autoencoders import TokenizerConfig
-from ..image_decoding import PIL_MODES, BrokenImageError, decode_image, decode_picture, normalize_pixels
+from ..image_decoding import (
+    PIL_MODES,
+    BrokenImageError,
+    decode_class_map,
+    decode_image,
+    decode_picture,
+    normalize_pixels,
+)
 from .conditions import Condition
 from .config import INTERPOLATION_NAMES, AugmentConfig, ReadingConfig
 from .rows import rows_of
@@ -22,6 +29,8 @@ from .sources import AnyDataset, check_column, features_of, find_image_column, h
 
 
 INTERPOLATIONS = {name: InterpolationMode(name) for name in INTERPOLATION_NAMES}
+# Features that hold arrays in place of files.
+ARRAYS = (datasets.Array2D, datasets.Array3D)
 # An enlarged image of this many times the pixels of its cut is not made as a whole.
 MOST_ENLARGED = 64
 
@@ -29,17 +38,27 @@ MOST_ENLARGED = 64
 class ImageTransform:
     """
     How images become model inputs: enlarged or reduced until they cover `resize_ratio` times the size, and cut to it:
-    at random places and with random distortions if they are augmented, in the middle otherwise.
+    at random places and with random distortions if they are augmented, in the middle otherwise. Maps of `num_classes`
+    classes are treated likewise, with the same random numbers, but no id lies between others: theirs is that of the
+    nearest pixel. What a distortion leaves open is black, or of class 0.
     """
 
     def __init__(
-        self, reading: ReadingConfig, augment: AugmentConfig | None, image_size: tuple[int, int], num_channels: int
+        self,
+        reading: ReadingConfig,
+        augment: AugmentConfig | None,
+        image_size: tuple[int, int],
+        num_channels: int,
+        num_classes: int | None = None,
     ):
         self.height, self.width = image_size
         self.num_channels = num_channels
+        self.num_classes = num_classes
         self.is_random = augment is not None
         self.resize_ratio = reading.resize_ratio
-        self.interpolation = INTERPOLATIONS[reading.interpolation]
+        self.interpolation = (
+            INTERPOLATIONS[reading.interpolation] if num_classes is None else InterpolationMode.NEAREST
+        )
         self.flips, self.limits = False, None
         if augment is not None:
             self.flips = augment.horizontal_flip
@@ -55,12 +74,24 @@ class ImageTransform:
             self.limits = limits if any(limits) else None
 
     def __call__(self, image: Image.Image, generator: random.Random | None = None) -> torch.Tensor:
-        """A `(channels, height, width)` tensor in `[-1, 1]`. `generator` is needed for augmentation."""
+        """
+        A `(channels, height, width)` tensor in `[-1, 1]`, or the ids `(height, width)` of a class map. `generator` is
+        needed for augmentation.
+        """
+        if self.num_classes is not None:
+            ids = stored_ids(decode_class_map(image, self.num_classes), self.num_classes)
+            return torch.from_numpy(np.array(self.pixels(ids, generator))).long()
         pixels = self.pixels(decode_picture(image, self.num_channels), generator)
         return normalize_pixels(torch.from_numpy(np.array(pixels)))
 
     def pixels(self, image: Image.Image | torch.Tensor, generator: random.Random | None = None) -> np.ndarray:
-        """The same as an array of bytes, for an image that has its channels already."""
+        """
+        The same as an array of bytes, for an image that has its channels already; for the ids of a class map,
+        `(1, height, width)`, an array `(height, width)` of their type.
+        """
+        if self.num_classes is not None:
+            image = cast(torch.Tensor, image)
+            return self._cover_and_distort(image, (image.shape[1], image.shape[2]), generator)[0].numpy()
         if isinstance(image, torch.Tensor):
             return self._cover_and_distort(image, (image.shape[1], image.shape[2]), generator).numpy()
         pixels = np.asarray(self._cover_and_distort(image, (image.height, image.width), generator))
@@ -93,7 +124,7 @@ class ImageTransform:
         if isinstance(image, torch.Tensor):
             channels = [Image.fromarray(channel) for channel in image.numpy()]
             resized = [np.array(self._resized_cut(channel, image_size, covering, cut)) for channel in channels]
-            return torch.from_numpy(np.stack(resized))
+            return torch.from_numpy(np.stack(resized)).to(image.dtype)
         top, left = (start * old / whole for start, old, whole in zip(cut, image_size, covering, strict=True))
         bottom = min(image.height, top + self.height * image.height / covering[0])
         right = min(image.width, left + self.width * image.width / covering[1])
@@ -106,13 +137,23 @@ class ImageTransform:
         # torchvision turns and shears tensors by bilinear interpolation at best.
         is_tensor = isinstance(image, torch.Tensor)
         interpolation = InterpolationMode.BILINEAR if is_tensor else InterpolationMode.BICUBIC
+        if self.num_classes is not None:
+            interpolation = InterpolationMode.NEAREST
         return transforms.affine(image, angle, [right, down], 1 + zoom, shear, interpolation=interpolation)
 
     def _interpolation(self, image: Image.Image | torch.Tensor) -> InterpolationMode:
         if isinstance(image, Image.Image) or self.interpolation == InterpolationMode.BILINEAR:
             return self.interpolation
+        if self.num_classes is not None:
+            # The centre of each pixel, as Pillow.
+            return InterpolationMode.NEAREST_EXACT
         # torchvision resizes tensors in no better way.
         return InterpolationMode.BICUBIC
+
+
+def stored_ids(ids: torch.Tensor, num_classes: int) -> torch.Tensor:
+    """Class ids `(height, width)` as `(1, height, width)`, small but in another type than bytes, which are pixels."""
+    return ids[None].to(torch.int16 if num_classes <= 2**15 else torch.int32)
 
 
 def _generator(generator: random.Random | None) -> random.Random:
@@ -127,7 +168,10 @@ def _generator(generator: random.Random | None) -> random.Random:
 
 @dataclass
 class ImageRows:
-    """Turns a row into `pixel_values` and, with a condition, `class_labels` or `class_embeds`."""
+    """
+    Turns a row into `pixel_values` and, with a condition, `class_labels` or `class_embeds`. Pixels are bytes
+    `(channels, height, width)`, of `num_classes` classes ids `(height, width)`, int16 or int32.
+    """
 
     reading: ReadingConfig
     transform: ImageTransform | None
@@ -135,6 +179,7 @@ class ImageRows:
     num_channels: int
     holds_arrays: bool
     condition: Condition | None
+    num_classes: int | None = None
 
     @property
     def is_random(self) -> bool:
@@ -163,6 +208,8 @@ class ImageRows:
         image = self._decode(row[self.column])
         if self.transform is not None:
             pixels = self.transform.pixels(image, generator)
+        elif self.num_classes is not None:
+            pixels = cast(torch.Tensor, image)[0].numpy()
         else:
             pixels = (
                 image.numpy() if isinstance(image, torch.Tensor) else decode_image(image, self.num_channels).numpy()
@@ -170,6 +217,10 @@ class ImageRows:
         return {"pixel_values": pixels} | condition
 
     def _decode(self, value: Any) -> Image.Image | torch.Tensor:
+        num_classes = self.num_classes
+        if self.holds_arrays and num_classes is not None:
+            array = torch.from_numpy(np.asarray(value).astype(np.int64))
+            return stored_ids(decode_class_map(array, num_classes, name="an array in a map's place"), num_classes)
         if self.holds_arrays:
             array = torch.from_numpy(np.asarray(value).astype(np.uint8))
             return decode_image(array, self.num_channels, name="an array in an image's place")
@@ -182,8 +233,11 @@ class ImageRows:
         image: Any = content
         if content is None:
             image = path if os.path.exists(str(path)) else _remote_image(str(path))
-        options = {"value_range": self.reading.image_range, "max_pixels": self.reading.max_image_pixels}
-        return decode_picture(image, self.num_channels, name=path, **options)
+        most = self.reading.max_image_pixels
+        if num_classes is not None:
+            return stored_ids(decode_class_map(image, num_classes, max_pixels=most, name=path), num_classes)
+        value_range = self.reading.image_range
+        return decode_picture(image, self.num_channels, value_range=value_range, max_pixels=most, name=path)
 
 
 def _remote_image(path: str) -> Image.Image:
@@ -223,16 +277,28 @@ def image_rows(
     image_size: tuple[int, int] | None,
     in_channels: int,
     condition: Condition | None = None,
+    num_classes: int | None = None,
 ) -> ImageRows:
     """
     How the rows of a data set of images become items. The images are files in any format that Pillow reads, as an
     `Image` feature or as bytes, or an `Array3D` feature of bytes `(channels, height, width)`. They keep their size if
     `image_size` is `None`, and are not changed at random if `augment` is. The condition is a [`Condition`] or the name
-    of a column of labels below `num_labels`.
+    of a column of labels below `num_labels`. With `num_classes` they are maps of that many classes instead, whose
+    pixels are ids: see [`~hf_var.image_decoding.decode_class_map`] for files, and an `Array2D` feature of integers.
     """
     column = find_image_column(dataset, data.image_column)
     feature = features_of(dataset)[column]
-    holds_arrays = isinstance(feature, datasets.Array3D)
+    if num_classes is None:
+        _check_images(data, column, feature, in_channels)
+    else:
+        _check_class_maps(data, column, feature)
+    holds_arrays = isinstance(feature, ARRAYS)
+    transform = None if image_size is None else ImageTransform(data, augment, image_size, in_channels, num_classes)
+    return ImageRows(data, transform, column, in_channels, holds_arrays, condition, num_classes)
+
+
+def _check_images(data: ReadingConfig, column: str, feature: Any, in_channels: int) -> None:
+    """Raise a `ValueError` unless a column holds images that can have as many channels."""
     if isinstance(feature, datasets.Array3D):
         if feature.shape[0] != in_channels or feature.dtype != "uint8":
             raise ValueError(
@@ -250,8 +316,21 @@ def image_rows(
             f"`in_channels` of the tokenizer must be one of {list(PIL_MODES)} for images, got {in_channels}. Other "
             "numbers need an `image_column` of arrays, `Array3D` of bytes."
         )
-    transform = None if image_size is None else ImageTransform(data, augment, image_size, in_channels)
-    return ImageRows(data, transform, column, in_channels, holds_arrays, condition)
+
+
+def _check_class_maps(data: ReadingConfig, column: str, feature: Any) -> None:
+    """Raise a `ValueError` unless a column holds maps of class ids."""
+    if data.image_range is not None:
+        raise ValueError(f"`image_range` is for images, but the tokenizer reads class ids, got {data.image_range}.")
+    if isinstance(feature, ARRAYS):
+        is_map = isinstance(feature, datasets.Array2D) or feature.shape[0] == 1
+        if not is_map or not feature.dtype.startswith(("int", "uint")):
+            raise ValueError(
+                f"`image_column` = {column!r} must hold integers of shape (height, width), as the tokenizer reads "
+                f"class ids, got {feature.dtype} of shape {feature.shape}."
+            )
+    elif not holds_files(feature):
+        raise ValueError(f"`image_column` = {column!r} must hold images or arrays of class ids, got {feature}.")
 
 
 def image_condition(
@@ -259,8 +338,10 @@ def image_condition(
 ) -> ImageCondition:
     """The condition that another column of images is, as a tokenizer with this configuration reads them."""
     check_column("condition_column", column, features_of(dataset))
-    reading = replace(data, image_column=column)
-    rows = image_rows(reading, augment, dataset, tokenizer.image_size, tokenizer.in_channels)
+    # The range is that of the images.
+    reading = replace(data, image_column=column, image_range=None)
+    num_classes = tokenizer.num_pixel_classes
+    rows = image_rows(reading, augment, dataset, tokenizer.image_size, tokenizer.in_channels, num_classes=num_classes)
     return ImageCondition(rows, sum(tokenizer.scale_lengths))
 
 

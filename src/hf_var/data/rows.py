@@ -97,16 +97,16 @@ def rows_of(columns: dict[str, Any]) -> list[dict[str, Any]]:
 
 
 def collate(items: list[dict[str, Any]]) -> dict[str, torch.Tensor] | None:
-    """A batch of items, with all `pixel_values` in `[-1, 1]`; `None` if there are no items."""
+    """A batch of items, all `pixel_values` in `[-1, 1]` or ids of class maps as they are; `None` without items."""
     if not items:
         return None
     # Stacking keeps the order of axes in memory, which differs between images and arrays.
     batch = {
         name: torch.from_numpy(np.ascontiguousarray(np.stack([item[name] for item in items]))) for name in items[0]
     }
-    for name in batch:
-        if name.endswith("pixel_values"):
-            batch[name] = normalize_pixels(batch[name])
+    for name, values in batch.items():
+        if name.endswith("pixel_values") and (values.dtype == torch.uint8 or values.is_floating_point()):
+            batch[name] = normalize_pixels(values)
     return batch
 
 

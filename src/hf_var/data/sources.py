@@ -109,7 +109,8 @@ def find_image_column(dataset: AnyDataset, column: str | None) -> str:
     if column is not None:
         check_column("image_column", column, features)
         return column
-    for is_kind in (_is_image, lambda feature: isinstance(feature, datasets.Array3D)):
+    arrays = (partial(_is_array, kind) for kind in (datasets.Array3D, datasets.Array2D))
+    for is_kind in (_is_image, *arrays):
         found = [name for name, feature in features.items() if is_kind(feature)]
         if len(found) == 1:
             return found[0]
@@ -136,6 +137,10 @@ def _is_image(feature: Any) -> bool:
     # Other writers store as a structure what is an image in `datasets`.
     is_structure = isinstance(feature, dict) and "bytes" in feature and feature.keys() <= {"bytes", "path"}
     return isinstance(feature, datasets.Image) or is_structure
+
+
+def _is_array(kind: type, feature: Any) -> bool:
+    return isinstance(feature, kind)
 
 
 def _is_empty(dataset: AnyDataset) -> bool:

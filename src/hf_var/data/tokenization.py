@@ -111,15 +111,21 @@ class TokenizationConfig(AugmentConfig, ReadingConfig):
 class CropTransform(ImageTransform):
     """All crops of an image, each followed by its mirror image if `horizontal_flip`."""
 
-    def __init__(self, config: TokenizationConfig, image_size: tuple[int, int], num_channels: int):
-        super().__init__(config, config if config.num_crops > 1 else None, image_size, num_channels)
+    def __init__(
+        self,
+        config: TokenizationConfig,
+        image_size: tuple[int, int],
+        num_channels: int,
+        num_classes: int | None = None,
+    ):
+        super().__init__(config, config if config.num_crops > 1 else None, image_size, num_channels, num_classes)
         self.num_crops = config.num_crops
         self.adds_mirrors = config.horizontal_flip
         # Both the image and its mirror image become rows, without randomness.
         self.flips = False
 
     def pixels(self, image: Image.Image | torch.Tensor, generator: random.Random | None = None) -> np.ndarray:
-        """An array of bytes of shape `(rows_per_image, channels, height, width)`."""
+        """Bytes `(rows_per_image, channels, height, width)`, or class ids `(rows_per_image, height, width)`."""
         crops = []
         for _ in range(self.num_crops):
             crop = super().pixels(image, generator)
@@ -170,8 +176,9 @@ def tokenize_dataset(config: TokenizationConfig, accelerator: Accelerator) -> Co
         raise ValueError(f"`data` = {config.data!r} has a column of codes already.")
     condition, stored_label = find_labels(config, dataset)
     image_size, in_channels = vqvae.config.image_size, vqvae.config.in_channels
-    read_row = image_rows(config, None, dataset, image_size, in_channels, condition)
-    read_row.transform = CropTransform(config, image_size, in_channels)
+    num_classes = vqvae.config.num_pixel_classes
+    read_row = image_rows(config, None, dataset, image_size, in_channels, condition, num_classes)
+    read_row.transform = CropTransform(config, image_size, in_channels, num_classes)
     begun = read_codes_settings(config.output_dir)
     units = make_units(config, dataset, read_row, accelerator.num_processes, begun)
     settings = {name: value for name, value in asdict(config).items() if name not in FREE_SETTINGS}

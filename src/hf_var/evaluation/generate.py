@@ -96,9 +96,10 @@ class SampledImages(ImageSet):
             )
         config.check_preset(self.image_size, num_labels)
         config.refuse({"lpips_weights"}, "`model` is a pipeline, and LPIPS compares images with their reconstructions")
-        if vqvae_config.num_output_channels not in (1, 3):
+        if vqvae_config.num_output_channels not in (1, 3) or vqvae_config.num_pixel_classes is not None:
+            kind = "" if vqvae_config.num_pixel_classes is None else " of class maps"
             raise ValueError(
-                f"`model` must generate images of 1 or 3 channels, got {vqvae_config.num_output_channels}."
+                f"`model` must generate images of 1 or 3 channels, got {vqvae_config.num_output_channels}{kind}."
             )
         if config.classifier is not None and not num_labels:
             raise ValueError(f"`classifier` = {config.classifier!r} needs a model with classes.")

@@ -198,8 +198,9 @@ def _evaluate_tokenizer(config: EvaluationConfig, vqvae: Tokenizer, accelerator:
             f"`preset` = {config.preset!r} is for pipelines, but `model` = {config.model!r} is a tokenizer."
         )
     config.refuse(SAMPLING - {"dtype"}, "`model` is a tokenizer, which samples nothing")
-    if in_channels not in (1, 3):
-        raise ValueError(f"`model` must be a tokenizer of images of 1 or 3 channels, got {in_channels}.")
+    if in_channels not in (1, 3) or vqvae.config.num_pixel_classes is not None:
+        kind = "" if vqvae.config.num_pixel_classes is None else " of class maps"
+        raise ValueError(f"`model` must be a tokenizer of images of 1 or 3 channels, got {in_channels}{kind}.")
     extractor, extractor_origin = load_extractor(
         config.feature_extractor, config.feature_extractor_weights, image_size, device
     )

@@ -53,10 +53,15 @@ def write_model_card(
         config=config,
         num_tokens=sum(config.scale_lengths),
         bits=bits,
-        compression=8 * config.in_channels * math.prod(config.image_size) / bits if bits > 0 else math.inf,
+        compression=_pixel_bits(config) * math.prod(config.image_size) / bits if bits > 0 else math.inf,
         num_parameters=vqvae.num_parameters(),
         **_sizes(config),
     )
+
+
+def _pixel_bits(config: TokenizerConfig) -> float:
+    """Bits of a pixel, of bytes or one of several classes."""
+    return 8 * config.in_channels if config.num_pixel_classes is None else math.log2(config.num_pixel_classes)
 
 
 def write_autoencoder_kl_card(
@@ -135,7 +140,7 @@ def write_pipeline_card(
         tokenizer=tokenizer,
         num_tokens=sum(tokenizer.scale_lengths),
         tokenizer_name=without_folders(recipe.get("vqvae") or recipe.get("pretrained_var") or "its own"),
-        is_picture=tokenizer.num_output_channels in (1, 3, 4),
+        is_picture=tokenizer.num_output_channels in (1, 3, 4) or tokenizer.num_pixel_classes is not None,
         example=example,
         is_var=is_var,
         is_stacked=is_stacked,
@@ -246,8 +251,8 @@ def _system(config: TokenizerConfig) -> str:
     system = _schedule(config)
     if config.quantizer == "fsq":
         levels = " x ".join(map(str, config.fsq_levels or ()))
-        return f"{system} with finite scalar quantization ([FSQ](https://arxiv.org/abs/2309.15505)), {levels} levels"
-    return system
+        system = f"{system} with finite scalar quantization ([FSQ](https://arxiv.org/abs/2309.15505)), {levels} levels"
+    return system if config.num_pixel_classes is None else f"{system}, of maps of {config.num_pixel_classes} classes"
 
 
 def _schedule(config: VQVAEConfig) -> str:

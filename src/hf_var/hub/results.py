@@ -24,6 +24,8 @@ METRIC_LABELS = {
     "psnr": "PSNR in dB, higher is better",
     "ssim": "SSIM, higher is better",
     "lpips": "LPIPS, lower is better",
+    "pixel_accuracy": "share of pixels of the right class, higher is better",
+    "mean_iou": "mean intersection over union of the classes, higher is better",
     "kl": "KL divergence of the latents from the prior in nats per image",
     "active_dimensions": "active dimensions of the latents",
     "usage": "share of the codebook in use, higher is better",

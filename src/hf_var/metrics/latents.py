@@ -11,6 +11,7 @@ from PIL import Image
 from torch import nn
 
 from ..modes import evaluation_mode
+from .image_quality import ReconstructionMetrics
 from .reconstruction import compare_reconstructions
 from .reconstruction_plots import image_grid
 
@@ -109,9 +110,8 @@ def measure_autoencoder_kl(
 
     plots: dict[str, Image.Image] = {}
     with evaluation_mode(autoencoder):
-        metrics, first = compare_reconstructions(
-            reconstruct, batches, accelerator, perceptual_loss, feature_extractor, num_shown
-        )
+        compared = ReconstructionMetrics(perceptual_loss, feature_extractor)
+        metrics, first = compare_reconstructions(reconstruct, batches, accelerator, compared, num_shown)
         values = {**metrics, **statistics.compute(accelerator)}
         if accelerator.is_main_process and first is not None:
             latents = autoencoder.encode(first, return_dict=False)[0].mode()

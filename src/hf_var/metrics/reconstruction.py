@@ -12,6 +12,7 @@ from torch import nn
 
 from ..autoencoders import Tokenizer
 from ..modes import evaluation_mode
+from .class_maps import ClassMapMetrics
 from .codebook_usage import CodeStatistics, energy_metrics, residual_energy
 from .image_quality import ReconstructionMetrics
 from .reconstruction_plots import reconstruction_grid, usage_plot
@@ -22,16 +23,14 @@ def compare_reconstructions(
     reconstruct: Callable[[torch.Tensor], torch.Tensor],
     batches: Iterable[Mapping[str, torch.Tensor]],
     accelerator: Accelerator,
-    perceptual_loss: nn.Module | None,
-    feature_extractor: nn.Module | None,
+    metrics: ReconstructionMetrics | ClassMapMetrics,
     num_shown: int,
 ) -> tuple[dict[str, float], torch.Tensor | None]:
     """
-    The metrics of [`ReconstructionMetrics`] for what `reconstruct` makes of the images of all processes, and this process's
-    first `num_shown` images, if it has any.
+    The `metrics` of what `reconstruct` makes of the images of all processes, and this process's first `num_shown`
+    images, if it has any.
     """
-    metrics = ReconstructionMetrics(perceptual_loss, feature_extractor).to(accelerator.device)
-    first = None
+    metrics, first = metrics.to(accelerator.device), None
     for batch in batches:
         pixel_values = batch["pixel_values"].to(accelerator.device)
         metrics.update(pixel_values, reconstruct(pixel_values))
@@ -50,11 +49,15 @@ def measure_reconstruction(
 ) -> tuple[dict[str, float], dict[str, Image.Image | Figure]]:
     """
     Measure a tokenizer in evaluation mode on batches of `pixel_values` `(batch, in_channels, height, width)` in `[-1,
-    1]`: the metrics of [`ReconstructionMetrics`] and [`CodeStatistics`] and the `residual_energy_k` of every scale;
-    and, on the main process, the plots `reconstructions` and `codes`. All processes must call it, each with its own
-    share of the images.
+    1]`, or of class maps: the metrics of [`ReconstructionMetrics`], or of [`ClassMapMetrics`], and of
+    [`CodeStatistics`] and the `residual_energy_k` of every scale; and, on the main process, the plots
+    `reconstructions` and `codes`. All processes must call it, each with its own share of the images.
     """
     config = vqvae.config
+    if config.num_pixel_classes is None:
+        compared = ReconstructionMetrics(perceptual_loss, feature_extractor)
+    else:
+        compared = ClassMapMetrics(config.num_pixel_classes)
     statistics = CodeStatistics(config, accelerator.device)
     energy = torch.zeros(2, len(config.scale_lengths), device=accelerator.device)
 
@@ -65,9 +68,7 @@ def measure_reconstruction(
         return vqvae.decode(codes, return_dict=False)[0]
 
     with evaluation_mode(vqvae):
-        metrics, first = compare_reconstructions(
-            reconstruct, batches, accelerator, perceptual_loss, feature_extractor, num_shown
-        )
+        metrics, first = compare_reconstructions(reconstruct, batches, accelerator, compared, num_shown)
     values = {**metrics, **statistics.compute(), **energy_metrics(energy)}
     plots: dict[str, Image.Image | Figure] = {}
     if accelerator.is_main_process and first is not None:

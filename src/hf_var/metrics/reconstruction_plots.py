@@ -12,6 +12,7 @@ from torchvision.utils import make_grid
 from ..autoencoders import Tokenizer
 from ..modes import evaluation_mode
 from ..scales import PatchNums, scale_sizes
+from .class_maps import class_colors
 from .feature_extractors import rgb_bytes
 
 
@@ -31,14 +32,18 @@ VISIBLE_SIDE = 64
 
 @torch.no_grad()
 def reconstruction_grid(vqvae: Tokenizer, pixel_values: torch.Tensor) -> Image.Image:
-    """Images in `[-1, 1]` in rows: reconstructions after one scale, after two and so on, then the original."""
+    """
+    Images in `[-1, 1]`, or class maps, in rows: reconstructions after one scale, after two and so on, then the
+    original. Each class has its own colour.
+    """
     with evaluation_mode(vqvae):
         _, _, codes = vqvae.encode(pixel_values.to(vqvae.device), return_dict=False)
         stages = [
             vqvae.decode(codes, num_scales=num_scales, return_dict=False)[0]
             for num_scales in range(1, len(vqvae.config.patch_nums) + 1)
         ]
-    return image_grid([*stages, pixel_values])
+    columns = [*stages, pixel_values]
+    return image_grid(columns if vqvae.config.num_pixel_classes is None else [class_colors(maps) for maps in columns])
 
 
 def image_grid(columns: Sequence[torch.Tensor]) -> Image.Image:

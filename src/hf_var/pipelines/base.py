@@ -176,8 +176,10 @@ class PipelineBase(DiffusionPipeline):
             image (`PIL.Image.Image`, `np.ndarray`, `torch.Tensor` or a list of these):
                 PIL images; arrays `(height, width, channels)` or `(batch, height, width, channels)` or tensors
                 `(channels, height, width)` or `(batch, channels, height, width)` with values in [0, 1]. Images of
-                another size are resized to the tokenizer's, whatever their aspect: PIL images with Lanczos' filter, arrays
-                and tensors with nearest neighbours.
+                another size are resized to the tokenizer's, whatever their aspect: PIL images with Lanczos' filter,
+                arrays and tensors with nearest neighbours. For a tokenizer of class maps (`VQVAEConfig.sample_type`),
+                pictures in gray or with a palette, or integers `(height, width)` or `(batch, height, width)`, whose
+                values are ids of classes; all are resized with nearest neighbours.
 
         Returns:
             `torch.LongTensor` of shape `(batch, length)`.
@@ -237,7 +239,7 @@ class PipelineBase(DiffusionPipeline):
             raise ValueError(
                 f"`callback_on_step_end_tensor_inputs` must be among {self._callback_tensor_inputs}, got {unknown}."
             )
-        check_output(call.output_type, self.vqvae.config.num_output_channels)
+        check_output(call.output_type, self.vqvae.config)
         if condition is None:
             condition = class_condition(self.priors[0], class_labels, call.class_embeds)
         items = match_inputs(call.num_images_per_label, **sizes, **{condition.name: len(condition)})
@@ -288,7 +290,7 @@ class PipelineBase(DiffusionPipeline):
         raise NotImplementedError
 
     def _decode(self, latents: Any) -> torch.Tensor:
-        """Images in [-1, 1]."""
+        """Images in [-1, 1], or logits of class maps."""
         return self.vqvae.decode(latents=latents).sample
 
     def _images(self, latents: Any, output_type: str) -> Any:

@@ -100,11 +100,12 @@ def as_tensor(value: Any) -> Any:
         return None
 
 
-def check_output(output_type: str, channels: int) -> None:
-    """Raise a `ValueError` unless images with this number of channels can be returned in this form."""
+def check_output(output_type: str, config: Any) -> None:
+    """Raise a `ValueError` unless images of the tokenizer that `config` describes can be returned in this form."""
     if not isinstance(output_type, str) or output_type not in ("pil", "np", "pt", "latent"):
         raise ValueError(f"`output_type` must be 'pil', 'np', 'pt' or 'latent', got {output_type!r}.")
-    if output_type == "pil" and channels not in (1, 3, 4):
+    channels = config.num_output_channels
+    if output_type == "pil" and channels not in (1, 3, 4) and config.num_pixel_classes is None:
         raise ValueError(f"`output_type` must be 'np', 'pt' or 'latent' for images of {channels} channels, got 'pil'.")
 
 

@@ -6,6 +6,7 @@ from os import PathLike
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from diffusers.utils import export_to_gif, make_image_grid
 from PIL import Image, ImageOps
 
@@ -67,6 +68,11 @@ def image_grid(images: list[Image.Image], columns: int) -> Image.Image:
     columns = min(columns, len(images))
     blank = Image.new(images[0].mode, images[0].size)
     images = images + [blank] * (-len(images) % columns)
+    if blank.mode in ("L", "I;16"):
+        # Ids of classes stay ids, where diffusers' function would make colours of them.
+        arrays = [np.asarray(image) for image in images]
+        rows = [np.hstack(arrays[start : start + columns]) for start in range(0, len(arrays), columns)]
+        return Image.fromarray(np.vstack(rows))
     return make_image_grid(images, rows=len(images) // columns, cols=columns)
 
 

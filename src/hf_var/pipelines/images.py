@@ -12,7 +12,7 @@ from torch.nn import functional
 from transformers.utils import logging
 
 from ..autoencoders import VQVAEConfig
-from ..image_decoding import PIL_MODES, decode_picture
+from ..image_decoding import PIL_MODES, decode_class_map, decode_picture
 from .checks import as_tensor, check_flag, is_number
 
 
@@ -23,17 +23,36 @@ MAX_ALWAYS_GIVEN = 3
 
 
 def image_pixels(image: PipelineImageInput, config: VQVAEConfig, name: str = "image") -> torch.Tensor:
-    """Images, the argument `name`, as the tokenizer reads them: `(batch, channels, height, width)` in [-1, 1]."""
+    """
+    Images, the argument `name`, as the tokenizer reads them: `(batch, channels, height, width)` in [-1, 1], or the ids
+    of class maps, int64 `(batch, height, width)`.
+    """
+    if config.num_pixel_classes is not None:
+        return _class_maps(name, image, config.num_pixel_classes, config.image_size)
     processor = make_processor(config)
     height, width = config.image_size
     images = _single_images(name, image, config.in_channels)
     return torch.cat([processor.preprocess(single, height=height, width=width) for single in images])
 
 
+class ClassMapProcessor(VaeImageProcessor):
+    """Conversion of the logits of class maps `(batch, classes, height, width)` to what a pipeline returns."""
+
+    def postprocess(self, image: torch.Tensor, output_type: str = "pil", do_denormalize: Any = None) -> Any:
+        if output_type == "pil":
+            ids = image.argmax(dim=1).cpu().numpy()
+            depth = np.uint8 if image.shape[1] <= 256 else np.uint16
+            return [PIL.Image.fromarray(single.astype(depth)) for single in ids]
+        # Each class is learned on its own, by its binary cross-entropy.
+        probabilities = image.float().sigmoid()
+        return self.pt_to_numpy(probabilities) if output_type == "np" else probabilities
+
+
 def make_processor(config: VQVAEConfig, **options: Any) -> VaeImageProcessor:
     """diffusers' conversion of images from and to tensors of the tokenizer's size."""
+    processor = VaeImageProcessor if config.num_pixel_classes is None else ClassMapProcessor
     # 0, because no image has 0 channels. Otherwise images of 4 channels (RGBA) would be taken for latents.
-    return VaeImageProcessor(vae_scale_factor=config.downsampling_factor, vae_latent_channels=0, **options)
+    return processor(vae_scale_factor=config.downsampling_factor, vae_latent_channels=0, **options)
 
 
 def mask_pixels(mask_image: PipelineImageInput, config: VQVAEConfig) -> torch.Tensor:
@@ -77,6 +96,8 @@ def check_pasting(paste_original: bool, feather_width: int | None, output_type: 
         raise ValueError(f"`feather_width` = {feather_width!r} needs `paste_original=True`.")
     if paste_original and output_type == "latent":
         raise ValueError("`paste_original` needs images, got output_type='latent'.")
+    if paste_original and config.num_pixel_classes is not None:
+        raise ValueError("`paste_original` needs images, but the tokenizer codes class maps.")
     if paste_original and config.in_channels != config.num_output_channels:
         raise ValueError(
             f"`paste_original` needs a tokenizer that returns the {config.in_channels} channels which it reads, got "
@@ -120,6 +141,25 @@ def _single_images(
     if not singles:
         raise ValueError(f"`{name}` must be at least one image, got none.")
     return singles
+
+
+def _class_maps(name: str, maps: Any, num_classes: int, size: tuple[int, int]) -> torch.Tensor:
+    """Pictures, arrays and tensors of class ids as `(batch, *size)`, resized with nearest neighbours."""
+    singles = []
+    for part in maps if isinstance(maps, (list, tuple)) else [maps]:
+        if not isinstance(part, (PIL.Image.Image, np.ndarray, torch.Tensor)):
+            raise ValueError(
+                f"`{name}` must be class ids as a picture, an array, a tensor or a list of these, got "
+                f"{type(part).__name__}."
+            )
+        is_batch = not isinstance(part, PIL.Image.Image) and part.ndim == 3
+        parts: Any = part if is_batch else [part]
+        singles += [decode_class_map(single, num_classes, name=f"`{name}`") for single in parts]
+    if not singles:
+        raise ValueError(f"`{name}` must be at least one class map, got none.")
+    # Floats are exact for as many classes.
+    resized = [functional.interpolate(ids[None, None].float(), size=size, mode="nearest-exact") for ids in singles]
+    return torch.cat(resized)[:, 0].long()
 
 
 def _mask(picture: PIL.Image.Image) -> PIL.Image.Image:

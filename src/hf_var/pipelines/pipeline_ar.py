@@ -210,7 +210,7 @@ class ARPipeline(PipelineBase):
         Raises:
             `ValueError`: If `codes` has the wrong shape or `output_type` is not supported.
         """
-        check_output(output_type, self.vqvae.config.num_output_channels)
+        check_output(output_type, self.vqvae.config)
         if output_type == "latent":
             raise ValueError("`output_type` must be 'pil', 'np' or 'pt', got 'latent'.")
         codes = checked_codes("codes", codes, self.vqvae.config)
@@ -339,11 +339,15 @@ class ARPipeline(PipelineBase):
             return LevelsPredictor(self.priors, canvas.order, arguments)
         guided = last_guided >= 0
         arguments = condition.arguments(device, guided)
+        vectors: Any = None
+        if isinstance(config, VARConfig) or config.code_inputs == "vectors":
+            # Looked up once in a call, since the weights of an offloaded tokenizer move each time.
+            vectors = self.vqvae.code_vectors(torch.arange(config.codebook_size, device=device))
         if isinstance(config, VARConfig):
-            return TokenPredictor(self.prior, self.vqvae, arguments, guided)
+            return TokenPredictor(self.prior, vectors, arguments, guided)
         if canvas.size is None:
-            return StackPredictor(self.prior, self.vqvae, arguments, guided)
-        return WindowPredictor(self.prior, self.vqvae, arguments, guided, canvas.size, canvas.moves_condition)
+            return StackPredictor(self.prior, vectors, arguments, guided)
+        return WindowPredictor(self.prior, vectors, arguments, guided, canvas.size, canvas.moves_condition)
 
     def _call_back(self, call: CallSettings, step: int, k: int, canvas: Canvas, sampled: torch.Tensor) -> None:
         make = {

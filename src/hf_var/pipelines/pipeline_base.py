@@ -78,7 +78,7 @@ class VARPipelineBase(LoraMixin, PipelineBase):
         Raises:
             `ValueError`: If `codes` has the wrong shape or `output_type` is not supported.
         """
-        check_output(output_type, self.vqvae.config.num_output_channels)
+        check_output(output_type, self.vqvae.config)
         if output_type == "latent":
             raise ValueError("`output_type` must be 'pil', 'np' or 'pt', got 'latent'.")
         codes = checked_codes("codes", codes, self.vqvae.config)
@@ -113,7 +113,7 @@ class VARPipelineBase(LoraMixin, PipelineBase):
         Raises:
             `ValueError`: If the codes are not those of whole images or of equally many, or a weight is not a number.
         """
-        check_output(output_type, self.vqvae.config.num_output_channels)
+        check_output(output_type, self.vqvae.config)
         with self._at_work() as device:
             latents = interpolated_latents(self.vqvae, codes, other_codes, weights, device)
             return [self._images(between, output_type) for between in latents]
@@ -137,7 +137,7 @@ class VARPipelineBase(LoraMixin, PipelineBase):
         Raises:
             `ValueError`: If the codes are not those of whole images or of equally many, or `num_scales` is out of range.
         """
-        check_output(output_type, self.vqvae.config.num_output_channels)
+        check_output(output_type, self.vqvae.config)
         with self._at_work() as device:
             latents = mixed_latents(self.vqvae, codes, other_codes, num_scales, device)
             return self._images(latents, output_type)
@@ -197,7 +197,7 @@ class VARPipelineBase(LoraMixin, PipelineBase):
     # Parts of all methods
 
     def _decode(self, latents: torch.Tensor) -> torch.Tensor:
-        """Images in [-1, 1]."""
+        """Images in [-1, 1], or logits of class maps."""
         compiled = self._compiled
         if compiled is not None and compiled.vqvae is unwrapped(self.vqvae):
             return compiled.decode(latents=latents).sample

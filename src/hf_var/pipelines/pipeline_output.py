@@ -16,9 +16,11 @@ class VARPipelineOutput(BaseOutput):
 
     Args:
         images (`list[PIL.Image.Image]`, `np.ndarray` or `torch.Tensor`):
-            `batch` PIL images; an array `(batch, height, width, channels)` or a tensor `(batch, channels, height, width)`
-            in `[0, 1]`; or, with `output_type="latent"`, the latents
-            `(batch, latent_channels, latent height, latent width)`.
+            `batch` PIL images; an array `(batch, height, width, channels)` or a tensor
+            `(batch, channels, height, width)` in `[0, 1]`; or, with `output_type="latent"`, the latents
+            `(batch, latent_channels, latent height, latent width)`. Where the tokenizer codes class maps, the pixels
+            of PIL images are the ids of the likeliest classes, and arrays and tensors hold the probability of each
+            class, which is the sigmoid of its logit.
         codes (`torch.LongTensor` of shape `(batch, length)`):
             The token maps that were sampled, coarse to fine.
     """

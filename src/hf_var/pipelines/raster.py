@@ -8,7 +8,6 @@ import torch
 from torch.nn import functional
 from transformers import DynamicCache
 
-from ..autoencoders import Tokenizer
 from ..priors import RowCache, RQTransformer, VARCache, VARTransformer
 from ..priors.stacks import stack_codes, unstack_codes
 from ..scales import bounds
@@ -96,10 +95,13 @@ class LevelsPredictor:
 
 
 class TokenPredictor:
-    """Runs a [`VARTransformer`] of raster order, which reads the code vector of the token before (Esser et al. 2021)."""
+    """
+    Runs a [`VARTransformer`] of raster order, which reads the code vector of the token before (Esser et al. 2021): a row of
+    `vectors` `(codebook_size, latent_channels)`.
+    """
 
-    def __init__(self, prior: VARTransformer, vqvae: Tokenizer, arguments: Arguments, guided: bool):
-        self.prior, self.vectors, self.arguments, self.guided = prior, code_table(vqvae), arguments, guided
+    def __init__(self, prior: VARTransformer, vectors: torch.Tensor, arguments: Arguments, guided: bool):
+        self.prior, self.vectors, self.arguments, self.guided = prior, vectors, arguments, guided
         self.cache, self.num_read = VARCache(prior.config), 0
 
     def logits(self, sampled: torch.Tensor, number: int, weight: float) -> torch.Tensor:
@@ -115,13 +117,16 @@ class TokenPredictor:
 
 
 class StackPredictor:
-    """Runs an [`RQTransformer`]: at each position one step over the positions, then one for each depth."""
+    """
+    Runs an [`RQTransformer`]: at each position one step over the positions, then one for each depth. It reads codes or, where
+    these are given, their `vectors`.
+    """
 
-    def __init__(self, prior: RQTransformer, vqvae: Tokenizer, arguments: Arguments, guided: bool):
+    def __init__(self, prior: RQTransformer, vectors: torch.Tensor | None, arguments: Arguments, guided: bool):
         self.prior: Any = prior
         self.arguments, self.guided = arguments, guided
         self.depth = prior.config.depth
-        self.vectors = code_table(vqvae) if prior.config.code_inputs == "vectors" else None
+        self.vectors = vectors
         self.cache, self.num_read = DynamicCache(), 0
         self.depth_cache, self.context = DynamicCache(), torch.empty(0)
 
@@ -161,13 +166,13 @@ class WindowPredictor(StackPredictor):
     def __init__(
         self,
         prior: RQTransformer,
-        vqvae: Tokenizer,
+        vectors: torch.Tensor | None,
         arguments: Arguments,
         guided: bool,
         size: tuple[int, int],
         moves_condition: bool,
     ):
-        super().__init__(prior, vqvae, arguments, guided)
+        super().__init__(prior, vectors, arguments, guided)
         self.window, self.size, self.moves_condition = prior.config.scale_sizes[0], size, moves_condition
 
     def _read(self, stacks: torch.Tensor) -> torch.Tensor:
@@ -196,8 +201,3 @@ def window_place(index: int, side: int, window: int) -> tuple[int, int]:
     """First row (or column) of the window of a row, and the row in it: the middle one, except near the map's edges."""
     first = min(max(index - window // 2, 0), side - window)
     return first, index - first
-
-
-def code_table(vqvae: Tokenizer) -> torch.Tensor:
-    """All code vectors `(codebook_size, latent_channels)`: looked up once in a call, since offloaded weights move each time."""
-    return vqvae.code_vectors(torch.arange(vqvae.config.codebook_size, device=vqvae.device))

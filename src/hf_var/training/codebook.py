@@ -25,6 +25,8 @@ from ..scales import bounds
 VECTORS_PER_SCALE, ROUNDS = 8192, 3
 # The weight of the past in a code's moving average, gamma in van den Oord et al. (2017), appendix A.1.
 DECAY = 0.99
+# How long the noise is that tells codes apart which restart at the same vector.
+RESTART_NOISE = 0.01
 
 
 class CodebookPart(NamedTuple):
@@ -117,29 +119,67 @@ def restart_dead_codes(
     return dead
 
 
-class MovingAverageCodebook:
+class MovingAverages:
     """
     Codes as moving averages of the vectors that chose them (van den Oord et al. 2017, appendix A.1), in place of a
-    gradient. Vectors are weighted by the area of the latents that they cover, `1 / n` for a map of n tokens: so the
-    codes minimise the error of the latents, and the many tokens of fine scales do not dominate. With scales of one
-    size this is the plain average. There is one update per optimizer step, from all of its batches and processes. A
-    codebook that has averages (`AveragedCodebook`) continues them, and keeps them up to date.
+    gradient: of how many they are, `sizes`, and of their sum, `sums`. A codebook that has averages
+    (`AveragedCodebook`) continues them, and keeps them up to date.
     """
 
     def __init__(self, part: CodebookPart, decay: float = DECAY, epsilon: float = 1e-5):
         self.part = part
         self.decay = decay
         self.epsilon = epsilon
-        weight = part.codebook.vectors
+        codebook, weight = part.codebook, part.codebook.vectors
         if weight.requires_grad:
             raise ValueError("The codebook's weight must not require a gradient if it follows moving averages.")
-        if isinstance(part.codebook, AveragedCodebook):
-            self.sizes, self.sums = part.codebook.average_hits, part.codebook.average_sums
+        if isinstance(codebook, AveragedCodebook):
+            self.sizes, self.sums = codebook.average_hits, codebook.average_sums
         else:
             self.sizes, self.sums = torch.zeros(len(weight), device=weight.device), torch.zeros_like(weight)
+
+    def _average(self, new_sizes: torch.Tensor, new_sums: torch.Tensor) -> None:
+        """Take numbers and sums of vectors, those of all processes together, into the averages."""
+        new = torch.cat([new_sizes[:, None], new_sums], dim=1)
+        new = cast(torch.Tensor, reduce(new, reduction="sum"))  # (codebook_size, 1 + latent_channels)
+        self.sizes.lerp_(new[:, 0], 1 - self.decay)
+        self.sums.lerp_(new[:, 1:], 1 - self.decay)
+
+    def _move(self) -> None:
+        """Set the codes to their averages."""
+        total = self.sizes.sum()
+        smoothed = (self.sizes + self.epsilon) / (total + len(self.sizes) * self.epsilon) * total
+        self.part.codebook.set_vectors(self.sums / smoothed[:, None])
+
+    def _restart_at(self, size: torch.Tensor | float, codes: torch.Tensor | None) -> None:
+        """Let the averages of `codes` (of all, if `None`) begin at their present vectors, with a weight."""
+        weight = self.part.codebook.vectors
+        chosen = torch.arange(len(weight), device=weight.device) if codes is None else codes
+        self.sizes[chosen] = size
+        self.sums[chosen] = weight[chosen] * size
+
+    def state_dict(self) -> dict[str, torch.Tensor]:
+        """State for a checkpoint."""
+        return {"sizes": self.sizes, "sums": self.sums}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Continue where [`MovingAverages.state_dict`] was taken."""
+        self.sizes.copy_(state_dict["sizes"])
+        self.sums.copy_(state_dict["sums"])
+
+
+class MovingAverageCodebook(MovingAverages):
+    """
+    [`MovingAverages`] that move the codes once per optimizer step, by all of its batches and processes. Vectors are
+    weighted by the area of the latents that they cover, `1 / n` for a map of n tokens: so the codes minimise the error
+    of the latents, and the many tokens of fine scales do not dominate. With scales of one size this is the plain
+    average.
+    """
+
+    def __init__(self, part: CodebookPart, decay: float = DECAY, epsilon: float = 1e-5):
+        super().__init__(part, decay, epsilon)
         if not self.sizes.any():
-            self.sizes.fill_(1)
-            self.sums.copy_(weight)
+            self._restart_at(1.0, None)
         self._new_sizes, self._new_sums = torch.zeros_like(self.sizes), torch.zeros_like(self.sums)
 
     @torch.no_grad()
@@ -154,33 +194,63 @@ class MovingAverageCodebook:
     @torch.no_grad()
     def finish_step(self) -> None:
         """Move the codes by what was observed since the last call."""
-        new = torch.cat([self._new_sizes[:, None], self._new_sums], dim=1)
-        new = cast(torch.Tensor, reduce(new, reduction="sum"))  # (codebook_size, 1 + latent_channels)
-        self.sizes.lerp_(new[:, 0], 1 - self.decay)
-        self.sums.lerp_(new[:, 1:], 1 - self.decay)
-        total = self.sizes.sum()
-        smoothed = (self.sizes + self.epsilon) / (total + len(self.sizes) * self.epsilon) * total
-        self.part.codebook.set_vectors(self.sums / smoothed[:, None])
+        self._average(self._new_sizes, self._new_sums)
+        self._move()
         self._new_sizes.zero_()
         self._new_sums.zero_()
 
     @torch.no_grad()
     def restart(self, codes: torch.Tensor | None = None) -> None:
         """Let the averages of `codes` (of all, if `None`) begin at their present vectors, with an average weight."""
-        weight = self.part.codebook.vectors
-        chosen = torch.arange(len(weight), device=weight.device) if codes is None else codes
-        size = self.sizes.mean()
-        self.sizes[chosen] = size
-        self.sums[chosen] = weight[chosen] * size
+        self._restart_at(self.sizes.mean(), codes)
 
-    def state_dict(self) -> dict[str, torch.Tensor]:
-        """State for a checkpoint."""
-        return {"sizes": self.sizes, "sums": self.sums}
 
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Continue where [`MovingAverageCodebook.state_dict`] was taken."""
-        self.sizes.copy_(state_dict["sizes"])
-        self.sums.copy_(state_dict["sums"])
+class SequentialMovingAverageCodebook(MovingAverages):
+    """
+    [`MovingAverages`] that move the codes in every forward pass after every scale, so that the next scale searches
+    other codes already: RQ-VAE's training (Lee et al. 2022, official code). A code that was chosen by less than one
+    vector on average is replaced by a random vector of the batch, if it `restarts`.
+    """
+
+    def __init__(self, part: CodebookPart, decay: float = DECAY, epsilon: float = 1e-5):
+        super().__init__(part, decay, epsilon)
+        if not self.sizes.any() and not self.sums.any():
+            self.sums.copy_(part.codebook.vectors)
+        # Codes that were replaced since the last step.
+        self.restarted = torch.zeros(len(self.sizes), dtype=torch.bool, device=self.sizes.device)
+
+    @torch.no_grad()
+    def move(self, vectors: torch.Tensor, codes: torch.Tensor, restarts: torch.Generator | None = None) -> None:
+        """
+        After a scale whose `vectors` `(batch, length, channels)` chose `codes` `(batch, length)`: move the codes.
+        Random vectors are those of the first process, whose generator `restarts` chooses them; without one nothing
+        restarts.
+        """
+        vectors, codes = vectors.flatten(0, 1), codes.flatten()
+        sizes, sums = torch.zeros_like(self.sizes), torch.zeros_like(self.sums)
+        sizes.index_add_(0, codes, torch.ones_like(codes, dtype=sizes.dtype))
+        self._average(sizes, sums.index_add_(0, codes, vectors))
+        if restarts is not None:
+            drawn = broadcast(_draw(vectors, len(self.sizes), restarts), from_process=0)
+            is_unused = self.sizes < 1
+            self.sizes.masked_fill_(is_unused, 1.0)
+            self.sums.copy_(torch.where(is_unused[:, None], cast(torch.Tensor, drawn), self.sums))
+            self.restarted |= is_unused
+        self._move()
+
+    @torch.no_grad()
+    def restart(self, codes: torch.Tensor | None = None) -> None:
+        """Let the averages of `codes` (of all, if `None`) begin at their present vectors, with the weight of one."""
+        self._restart_at(1.0, codes)
+
+
+def _draw(vectors: torch.Tensor, number: int, generator: torch.Generator) -> torch.Tensor:
+    """Random ones of `(batch, channels)` vectors; if they are fewer, of these repeated with a little noise."""
+    if len(vectors) < number:
+        vectors = vectors.repeat(-(-number // len(vectors)), 1)
+        noise = torch.rand(vectors.shape, generator=generator).to(vectors)
+        vectors = vectors + noise * (RESTART_NOISE / vectors.shape[1] ** 0.5)
+    return _choose(vectors, number, generator)
 
 
 def _num_processes() -> int:

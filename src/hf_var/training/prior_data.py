@@ -123,7 +123,8 @@ def make_row_reader(
                 f"`condition_column` = {condition.source_column!r} must hold codes where the data set holds codes, got images."
             )
         return data.CodesRows(condition)
-    return data.image_rows(config, augment, dataset, vqvae.config.image_size, vqvae.config.in_channels, condition)
+    sizes = vqvae.config.image_size, vqvae.config.in_channels
+    return data.image_rows(config, augment, dataset, *sizes, condition, vqvae.config.num_pixel_classes)
 
 
 def tokenize_copies(

@@ -11,6 +11,7 @@ from accelerate import Accelerator
 from datasets import IterableDataset
 from torch import nn
 
+from ..autoencoders import TokenizerConfig
 from ..data import AnyDataset, DataConfig, TrainingBatches, ValidationBatches, load_source
 from ..data.rows import RowReader
 from ..metrics.feature_extractors import load_feature_extractor
@@ -18,7 +19,7 @@ from ..metrics.perceptual import PerceptualLoss
 from ..ranges import CheckedFields, argument
 from .adversary import AdversaryConfig
 from .curves import curves_plot
-from .losses import PixelLossConfig
+from .losses import PixelLossConfig, ReconstructionConfig
 from .run import RunConfig, TrainingRun
 
 
@@ -78,6 +79,40 @@ def check_autoencoder_run(
         )
     if run.mixed_precision == "fp16":
         raise ValueError("`mixed_precision` fp16 has one loss scale, too few for two players: take bf16.")
+
+
+def check_sample_type(
+    tokenizer: TokenizerConfig,
+    reconstruction: ReconstructionConfig,
+    data: DataConfig,
+    frechet: FrechetConfig,
+    adversary: AdversaryConfig,
+) -> None:
+    """Raise a `ValueError` unless the objective and the metrics fit what the tokenizer reads, images or class maps."""
+    if tokenizer.num_pixel_classes is None:
+        if reconstruction.bce_weight > 0:
+            raise ValueError(
+                f"`bce_weight` must be 0.0 for a tokenizer of images, got {reconstruction.bce_weight}: it is for "
+                "sample_type='class_map'."
+            )
+        return
+    if reconstruction.bce_weight == 0:
+        raise ValueError("`bce_weight` must be positive with sample_type='class_map', got 0.0.")
+    given = {
+        **{
+            name: getattr(reconstruction, name) for name in ("l1_weight", "l2_weight", "lpips_weight", "lpips_weights")
+        },
+        "rfid_extractor": frechet.rfid_extractor,
+        "adversarial_weight": adversary.adversarial_weight,
+        "image_range": data.image_range,
+    }
+    for name, value in given.items():
+        if value:
+            needed = 0.0 if isinstance(value, float) else None
+            raise ValueError(
+                f"`{name}` must be {needed} with sample_type='class_map', whose samples are logits of classes and no "
+                f"images, got {value!r}."
+            )
 
 
 def make_measures(
