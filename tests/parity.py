@@ -97,7 +97,7 @@ class SwittiCase(GoldenCase):
     The models of one text-to-image pipeline of Switti.
 
     Attributes:
-        weights (`dict[str, dict[str, torch.Tensor]]`): Their state dicts: `switti`, `vae`, `text_encoder_1`, `text_encoder_2`.
+        weights (`dict`): State dicts, by `switti`, `vae`, `text_encoder_1` and `text_encoder_2`.
         folder (`Path`): Where the tokenizers of the texts are, `tokenizer_1` and `tokenizer_2`.
     """
 

@@ -11,6 +11,7 @@ import pytest
 import torch
 from datasets import ClassLabel, Dataset, Features
 from datasets import Image as ImageFeature
+from huggingface_hub import ModelCard
 from PIL import Image
 from transformers import AutoModel
 
@@ -23,13 +24,14 @@ from hf_var.conversion import (
     export_pixelsnail,
     export_rq_transformer,
     export_rqvae,
+    export_switti,
     export_taming_gpt,
     export_taming_vqgan,
     load_official_var,
     load_official_vqvae,
 )
 from hf_var.data import codes_fingerprint, load_source, tokenizer_fingerprint
-from parity import assert_same_tensors, load_case, load_lineage_case
+from parity import assert_same_tensors, load_case, load_lineage_case, load_switti_case
 from pipelines.stacked import make_tokenizer
 from priors.rq import rq_model
 
@@ -108,6 +110,26 @@ def test_convert_writes_a_transformer_of_codes(tmp_path, flag, model, export, pa
     assert_same_tensors(export(converted), weights)
 
 
+def test_convert_writes_a_transformer_that_reads_texts(tmp_path, capsys):
+    weights = load_switti_case().weights["switti"]
+    torch.save(weights, tmp_path / "last.pt")
+    arguments = ["convert", "--switti", str(tmp_path / "last.pt"), "--num-attention-heads", "2", "--output"]
+    assert main([*arguments, str(tmp_path / "no")]) == 2
+    assert "`is_causal` cannot be inferred" in capsys.readouterr().err
+    assert not (tmp_path / "no").exists()
+    assert main([*arguments, str(tmp_path / "out"), "--causal"]) == 0
+    (tmp_path / "config.json").write_text(json.dumps({"depth": 3, "rope_size": 96, "use_ar": True}))
+    assert main([*arguments, str(tmp_path / "other"), "--no-causal"]) == 0
+    for name, is_causal, rope_size in (("out", True, 128), ("other", False, 96)):
+        converted = AutoModel.from_pretrained(tmp_path / name)
+        assert (converted.config.is_causal, converted.config.rope_size) == (is_causal, rope_size)
+        exported = export_switti(converted)
+        assert_same_tensors({key: exported[key] for key in weights}, weights)
+    card = (tmp_path / "out" / "README.md").read_text()
+    assert "apache-2.0" in card
+    assert not ModelCard.load(tmp_path / "out" / "README.md").data.license
+
+
 # What taming's networks cannot choose.
 TAMING_SIZES = {"quant_conv_kernel_size": 1, "norm_num_groups": 32, "base_channels": 32}
 
@@ -173,7 +195,7 @@ def test_convert_with_a_field_that_the_model_lacks(tmp_path, capsys):
 
 def test_convert_two_kinds_of_priors(tmp_path, capsys):
     assert main(["convert", "--pixelcnn", "a.pt", "--var", "b.pth", "--output", str(tmp_path)]) == 2
-    message = "--rqvae, --rq-transformer, or a transformer with its tokenizer"
+    message = "--rq-transformer, --switti, or a transformer with its tokenizer"
     assert message in capsys.readouterr().err
 
 

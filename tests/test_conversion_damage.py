@@ -13,19 +13,22 @@ import pytest
 import safetensors.torch
 import torch
 
-from hf_var import VARConfig, VARTransformer, VQVAEConfig, VQVAEModel
+from hf_var import TextVARTransformer, VARConfig, VARTransformer, VQVAEConfig, VQVAEModel
 from hf_var.cli import main
 from hf_var.conversion import (
     export_official_var,
     export_official_vqvae,
     export_rqvae,
+    export_switti,
     export_taming_vqgan,
     load_official_var,
     load_official_vqvae,
     load_rqvae,
+    load_switti,
     load_taming_vqgan,
 )
 from parity import assert_same_tensors, make_contrast
+from priors.text import text_config
 
 
 # What no weight of ours holds.
@@ -39,6 +42,10 @@ def load_vqvae(checkpoint):
 
 def load_var(checkpoint):
     return export_official_var(load_official_var(checkpoint))
+
+
+def load_text_var(checkpoint):
+    return export_switti(load_switti(checkpoint, is_causal=False, num_attention_heads=2))
 
 
 def load_vqgan(checkpoint):
@@ -78,7 +85,19 @@ def var():
     return export_official_var(make_contrast(VARTransformer(config)))
 
 
-LOADERS = {"vqvae": load_vqvae, "var": load_var, "vqgan": load_vqgan, "rqvae": load_residual_vqvae}
+@pytest.fixture(scope="module")
+def switti():
+    sizes = {"hidden_size": 16, "patch_nums": (1, 2), "codebook_size": 16}
+    return export_switti(make_contrast(TextVARTransformer(text_config(**sizes))))
+
+
+LOADERS = {
+    "vqvae": load_vqvae,
+    "var": load_var,
+    "vqgan": load_vqgan,
+    "rqvae": load_residual_vqvae,
+    "switti": load_text_var,
+}
 
 
 @pytest.fixture(params=LOADERS)
@@ -111,7 +130,7 @@ def test_a_prefix_of_some_keys_is_refused(load_and_weights, tmp_path, capsys):
     ):
         load(mixed)
     torch.save(mixed, tmp_path / "file.pth")
-    for option in ("--vqvae", "--var"):
+    for option in ("--vqvae", "--var", "--switti"):
         assert main(["convert", option, str(tmp_path / "file.pth"), "--output", str(tmp_path / "out")]) == 2
         assert "prefix 'module.'" in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
@@ -159,13 +178,15 @@ def changes(name):
 
 WEIGHTS = ["quantize.embedding.weight", "encoder.conv_in.weight", "quant_conv.bias"]
 WEIGHTS += ["pos_1LC", "lvl_embed.weight", "head.weight", "blocks.1.attn.mat_qkv.weight", "blocks.0.ffn.fc1.weight"]
+WEIGHTS += ["crop_embed.weight", "blocks.1.cross_attn.to_kv.weight", "blocks.0.ffn_norm1.weight"]
 KINDS = ["integers", "complex", "8 bits", "sparse", "quantized", "empty", "a number", "endless", "nan", "infinite"]
 
 
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("name", WEIGHTS)
-def test_no_weights(vqvae, var, tmp_path, name, kind):
-    load, weights = (load_vqvae, vqvae) if name in vqvae else (load_var, var)
+def test_no_weights(vqvae, var, switti, tmp_path, name, kind):
+    kinds = {load_vqvae: vqvae, load_var: var, load_text_var: switti}
+    load, weights = next((load, weights) for load, weights in kinds.items() if name in weights)
     content = {**weights, name: changes(kind)(weights[name])}
     with pytest.raises(ValueError, match=re.escape(name)):
         load(content)
@@ -177,9 +198,10 @@ def test_no_weights(vqvae, var, tmp_path, name, kind):
 @pytest.mark.parametrize(
     "name", ["blocks.100000000.attn.q_bias", "blocks.3.attn.q_bias", "blocks." + "9" * 5000 + ".x"]
 )
-def test_layers_without_the_ones_before(var, name):
-    with pytest.raises(ValueError, match="must number its keys .* without a gap"):
-        load_var({**var, name: torch.zeros(16)})
+def test_layers_without_the_ones_before(var, switti, name):
+    for load, weights in ((load_var, var), (load_text_var, switti)):
+        with pytest.raises(ValueError, match="must number its keys .* without a gap"):
+            load({**weights, name: torch.zeros(16)})
 
 
 @pytest.mark.parametrize("name", ["encoder.down.90000000.block.0.x", "encoder.down.0.block.90000000.x"])
@@ -189,11 +211,12 @@ def test_levels_without_the_ones_before(vqvae, name):
 
 
 @pytest.mark.parametrize("value", [10**9, 2**62, -1])
-def test_absurd_level_buffers(var, value):
+def test_absurd_level_buffers(var, switti, value):
     levels = torch.tensor([[0, 1, 1, 1, value]])
     for content in (levels, levels.expand(10**4, -1).contiguous()):
-        with pytest.raises(ValueError, match="`patch_nums` cannot be inferred"):
-            load_var({**var, "lvl_1L": content})
+        for load, weights in ((load_var, var), (load_text_var, switti)):
+            with pytest.raises(ValueError, match="`patch_nums` cannot be inferred"):
+                load({**weights, "lvl_1L": content})
 
 
 def test_nothing():

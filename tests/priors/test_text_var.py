@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The transformer that reads texts: however an image is cut into calls, its logits are the same, and what they depend on."""
+"""The transformer that reads texts: what its logits depend on, and that they are the same however calls are cut."""
 
 import pytest
 import torch
@@ -110,7 +110,7 @@ def test_use_cache_makes_a_cache(model, inputs):
     torch.testing.assert_close(rest.logits, expected[:, 1:], **CLOSE)
 
 
-# --- what the logits depend on ----------------------------------------------------------------------------------------
+# --- what the logits depend on ---------------------------------------------------------------------------------------
 
 
 def test_a_scale_sees_earlier_ones_in_causal_models_only(model, inputs):

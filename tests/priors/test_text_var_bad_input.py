@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Calls of a transformer that reads texts which cannot be meant: each error names the argument and what would be right."""
+"""Calls of a transformer that reads texts: each error names the argument and what would be right."""
 
 import pytest
 import torch

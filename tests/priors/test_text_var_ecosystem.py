@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What transformers, PEFT, accelerate, diffusers and torch.compile expect of any model, of transformers that read texts."""
+"""What transformers, PEFT, accelerate, diffusers and torch.compile expect of transformers that read texts."""
 
 import copy
 import inspect
@@ -215,7 +215,7 @@ def test_a_new_model_is_initialised_as_the_official_one():
 
 
 def test_every_weight_has_a_gradient(model, inputs):
-    """With the initial weights of real training, whose gates are nearly closed; distributed training waits for each."""
+    """With the initial weights of real training, whose gates are nearly closed."""
     fresh = TextVARTransformer(model.config).train()
     for name, gradient in gradients(fresh, inputs).items():
         # The projection of the crop learns once its scales have left zero.

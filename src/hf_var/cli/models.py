@@ -3,6 +3,7 @@
 
 import argparse
 import json
+from dataclasses import asdict
 from pathlib import Path
 from textwrap import shorten
 from typing import Any
@@ -19,6 +20,7 @@ from ..conversion import (
     load_pixelsnail,
     load_rq_transformer,
     load_rqvae,
+    load_switti,
     load_taming_gpt,
     load_taming_vqgan,
     load_vqvae2,
@@ -42,10 +44,11 @@ LOADERS = {
     "taming_gpt": load_taming_gpt,
     "rqvae": load_rqvae,
     "rq_transformer": load_rq_transformer,
+    "switti": load_switti,
 }
 # Priors that make a pipeline with the tokenizer of the same code.
 TOKENIZERS = {"var": "vqvae", "taming_gpt": "taming_vqgan", "rq_transformer": "rqvae"}
-FIELDS = ("patch_nums", "map_size", "image_size", "section", "num_attention_heads")
+FIELDS = ("patch_nums", "map_size", "image_size", "section", "num_attention_heads", "is_causal")
 
 
 def add_convert(commands) -> None:
@@ -68,6 +71,7 @@ def add_convert(commands) -> None:
     parser.add_argument("--taming-gpt", type=Path, metavar="FILE", help="GPT of taming-transformers (VQGAN)")
     parser.add_argument("--rqvae", type=Path, metavar="FILE", help="RQ-VAE of rq-vae-transformer")
     parser.add_argument("--rq-transformer", type=Path, metavar="FILE", help="RQ-Transformer of rq-vae-transformer")
+    parser.add_argument("--switti", type=Path, metavar="FILE", help="Switti's transformer, .safetensors or .pth")
     parser.add_argument("--output", required=True, type=Path, metavar="DIR", help="folder to write")
     parser.add_argument("--license", metavar="NAME", help="licence for the card (that of the released weights)")
     parser.add_argument("--push-to-hub", metavar="REPO", help="also upload to this Hub repo, such as user/var-d16-256")
@@ -80,6 +84,13 @@ def add_convert(commands) -> None:
     )
     unknown.add_argument("--section", metavar="NAME", help="which tokenizer of a Net2NetTransformer --taming-vqgan is")
     unknown.add_argument("--num-attention-heads", type=int, metavar="N", help="attention heads of a transformer")
+    unknown.add_argument(
+        "--causal",
+        dest="is_causal",
+        action=argparse.BooleanOptionalAction,
+        default=None,
+        help="whether the scales of --switti see earlier ones, `use_ar` in its config.json",
+    )
     unknown.add_argument("--id2label", type=Path, metavar="FILE", help="JSON file with the label names, in order")
 
 
@@ -88,7 +99,7 @@ def _convert(options: argparse.Namespace) -> None:
     given = [name for name in LOADERS if getattr(options, name) is not None]
     converted = _load(options, given)
     converted.save_pretrained(str(options.output), max_shard_size=MAX_SHARD_SIZE)
-    origins = [ORIGINS[name]._asdict() for name in given]
+    origins = [asdict(ORIGINS[name]) for name in given]
     origins = list({origin["name"]: origin for origin in origins}.values())
     write_converted_card(
         options.output, type(converted).__name__, origins, license=options.license, repo_id=options.push_to_hub

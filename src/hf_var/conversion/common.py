@@ -62,7 +62,7 @@ def rename(name: str, rules: list) -> str:
 
 
 def square_maps(levels: torch.Tensor, length: int) -> list[int] | None:
-    """The sides of square token maps, of `length` tokens in all, whose scales are `levels`; `None` if it says nothing such."""
+    """The sides of square token maps of `length` tokens in all, of the scales `levels`; `None` if there are none."""
     levels = levels.flatten()
     if levels.is_meta or len(levels) != length or length == 0:
         return None

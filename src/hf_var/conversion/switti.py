@@ -2,9 +2,10 @@
 """
 Checkpoints of Switti (Voronov et al. 2024) to our models and back.
 
-A state dict does not tell whether tokens attend to earlier scales (`use_ar`): the keys are the same, and the mask that it may
-hold is not always the model's, since the official trainer writes a block-causal one whenever it goes on at another resolution.
-The `config.json` beside a released file says it. Rotary positions are taken from there as well, or are the released models'.
+A state dict does not tell whether tokens attend to earlier scales (`use_ar`): the keys are the same, and the mask that
+it may hold is not always the model's, since the official trainer writes a block-causal one whenever it goes on at
+another resolution. The `config.json` beside a released file says it. Rotary positions are taken from there as well, or
+are the released models'.
 """
 
 import json
@@ -52,23 +53,24 @@ ARGUMENTS: dict[str, tuple[Any, Any]] = {
 
 def load_switti(checkpoint: str | os.PathLike | Mapping, **config_overrides) -> TextVARTransformer:
     r"""
-    Load a text-to-image transformer of the official code of Switti, such as `model.safetensors` of a released model. Beside a
-    file, its `config.json` is read.
+    Load a text-to-image transformer of the official code of Switti, such as `model.safetensors` of a released model.
+    Beside a file, its `config.json` is read.
 
     Args:
         checkpoint (`str`, `os.PathLike` or `dict`):
-            A `.safetensors` file, a `.pth` or `.pt` file, read with `weights_only=True` and memory-mapped, or a state dict.
+            A `.safetensors` file, a `.pth` or `.pt` file, read with `weights_only=True` and memory-mapped, or a state
+            dict.
         config_overrides:
-            Fields of [`TextVARConfig`], in particular those which the weights do not contain: `is_causal` (the official
-            `use_ar`), which must be given where there is no `config.json`; `num_attention_heads` where the width is not 64
-            per layer; `rope_theta` and `rope_size`; `patch_nums` where the level buffer is missing.
+            Fields of [`TextVARConfig`], in particular those which the weights do not contain: `is_causal` (the
+            official `use_ar`), which must be given where there is no `config.json`; `num_attention_heads` where the
+            width is not 64 per layer; `rope_theta` and `rope_size`; `patch_nums` where the level buffer is missing.
 
     Returns:
         [`TextVARTransformer`], in evaluation mode.
 
     Raises:
-        `ValueError`: If the file cannot be read, is not such a model (the message lists the keys that are missing or left
-            over), its `config.json` contradicts it, or leaves something open.
+        `ValueError`: If the file cannot be read, is not such a model (the message lists the keys that are missing or
+            left over), its `config.json` contradicts it, or leaves something open.
     """
     check_overrides(TextVARConfig, config_overrides)
     arguments = {} if isinstance(checkpoint, Mapping) else _read_arguments(checkpoint)
@@ -84,8 +86,9 @@ def load_switti(checkpoint: str | os.PathLike | Mapping, **config_overrides) -> 
 
 def export_switti(model: TextVARTransformer) -> StateDict:
     """
-    The official code's state dict of a [`TextVARTransformer`], equal to the one it was loaded from, with the buffers that the
-    official class makes. Its `config.json` is not part of it: the official class needs `use_ar=model.config.is_causal`.
+    The official code's state dict of a [`TextVARTransformer`], equal to the one it was loaded from, with the buffers
+    that the official class makes. Its `config.json` is not part of it: the official class needs
+    `use_ar=model.config.is_causal`.
 
     Raises:
         `ValueError`: If maps are not square, or the first one has several tokens, which the official code cannot.
@@ -150,8 +153,8 @@ def _infer_fields(state_dict: StateDict, arguments: dict[str, Any], overrides: d
     if "is_causal" not in overrides:
         if not arguments:
             raise ValueError(
-                f"`is_causal` cannot be inferred from the weights of a {KIND}: pass what its config.json calls `use_ar`, "
-                "is_causal=False or is_causal=True, or put that file beside the checkpoint."
+                f"`is_causal` cannot be inferred from the weights of a {KIND}: pass what its config.json calls "
+                "`use_ar`, is_causal=False or is_causal=True, or put that file beside the checkpoint."
             )
         fields["is_causal"] = arguments["use_ar"]
     if "patch_nums" not in overrides:
@@ -159,8 +162,8 @@ def _infer_fields(state_dict: StateDict, arguments: dict[str, Any], overrides: d
     if "num_attention_heads" not in overrides:
         if hidden_size != 64 * depth:
             raise ValueError(
-                f"`num_attention_heads` cannot be inferred from a {KIND} whose width, {hidden_size}, is not 64 per layer: "
-                f"pass it, for instance num_attention_heads={hidden_size // 64 or 1}."
+                f"`num_attention_heads` cannot be inferred from a {KIND} whose width {hidden_size} is not 64 per layer"
+                f": pass it, for instance num_attention_heads={hidden_size // 64 or 1}."
             )
         fields["num_attention_heads"] = depth
     return fields
@@ -181,8 +184,8 @@ def _infer_patch_nums(state_dict: StateDict, arguments: dict[str, Any]) -> list[
     elif len(fitting := [numbers for numbers in released if len(numbers) == num_scales]) == 1:
         return fitting[0]
     raise ValueError(
-        f"`patch_nums` cannot be inferred from this {KIND} of {num_scales} scales: pass the size of every token map, for "
-        f"instance patch_nums={RELEASED_PATCH_NUMS[512]}."
+        f"`patch_nums` cannot be inferred from this {KIND} of {num_scales} scales: pass the size of every token map, "
+        f"for instance patch_nums={RELEASED_PATCH_NUMS[512]}."
     )
 
 

@@ -21,7 +21,7 @@ MIN_SEGMENT_LENGTH = 64
 
 
 class Segment(NamedTuple):
-    """Queries `first` to `last` of a call, and the keys that they see: one block without a mask, or several with one."""
+    """Queries of a call, and the keys that they see: one block without a mask, or several with one."""
 
     first: int
     last: int
@@ -40,8 +40,8 @@ def attend(
     **kwargs,
 ) -> tuple[torch.Tensor, torch.Tensor | None]:
     """
-    Attention of a layer by the implementation that its model was set to, or by another one: `(batch, length, hidden)` of
-    `(batch, heads, length, head_dim)`, and its weights where the implementation returns them.
+    Attention of a layer by the implementation that its model was set to, or by another one: `(batch, length, hidden)`
+    of `(batch, heads, length, head_dim)`, and its weights where the implementation returns them.
     """
     config = module.config
     name = str(config._attn_implementation) if implementation is None else implementation
@@ -80,8 +80,8 @@ def eager_attention_forward(
 
 def block_mask(config: BlocksMixin, hidden_states: torch.Tensor, begin: int, length: int):
     """
-    A mask for the tokens `begin` to `begin + length`, of which each sees its own block and, in causal models, all before;
-    in the form the attention implementation wants.
+    A mask for the tokens `begin` to `begin + length`, of which each sees its own block and, in causal models, all
+    before; in the form the attention implementation wants.
     """
     device, end = hidden_states.device, begin + length
     lengths = torch.tensor(config.block_lengths, device=device)
@@ -97,8 +97,8 @@ def block_mask(config: BlocksMixin, hidden_states: torch.Tensor, begin: int, len
     implementation = str(config._attn_implementation)  # pyright: ignore[reportAttributeAccessIssue]
     if "flash" in implementation:
         raise ValueError(
-            f"The attention implementation {implementation!r} has no mask of blocks, so it runs one block per call only: use "
-            "'sdpa' or 'flex_attention' to train or to prefill a cache."
+            f"The attention implementation {implementation!r} has no mask of blocks, so it runs one block per call "
+            "only: use 'sdpa' or 'flex_attention' to train or to prefill a cache."
         )
     # Without attention to earlier blocks, only the keys of this call are there.
     first_key = 0 if config.is_causal else begin
@@ -127,10 +127,10 @@ def blockwise_sdpa_attention_forward(
     **kwargs,
 ) -> tuple[torch.Tensor, None]:
     """
-    torch's attention, one call for each long block over the tokens that it sees: these calls need no mask, for which torch
-    has its fastest kernels, and leave out the tokens that it does not see. Of the released schedules, 35 to 38 % of all
-    pairs of tokens are left out, and without attention to earlier scales 70 to 75 %. The arguments are those of transformers'
-    attention functions.
+    torch's attention, one call for each long block over the tokens that it sees: these calls need no mask, for which
+    torch has its fastest kernels, and leave out the tokens that it does not see. Of the released schedules, 35 to 38 %
+    of all pairs of tokens are left out, and without attention to earlier scales 70 to 75 %. The arguments are those of
+    transformers' attention functions.
     """
     if attention_mask is None:
         return sdpa_attention_forward(module, query, key, value, None, **kwargs)
@@ -143,7 +143,7 @@ def blockwise_sdpa_attention_forward(
 
 
 def blockwise_mask(config: BlocksMixin, q_length: int, q_offset: int, kv_offset: int, **kwargs) -> list[Segment]:
-    """What [`blockwise_sdpa_attention_forward`] needs of a call; the arguments are those of transformers' mask functions."""
+    """The mask of [`blockwise_sdpa_attention_forward`]; the arguments are those of transformers' mask functions."""
     segments = []
     for first, last, is_masked in _segments(config.block_ends, q_offset, q_offset + q_length):
         first_key = 0 if config.is_causal else first

@@ -113,9 +113,9 @@ class CountingCacheLayer(VARCacheLayer):
 
 class VARCache(Cache):
     """
-    Keys and values of every layer, and what depends on the condition alone and is computed once: the AdaLN vectors and, of a
-    model that reads a text, the keys and values of the text and its mask. Where tokens see their own scale alone
-    (`is_causal=False`), the cache counts the tokens and keeps no keys and values of them.
+    Keys and values of every layer, and what depends on the condition alone and is computed once: the AdaLN vectors
+    and, of a model that reads a text, the keys and values of the text and its mask. Where tokens see their own scale
+    alone (`is_causal=False`), the cache counts the tokens and keeps no keys and values of them.
 
     Later calls write into the same buffers, so gradients reach no further back than one call: to train through several,
     pass transformers' `DynamicCache`.
@@ -152,7 +152,8 @@ class VARCache(Cache):
     @property
     def batch_size(self) -> int:
         """Images that it is for; -1 before the first call."""
-        kept = [*self.modulations.values(), *(layer.keys for layer in self.layers)]  # pyright: ignore[reportAttributeAccessIssue]
+        layers: Any = self.layers
+        kept = [*self.modulations.values(), *(layer.keys for layer in layers)]
         return next((states.shape[0] for states in kept if states is not None), -1)
 
     def reset(self) -> None:
@@ -205,8 +206,8 @@ def only_cache(cache: Any, past_key_values: Any, config: PreTrainedConfig) -> Ca
             )
     elif cache is not None and has_blocks and not config.is_causal:
         raise ValueError(
-            "`cache` must be a `VARCache` for a model with is_causal=False, which keeps no keys and values of its tokens, got "
-            f"{type(cache).__name__}."
+            "`cache` must be a `VARCache` for a model with is_causal=False, which keeps no keys and values, "
+            f"got {type(cache).__name__}."
         )
     return cache
 

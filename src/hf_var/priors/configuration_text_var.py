@@ -11,8 +11,8 @@ from .label_set import LabelSetMixin
 
 class TextVARConfig(LabelSetMixin, BlocksMixin, CheckedConfigMixin, PreTrainedConfig):
     r"""
-    Configuration of a [`TextVARTransformer`]. The defaults are those of Switti for 512 pixels (Voronov et al. 2024): depth d,
-    width 64 d, d heads, and the text encoders of SDXL.
+    Configuration of a [`TextVARTransformer`]. The defaults are those of Switti for 512 pixels (Voronov et al. 2024):
+    depth d, width 64 d, d heads, and the text encoders of SDXL.
 
     Args:
         codebook_size (`int`, *optional*, defaults to 4096):
@@ -23,7 +23,8 @@ class TextVARConfig(LabelSetMixin, BlocksMixin, CheckedConfigMixin, PreTrainedCo
             Size of the token map of every scale, coarse to fine: an integer for a square map or a (height, width)
             pair.
         cross_attention_dim (`int`, *optional*, defaults to 2048):
-            Width of the hidden states of the text, `encoder_hidden_states`; of several text encoders, the sum of theirs.
+            Width of the hidden states of the text, `encoder_hidden_states`; of several text encoders, the sum of
+            theirs.
         pooled_projection_dim (`int`, *optional*, defaults to 1280):
             Width of the vector of the whole text, `pooled_projections`.
         hidden_size (`int`, *optional*, defaults to 1920):
@@ -35,8 +36,8 @@ class TextVARConfig(LabelSetMixin, BlocksMixin, CheckedConfigMixin, PreTrainedCo
         num_attention_heads (`int`, *optional*, defaults to 30):
             Attention heads, a divisor of `hidden_size`; their width must be a multiple of 4.
         is_causal (`bool`, *optional*, defaults to `False`):
-            Whether tokens attend to the scales before their own, too. Otherwise they know of these by their inputs alone, and
-            a cache holds no keys and values of tokens.
+            Whether tokens attend to the scales before their own, too. Otherwise they know of these by their inputs
+            alone, and a cache holds no keys and values of tokens.
         rope_theta (`float`, *optional*, defaults to 10000.0):
             Base of the rotary positions' frequencies.
         rope_size (`float`, *optional*, defaults to 128.0):
@@ -62,8 +63,8 @@ class TextVARConfig(LabelSetMixin, BlocksMixin, CheckedConfigMixin, PreTrainedCo
         initializer_adaln_gamma_factor (`float`, *optional*, defaults to 1e-5):
             Factor on the initial AdaLN weights that gate the branches.
         initializer_cross_attention_factor (`float`, *optional*, defaults to 1.0):
-            Initial weights of the normalisation after cross-attention, a branch without a gate: at 1, as in the released
-            models, it is as large as the tokens themselves from the first step on.
+            Initial weights of the normalisation after cross-attention, a branch without a gate: at 1, as in the
+            released models, it is as large as the tokens themselves from the first step on.
         use_cache (`bool`, *optional*, defaults to `False`):
             Whether `forward` makes and returns a cache when none is passed.
 
@@ -113,14 +114,13 @@ class TextVARConfig(LabelSetMixin, BlocksMixin, CheckedConfigMixin, PreTrainedCo
 
     def __post_init__(self, num_labels: int | None = None, **kwargs):
         if num_labels or self.id2label:
-            raise ValueError(
-                f"`num_labels` must be 0 for a model whose condition is a text, got {num_labels or len(self.id2label)}."
-            )
+            number = num_labels or len(self.id2label)
+            raise ValueError(f"`num_labels` must be 0 for a model whose condition is a text, got {number}.")
         super().__post_init__(num_labels=num_labels, **kwargs)
         if self.head_dim % 4:
             raise ValueError(
-                f"`hidden_size` must be a multiple of 4 `num_attention_heads`, since rotary positions turn pairs of channels by "
-                f"column and by row, got {self.hidden_size} and {self.num_attention_heads}."
+                f"`hidden_size` must be a multiple of 4 `num_attention_heads`, since rotary positions turn pairs of "
+                f"channels by column and by row, got {self.hidden_size} and {self.num_attention_heads}."
             )
         if self.crop_conditioning and self.hidden_size % 8:
             raise ValueError(f"`hidden_size` must be a multiple of 8 for `crop_conditioning`, got {self.hidden_size}.")

@@ -176,8 +176,8 @@ def modulate(adaln: nn.Module, condition: torch.Tensor | None, cache: Cache | No
 
 class BlockEmbeddings(nn.Module):
     """
-    Inputs of the tokens: the condition for the first block, the image so far for the later ones; all get the embedding of
-    their scale.
+    Inputs of the tokens: the condition for the first block, the image so far for the later ones; all get the embedding
+    of their scale.
     """
 
     def __init__(self, config: BlocksMixin):

@@ -22,7 +22,7 @@ CROP_BASE = 512
 
 
 class NormalizedAttention(nn.Module):
-    """Projections of an attention that normalises queries and keys over the whole width, before the split into heads."""
+    """Projections of an attention that normalises queries and keys over the whole width, before it splits heads."""
 
     def __init__(self, config: TextVARConfig, layer_idx: int, key_channels: int):
         super().__init__()
@@ -93,7 +93,8 @@ class TextVARCrossAttention(NormalizedAttention):
             if isinstance(cache, VARCache):
                 # As copies, and no views of a projection's output, see `modulate`.
                 cache.cross_attention[self.layer_idx] = key.clone(), value.clone()
-        # Texts are short, so that the other implementations, some of which know no mask of this form, would gain nothing.
+        # Texts are short, so that the other implementations, some of which know no mask of this form, would gain
+        # nothing.
         attended, weights = attend(
             self,
             query.to(value.dtype),
@@ -193,8 +194,8 @@ class CropEmbedding(nn.Module):
 
 def crop_coordinates(sizes: torch.Tensor) -> torch.Tensor:
     """
-    Height and width of pictures that are resized to a short side of 512, and top and left of the square in their middle,
-    `(batch, 4)`, of the pictures' own heights and widths `(batch, 2)`.
+    Height and width of pictures that are resized to a short side of 512, and top and left of the square in their
+    middle, `(batch, 4)`, of the pictures' own heights and widths `(batch, 2)`.
     """
     sizes = sizes.float()
     # Rounded towards zero, as in the official code, where a side of 512 may become 511.

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the transformers share that predict whole blocks: the step protocol, its checks, the loss and the initial weights."""
+"""What the transformers of whole blocks share: the step protocol, its checks, the loss and the initial weights."""
 
 import math
 from typing import Any, NamedTuple
@@ -37,8 +37,8 @@ class BlockCall(NamedTuple):
 
 class BlockTransformer(CheckedModelMixin, PreTrainedModel):
     """
-    A transformer over the tokens of all scales, which predicts them block by block. A subclass embeds its condition, and runs
-    its layers in `predict`.
+    A transformer over the tokens of all scales, which predicts them block by block. A subclass embeds its condition,
+    and runs its layers in `predict`.
     """
 
     config: Any

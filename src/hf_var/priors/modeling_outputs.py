@@ -30,7 +30,7 @@ class VARTransformerOutput(CacheByBothNames, ModelOutput):
         cache ([`VARCache`], *optional*): The cache, now with these blocks.
         hidden_states (`tuple(torch.FloatTensor)`, *optional*): Input of the first layer and output of every layer.
         attentions (`tuple(torch.FloatTensor)`, *optional*): Attention weights of every layer.
-        cross_attentions (`tuple(torch.FloatTensor)`, *optional*): Those of the attention to the text, of models that read one.
+        cross_attentions (`tuple(torch.FloatTensor)`, *optional*): Those of the attention to a text.
     """
 
     loss: torch.Tensor | None = None

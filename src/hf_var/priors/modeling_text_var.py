@@ -30,7 +30,7 @@ from .text_checks import as_crop_sizes, as_text_mask, check_text
 
 
 class TextCondition(NamedTuple):
-    """What the layers are told of the text: by its pooled vector, the crop, its tokens, and which of these there are."""
+    """What the layers are told: the text as one vector, the crop, the text's tokens, and which of these there are."""
 
     pooled: torch.Tensor
     crop: torch.Tensor | None
@@ -41,8 +41,8 @@ class TextCondition(NamedTuple):
 class TextVARTransformer(BlockTransformer):
     r"""
     Visual autoregressive transformer that reads a text by cross-attention (Switti,
-    [Voronov et al. 2024](https://huggingface.co/papers/2412.01819)): it predicts each token map from the text and the coarser
-    ones, a whole map at once.
+    [Voronov et al. 2024](https://huggingface.co/papers/2412.01819)): it predicts each token map from the text and the
+    coarser ones, a whole map at once.
 
     Args:
         config ([`TextVARConfig`]): Sizes and schedule.
@@ -118,20 +118,20 @@ class TextVARTransformer(BlockTransformer):
         r"""
         Predict consecutive whole scales, beginning where the cache ends.
 
-        The only input of the first scale is the text; every later one reads its part of `scale_inputs`, too. Training is the
-        call with all of them and no cache, a sampling step the call with one scale and a cache.
+        The only input of the first scale is the text; every later one reads its part of `scale_inputs`, too. Training
+        is the call with all of them and no cache, a sampling step the call with one scale and a cache.
 
         Args:
-            encoder_hidden_states (`torch.FloatTensor` of shape `(batch, text length, config.cross_attention_dim)`, *optional*):
-                Hidden states of the text, of several encoders side by side. A [`VARCache`] remembers all of the text, so this
-                and the following three are passed with an image's first scale only.
-            encoder_attention_mask (`torch.Tensor` of shape `(batch, text length)`, *optional*):
+            encoder_hidden_states (`torch.FloatTensor` of shape `(batch, length, cross_attention_dim)`, *optional*):
+                Hidden states of the text, of several encoders side by side. A [`VARCache`] remembers all of the text,
+                so this and the following three are passed with an image's first scale only.
+            encoder_attention_mask (`torch.Tensor` of shape `(batch, length)`, *optional*):
                 1 for tokens of the text, 0 for padding, in integers or truth values. `None` means all ones.
-            pooled_projections (`torch.FloatTensor` of shape `(batch, config.pooled_projection_dim)`, *optional*):
+            pooled_projections (`torch.FloatTensor` of shape `(batch, pooled_projection_dim)`, *optional*):
                 The text as one vector. It is needed wherever `encoder_hidden_states` are.
             crop_sizes (`torch.LongTensor` of shape `(batch, 2)`, *optional*):
-                Height and width of the pictures that the images are square crops from, for `config.crop_conditioning`. `None`
-                means that they were square themselves, (512, 512), which is right for sampling.
+                Height and width of the pictures that the images are square crops from, for `config.crop_conditioning`.
+                `None` means that they were square themselves, (512, 512), which is right for sampling.
             scale_inputs (`torch.FloatTensor` of shape `(batch, tokens, latent_channels)`, *optional*):
                 Inputs of the scales, from the second one on: [`VQVAEModel.teacher_forcing`] or
                 [`VQVAEModel.next_scale`] make them. Left out, the first scale is run alone.
@@ -139,17 +139,17 @@ class TextVARTransformer(BlockTransformer):
                 Codes of the scales of this call, for the loss; -100 leaves a token out.
             cache (`Cache`, *optional*):
                 What is known of the scales before and of the text, changed in place: a [`VARCache`], or, with
-                `config.is_causal`, transformers' `DynamicCache`, which needs the text at every call. Training with checkpointed
-                layers computes without a cache.
+                `config.is_causal`, transformers' `DynamicCache`, which needs the text at every call. Training with
+                checkpointed layers computes without a cache.
             use_cache (`bool`, *optional*):
                 Whether to make a [`VARCache`] if none is passed.
             past_key_values (`Cache`, *optional*):
                 The name of `cache` before transformers 5.24.
 
         Raises:
-            `ValueError`: If the text is missing or passed twice, an argument is of another type or shape, the tokens are not
-            whole scales, or layers that are checkpointed would have to read a cache; on the CPU also if a label is out of
-            range, a text has no tokens or a size is none.
+            `ValueError`: If the text is missing or passed twice, an argument is of another type or shape, the tokens
+            are not whole scales, or layers that are checkpointed would have to read a cache; on the CPU also if a
+            label is out of range, a text has no tokens or a size is none.
             `TypeError`: If an argument is unknown.
         """
         call = self._begin_call(cache, past_key_values, use_cache, scale_inputs, labels, kwargs)
@@ -181,8 +181,8 @@ class TextVARTransformer(BlockTransformer):
     ) -> torch.Tensor:
         """
         The part of `forward` after the embeddings, which is the same for all scales: logits `(batch, length,
-        codebook_size)`, in fp32, of embedded tokens `(batch, length, hidden_size)`. The `condition` is in a [`VARCache`]
-        after the first scale.
+        codebook_size)`, in fp32, of embedded tokens `(batch, length, hidden_size)`. The `condition` is in a
+        [`VARCache`] after the first scale.
         """
         if condition is None:
             pooled = crop = context = None
@@ -223,7 +223,7 @@ class TextVARTransformer(BlockTransformer):
         return TextCondition(pooled, crop, encoder_hidden_states.to(dtype), encoder_attention_mask)
 
     def _context_mask(self, mask: torch.Tensor, hidden_states: torch.Tensor) -> torch.Tensor:
-        """The mask `(batch, text length)` in the form that the attention to the text wants, the same for all queries."""
+        """The mask `(batch, text length)` in the form that the attention to the text wants, one for all queries."""
         make_mask = ALL_MASK_ATTENTION_FUNCTIONS[context_implementation(self.config)]
         return make_mask(
             batch_size=mask.shape[0],

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Rotary positions in token maps (Su et al. 2021), which begin anew at every scale and span the same angles in each."""
+"""Rotary positions in token maps (Su et al. 2021), which begin anew at every scale and span the same angles."""
 
 import torch
 
@@ -10,8 +10,9 @@ def position_angles(
     config: TextVARConfig, begin: int, end: int, device: torch.device
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """
-    Cosines and sines, each `(end - begin, head_dim / 2)` in fp32, of the tokens `begin` to `end` of an image; both are at the
-    ends of scales. The first half of the pairs of channels turns with a token's column, the second with its row.
+    Cosines and sines, each `(end - begin, head_dim / 2)` in fp32, of the tokens `begin` to `end` of an image; both are
+    at the ends of scales. The first half of the pairs of channels turns with a token's column, the second with its
+    row.
     """
     # The order of the products is the official one: another would move the angles by their rounding.
     exponents = torch.arange(0, config.head_dim, 4, device=device).float() / config.head_dim
