@@ -12,7 +12,16 @@ from .autoencoders import (
     VQVAEModel,
     VQVAEOutput,
 )
-from .pipelines import ARPipeline, VARImg2ImgPipeline, VARInpaintPipeline, VARPipeline, VARPipelineOutput
+from .pipelines import (
+    ARPipeline,
+    VARImg2ImgPipeline,
+    VARInpaintPipeline,
+    VARPipeline,
+    VARPipelineOutput,
+    VARTextImg2ImgPipeline,
+    VARTextInpaintPipeline,
+    VARTextToImagePipeline,
+)
 from .priors import (
     PixelCNN,
     PixelCNNConfig,
@@ -64,6 +73,9 @@ __all__ = [
     "VARInpaintPipeline",
     "VARPipeline",
     "VARPipelineOutput",
+    "VARTextImg2ImgPipeline",
+    "VARTextInpaintPipeline",
+    "VARTextToImagePipeline",
     "VARTransformer",
     "VARTransformerOutput",
     "VQVAEConfig",

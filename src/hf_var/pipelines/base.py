@@ -28,6 +28,8 @@ from .sampling import Guidance, SamplingSettings
 
 # Log-probabilities `(pairs, length)` in nats, in fp32, from indices of images `(pairs,)` and their class labels.
 TokenScorer = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
+# The checked arguments of a call, the condition of each image, and its items of the other inputs.
+Prepared = tuple[CallSettings, Condition, dict[str, list[int]]]
 
 
 @dataclass
@@ -225,11 +227,16 @@ class PipelineBase(DiffusionPipeline):
         return self.vqvae.encode(pixels.to(self._execution_device)).codes
 
     def _prepare(
-        self, class_labels: Labels, options: Mapping[str, Any], condition: Condition | None = None, **sizes: int
-    ) -> tuple[CallSettings, Condition, dict[str, list[int]]]:
+        self,
+        class_labels: Labels,
+        options: Mapping[str, Any],
+        condition: Condition | Callable[[CallSettings], Condition] | None = None,
+        **sizes: int,
+    ) -> Prepared:
         """
-        The shared arguments of a call, the condition of each image (that of `class_labels` unless it is given), and for each
-        image the items of the other inputs, of which there are as many as `sizes` says.
+        The shared arguments of a call, the condition of each image (that of `class_labels` unless it is given, or made once
+        these arguments are known), and for each image the items of the other inputs, of which there are as many as `sizes`
+        says.
         """
         call = resolve_call(self.call_options, self.vqvae.config, self.config, options)
         unknown = [
@@ -242,7 +249,9 @@ class PipelineBase(DiffusionPipeline):
         check_output(call.output_type, self.vqvae.config)
         if condition is None:
             condition = class_condition(self.priors[0], class_labels, call.class_embeds)
-        items = match_inputs(call.num_images_per_label, **sizes, **{condition.name: len(condition)})
+        elif not isinstance(condition, Condition):
+            condition = condition(call)
+        items = match_inputs(call.num_images, **sizes, **{condition.name: len(condition)})
         condition = condition.select(items.pop(condition.name))
         check_generator(call.generator, len(condition))
         return call, condition, items

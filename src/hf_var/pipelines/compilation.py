@@ -12,7 +12,8 @@ import torch._inductor.config as inductor_config
 from diffusers.utils import logging
 
 from ..autoencoders import VQVAEModel
-from ..priors import VARCache, VARTransformer, VARTransformerOutput
+from ..priors import VARCache, VARTransformerOutput
+from ..priors.modeling_blocks import BlockTransformer
 
 
 logger = logging.get_logger(__name__)
@@ -27,7 +28,7 @@ class CompiledModels:
     with, so the cache stays from one call to the next.
     """
 
-    def __init__(self, transformer: VARTransformer, vqvae: VQVAEModel, **options: Any):
+    def __init__(self, transformer: BlockTransformer, vqvae: VQVAEModel, **options: Any):
         self.transformer, self.vqvae, self.options = transformer, vqvae, options
         # Shapes and the place in the cache are constants of a scale. The scales share the code of `forward`, of which
         # Dynamo makes eight graphs at most, unless each is counted by itself.
@@ -68,9 +69,8 @@ class CompiledModels:
         cache = VARCache(self.transformer.config)
         # A step makes the buffers. One within a CUDA graph would leave them to the graph, which uses them otherwise.
         self.transformer(**condition, cache=cache)
-        for layer in cache.layers:
-            for buffer in (layer.keys, layer.values):  # pyright: ignore[reportAttributeAccessIssue]
-                torch._dynamo.mark_static_address(buffer)  # pyright: ignore[reportArgumentType]
+        for buffer in _buffers(cache):
+            torch._dynamo.mark_static_address(buffer)
         return cache
 
 
@@ -81,7 +81,7 @@ class FrozenModels:
     any number of tokens and images. The decoder is not compiled, because it gains little or gets slower.
     """
 
-    def __init__(self, transformer: VARTransformer, vqvae: VQVAEModel, **options: Any):
+    def __init__(self, transformer: BlockTransformer, vqvae: VQVAEModel, **options: Any):
         self.transformer, self.vqvae, self.options = transformer, vqvae, options
         # The first scale reads its own weights, those of AdaLN, for a single token.
         self.steps: list[Callable] = [transformer, *[self._step] * (len(transformer.config.patch_nums) - 1)]
@@ -109,16 +109,16 @@ class FrozenModels:
 
     def _step(self, scale_inputs: torch.Tensor, cache: VARCache) -> VARTransformerOutput:
         """What the transformer itself returns for a block after the first one, without its checks."""
-        hidden_states = self.transformer.embeddings(None, scale_inputs, cache.get_seq_length())
-        _mark_sizes(hidden_states, cache)
+        inputs = self.transformer.embed(None, scale_inputs, cache.get_seq_length(), scale_inputs.shape[1])
+        _mark_sizes(inputs, cache)
         # For this thread and step. Among the `options` Inductor would see it, but not Dynamo, which decides what is constant.
         with inductor_config.patch(freezing=True):
-            logits = self._predict(hidden_states, cache=cache)
+            logits = self._predict(**inputs, cache=cache)
         return VARTransformerOutput(logits=logits, cache=cache)
 
 
 def compile_models(
-    transformer: VARTransformer, vqvae: VQVAEModel, freezing: bool | None, on_cuda: bool, **options: Any
+    transformer: BlockTransformer, vqvae: VQVAEModel, freezing: bool | None, on_cuda: bool, **options: Any
 ) -> CompiledModels | FrozenModels:
     """The compiled form that suits the device, see [`~VARPipeline.compile`]."""
     transformer, vqvae = unwrapped(transformer), unwrapped(vqvae)
@@ -139,7 +139,7 @@ def unwrapped(model: Any) -> Any:
     return getattr(model, "_orig_mod", model)
 
 
-def find_obstacle(transformer: VARTransformer) -> str | None:
+def find_obstacle(transformer: BlockTransformer) -> str | None:
     """Why the weights of `transformer` cannot be constants of a graph; `None` if they can."""
     tensors = [tensor.detach() for tensor in (*transformer.parameters(), *transformer.buffers())]
     if any(tensor.device.type != "cpu" for tensor in tensors):
@@ -152,7 +152,7 @@ def find_obstacle(transformer: VARTransformer) -> str | None:
     return None
 
 
-def _describe(transformer: VARTransformer) -> list[tuple]:
+def _describe(transformer: BlockTransformer) -> list[tuple]:
     """What changes with the weights of the graph: addresses, torch's counts of changes, and some of the values."""
     parts = (transformer.layers, transformer.head_norm, transformer.head)
     return [
@@ -168,14 +168,22 @@ def _describe(transformer: VARTransformer) -> list[tuple]:
     ]
 
 
-def _mark_sizes(hidden_states: torch.Tensor, cache: VARCache) -> None:
+def _buffers(cache: VARCache) -> list[torch.Tensor]:
+    """Keys and values of the tokens; where a layer only counts them, there are none."""
+    layers: Any = cache.layers
+    return [buffer for layer in layers for buffer in (layer.keys, layer.values) if buffer is not None]
+
+
+def _mark_sizes(inputs: Mapping[str, Any], cache: VARCache) -> None:
     """
     Mark the sizes that vary, tokens and images. Otherwise Dynamo assumes that equal sizes stay equal, such as four images
     and four tokens, and makes another graph when they differ.
     """
-    buffers = [buffer for layer in cache.layers for buffer in (layer.keys, layer.values)]  # pyright: ignore[reportAttributeAccessIssue]
-    per_image = (hidden_states, *buffers, *cache.modulations.values())
-    for tensor, dim in [(hidden_states, 1), *((tensor, 0) for tensor in per_image)]:
+    hidden_states, angles = inputs["hidden_states"], inputs.get("position_embeddings", ())
+    text = [states for pair in cache.cross_attention.values() for states in pair]
+    text += [] if cache.cross_mask is None else [cache.cross_mask]
+    per_image = (hidden_states, *_buffers(cache), *cache.modulations.values(), *text)
+    for tensor, dim in [(hidden_states, 1), *((each, 0) for each in angles), *((each, 0) for each in per_image)]:
         # A graph for a single one is always another.
         if tensor.shape[dim] > 1:
             torch._dynamo.mark_dynamic(tensor, dim)

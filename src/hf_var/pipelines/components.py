@@ -7,18 +7,18 @@ from typing import Any
 from transformers import PreTrainedTokenizerBase
 
 from ..autoencoders import TokenizerConfig, VQVAEConfig, VQVAEModel
-from ..priors import RQTransformerConfig, VARConfig, VARTransformer
+from ..priors import RQTransformerConfig, VARConfig
+from ..priors.configuration_blocks import BlocksMixin
+from ..priors.modeling_blocks import BlockTransformer
 from .adapters import is_adapter_module
 
 
-def check_components(transformer: VARTransformer, vqvae: VQVAEModel) -> None:
-    """Raise a `ValueError` unless these are models of the two stages, for the same scales."""
-    for name, component, config_class in (("transformer", transformer, VARConfig), ("vqvae", vqvae, VQVAEConfig)):
+def check_components(transformer: BlockTransformer, vqvae: VQVAEModel, config_class: type[BlocksMixin]) -> None:
+    """Raise a `ValueError` unless these are models of the two stages, for the same scales, the first of this kind."""
+    for name, component, kind in (("transformer", transformer, config_class), ("vqvae", vqvae, VQVAEConfig)):
         # By its configuration: the model itself may be wrapped, by torch.compile for one.
-        if not isinstance(getattr(component, "config", None), config_class):
-            raise ValueError(
-                f"`{name}` must be a model with a {config_class.__name__}, got {type(component).__name__}."
-            )
+        if not isinstance(getattr(component, "config", None), kind):
+            raise ValueError(f"`{name}` must be a model with a {kind.__name__}, got {type(component).__name__}.")
         check_no_adapter(name, component)
     _check_same_codes("transformer", transformer.config, vqvae.config)
     if transformer.config.is_raster:
@@ -72,8 +72,8 @@ def check_no_adapter(name: str, component: Any) -> None:
         )
 
 
-def _check_same_codes(name: str, prior: VARConfig | RQTransformerConfig, tokenizer: VQVAEConfig) -> None:
-    reads_vectors = isinstance(prior, VARConfig) or prior.code_inputs == "vectors"
+def _check_same_codes(name: str, prior: BlocksMixin | RQTransformerConfig, tokenizer: VQVAEConfig) -> None:
+    reads_vectors = isinstance(prior, BlocksMixin) or prior.code_inputs == "vectors"
     for field in ("codebook_size", *(["latent_channels"] if reads_vectors else []), "patch_nums"):
         ours, theirs = getattr(prior, field), getattr(tokenizer, field)
         if ours != theirs:
@@ -82,7 +82,7 @@ def _check_same_codes(name: str, prior: VARConfig | RQTransformerConfig, tokeniz
             )
 
 
-def _check_blocks(name: str, config: VARConfig) -> None:
+def _check_blocks(name: str, config: Any) -> None:
     if not config.has_known_inputs:
         raise ValueError(
             f"`{name}` must predict a whole scale or a single token at a time, got block_sizes={config.block_sizes} for "

@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 from torch.nn import functional
-from transformers import PreTrainedTokenizerBase
+from transformers import BatchEncoding, PreTrainedTokenizerBase
 from transformers.utils import logging
 
 from .checks import as_tensor, check_code_range
@@ -15,17 +15,26 @@ from .checks import as_tensor, check_code_range
 logger = logging.get_logger(__name__)
 
 
-def prompt_ids(tokenizer: PreTrainedTokenizerBase, prompt: str | Sequence[str], length: int) -> torch.Tensor:
-    """Ids `(batch, length)` of texts, which are cut off or filled up."""
-    prompts: Any = [prompt] if isinstance(prompt, str) else list(prompt) if isinstance(prompt, Sequence) else [prompt]
-    if not prompts or not all(isinstance(text, str) for text in prompts):
-        raise ValueError(f"`prompt` must be a text or a list of texts, got {prompt!r}.")
-    lengths = [len(ids) for ids in tokenizer(prompts).input_ids]
+def as_texts(name: str, value: Any) -> list[str]:
+    """The texts of an argument, one or several; a `ValueError` unless they are some."""
+    texts: Any = [value] if isinstance(value, str) else list(value) if isinstance(value, Sequence) else [value]
+    if not texts or not all(isinstance(text, str) for text in texts):
+        raise ValueError(f"`{name}` must be a text or a list of texts, got {value!r}.")
+    return texts
+
+
+def tokenize(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str], length: int) -> BatchEncoding:
+    """Ids and attention mask `(batch, length)` of texts, which are cut off or filled up."""
+    lengths = [len(ids) for ids in tokenizer(list(texts), verbose=False).input_ids]
     if max(lengths) > length:
         logger.warning(f"`prompt` has {max(lengths)} tokens, of which the model reads the first {length}.")
-    return tokenizer(
-        prompts, padding="max_length", truncation=True, max_length=length, return_tensors="pt"
-    ).input_ids.long()  # pyright: ignore[reportAttributeAccessIssue]
+    options: Any = {"padding": "max_length", "truncation": True, "max_length": length, "return_tensors": "pt"}
+    return tokenizer(list(texts), **options)
+
+
+def prompt_ids(tokenizer: PreTrainedTokenizerBase, prompt: str | Sequence[str], length: int) -> torch.Tensor:
+    """Ids `(batch, length)` of the texts of `prompt`."""
+    return tokenize(tokenizer, as_texts("prompt", prompt), length)["input_ids"].long()  # pyright: ignore
 
 
 def given_ids(condition_codes: Any, lengths: Sequence[int], num_ids: int) -> torch.Tensor:

@@ -22,7 +22,8 @@ class Condition:
 
     Args:
         entries (`dict[str, torch.Tensor]`): Arguments of the transformer's first call, with one entry for each image.
-        nothing (`Callable`): Returns the entry of one unconditional image, which guidance contrasts with.
+        nothing (`Callable`):
+            Returns the entry of an unconditional image, or one for each image, which guidance contrasts with.
         class_labels (`torch.LongTensor` of shape `(batch,)`):
             Ids of the classes, for functions that score images; the number of labels where there is none.
         is_unconditional (`bool`): Whether guidance has nothing to contrast with.
@@ -45,8 +46,14 @@ class Condition:
 
     def select(self, items: Sequence[int]) -> "Condition":
         """The condition whose image i has the entry `items[i]` of this one."""
-        entries = {name: values[list(items)] for name, values in self.entries.items()}
-        return replace(self, entries=entries, class_labels=self.class_labels[list(items)])
+        chosen = list(items)
+
+        def nothing() -> Mapping[str, torch.Tensor]:
+            entries = self.nothing()
+            return {name: values if len(values) == 1 else values[chosen] for name, values in entries.items()}
+
+        entries = {name: values[chosen] for name, values in self.entries.items()}
+        return replace(self, entries=entries, nothing=nothing, class_labels=self.class_labels[chosen])
 
     def arguments(self, device: torch.device, guided: bool) -> dict[str, torch.Tensor]:
         """Arguments of the transformer's first call; if `guided`, with the unconditional half of the batch at the end."""

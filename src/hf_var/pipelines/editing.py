@@ -11,6 +11,10 @@ from ..autoencoders import VQVAEModel
 from .checks import check_num_scales, checked_codes, is_number
 
 
+# Share of the scales that a variation samples.
+DEFAULT_STRENGTH = 0.5
+
+
 def interpolated_latents(
     vqvae: VQVAEModel, codes: torch.Tensor, other_codes: torch.Tensor, weights: Sequence[float], device: torch.device
 ) -> list[torch.Tensor]:
@@ -48,6 +52,21 @@ def known_latents(vqvae: Any, codes: torch.Tensor, known: torch.Tensor) -> Any:
     for k, level in enumerate(levels):
         latents, _ = vqvae.next_scale(latents, level, k)
     return latents
+
+
+def first_sampled_scale(strength: float | None, num_kept_scales: int | None, num_scales: int) -> int:
+    """The number of scales that an image keeps, by one of the two arguments of [`VARImg2ImgPipeline`]."""
+    if num_kept_scales is not None:
+        if strength is not None:
+            raise ValueError(
+                f"Pass one of `strength` and `num_kept_scales`, got {strength!r} and {num_kept_scales!r}."
+            )
+        check_num_scales("num_kept_scales", num_kept_scales, num_scales)
+        return num_kept_scales
+    strength = DEFAULT_STRENGTH if strength is None else strength
+    if not is_number(strength) or not 0 <= strength <= 1:
+        raise ValueError(f"`strength` must be in [0, 1], got {strength!r}.")
+    return num_scales - int(num_scales * strength)
 
 
 def match_inputs(num_images: int, **sizes: int) -> dict[str, list[int]]:

@@ -87,7 +87,7 @@ class LoraMixin(LoraBaseMixin, DiffusionPipeline):
             raise ValueError(f"`adapter_name` = {adapter_name!r} is taken by another adapter.")
         was_plain, active = not has_adapters(transformer), active_adapters(transformer)
         trainable = {name for name, parameter in plain_parameters(transformer) if parameter.requires_grad}
-        own_labels = transformer.config.id2label or {}, transformer.embeddings.class_embedding.weight
+        own_labels = transformer.config.id2label or {}, _label_rows(transformer)
         has_other_labels = bring_other_labels(source, names, weights.get(CLASS_EMBEDDING_KEY), own_labels[0])
         if has_other_labels and not was_plain:
             raise ValueError(
@@ -323,6 +323,12 @@ class LoraMixin(LoraBaseMixin, DiffusionPipeline):
                 "merge or remove adapters before `enable_sequential_cpu_offload`, `enable_group_offload` and the like."
             )
         return transformer
+
+
+def _label_rows(transformer: Any) -> torch.Tensor | None:
+    """The weight of the class embedding, of models that have classes."""
+    embedding = getattr(transformer.embeddings, "class_embedding", None)
+    return None if embedding is None else embedding.weight
 
 
 def _loaded(transformer: VARTransformer) -> list[str]:

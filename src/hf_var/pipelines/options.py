@@ -13,10 +13,20 @@ import torch
 from diffusers.callbacks import MultiPipelineCallbacks, PipelineCallback
 from transformers import LogitsProcessor, LogitsProcessorList
 
-from ..priors import VARTransformer
+from ..priors import TextVARConfig
+from ..priors.modeling_blocks import BlockTransformer
 from ..ranges import CheckedFields, PositiveInt
-from .checks import check_callable, check_guidance, check_temperature, check_top_k, check_top_p, is_number
-from .sampling import Generators, Guidance, SamplingSettings
+from .checks import (
+    check_callable,
+    check_flag,
+    check_guidance,
+    check_num_scales,
+    check_temperature,
+    check_top_k,
+    check_top_p,
+    is_number,
+)
+from .sampling import SMOOTH_RULES, Generators, Guidance, SamplingSettings
 
 
 AnyCall = TypeVar("AnyCall", bound=Callable)
@@ -43,14 +53,21 @@ class SamplingOptions(FilterOptions, total=False):
     """How the codes of whole scales are sampled, see [`VARPipeline.__call__`]."""
 
     smooth: bool
-    refiner: VARTransformer | None
+    refiner: BlockTransformer | None
     refiner_start: int | None
 
 
-class ResultOptions(TypedDict, total=False):
-    """How many images a call returns, and how, see [`VARPipeline.__call__`]."""
+class TextSamplingOptions(SamplingOptions, total=False):
+    """The same of a text, see [`VARTextToImagePipeline.__call__`]."""
 
-    num_images_per_label: int
+    guidance_start: int
+    guidance_end: int | None
+    smooth_start: int
+
+
+class ResultOptions(TypedDict, total=False):
+    """What a call returns, see [`VARPipeline.__call__`]."""
+
     generator: Generators
     output_type: str
     return_dict: bool
@@ -64,12 +81,33 @@ class CallOptions(SamplingOptions, ResultOptions, total=False):
     """The arguments that the calls of the pipelines of a VAR transformer share, see [`VARPipeline.__call__`]."""
 
     class_embeds: torch.Tensor | None
+    num_images_per_label: int
 
 
 class ARCallOptions(FilterOptions, ResultOptions, total=False):
     """The arguments of [`ARPipeline.__call__`] beside the condition and the codes that are given."""
 
     class_embeds: torch.Tensor | None
+    num_images_per_label: int
+
+
+class PromptOptions(TypedDict, total=False):
+    """What is known of a text beside the text itself, see [`VARTextToImagePipeline.__call__`]."""
+
+    negative_prompt: str | Sequence[str] | None
+    prompt_embeds: torch.Tensor | None
+    negative_prompt_embeds: torch.Tensor | None
+    pooled_prompt_embeds: torch.Tensor | None
+    negative_pooled_prompt_embeds: torch.Tensor | None
+    prompt_attention_mask: torch.Tensor | None
+    negative_prompt_attention_mask: torch.Tensor | None
+    original_size: tuple[int, int] | Sequence[tuple[int, int]] | None
+
+
+class TextCallOptions(PromptOptions, TextSamplingOptions, ResultOptions, total=False):
+    """The arguments that the calls of the pipelines of texts share, see [`VARTextToImagePipeline.__call__`]."""
+
+    num_images_per_prompt: int
 
 
 # Options with a plain value, which a command line can give and a report or a model card can state: type and meaning.
@@ -91,6 +129,8 @@ SAMPLING_DEFAULTS: Mapping[str, Any] = {
     "refiner": None,
     "refiner_start": None,
 }
+# Those that only pipelines of texts have.
+TEXT_SAMPLING_DEFAULTS: Mapping[str, Any] = {"guidance_start": 0, "guidance_end": None, "smooth_start": 0}
 
 
 @dataclass
@@ -100,6 +140,7 @@ class CallSettings(CheckedFields):
     sampling: SamplingSettings
     class_embeds: torch.Tensor | None = None
     num_images_per_label: PositiveInt = 1
+    num_images_per_prompt: PositiveInt = 1
     generator: Generators = None
     output_type: Literal["pil", "np", "pt", "latent"] = "pil"
     return_dict: bool = True
@@ -119,12 +160,18 @@ class CallSettings(CheckedFields):
         if isinstance(self.callback_on_step_end, (PipelineCallback, MultiPipelineCallbacks)):
             self.callback_on_step_end_tensor_inputs = list(self.callback_on_step_end.tensor_inputs)
 
+    @property
+    def num_images(self) -> int:
+        """Images for each label or prompt, by whichever name the pipeline has for it."""
+        return self.num_images_per_label * self.num_images_per_prompt
+
 
 def show_options(call: AnyCall, **own_defaults: Any) -> AnyCall:
     """Let `help` and `inspect` show the arguments behind the `**options` of a pipeline's call, with defaults of its own."""
     signature = inspect.signature(call)
     own = [entry for entry in signature.parameters.values() if entry.kind is not inspect.Parameter.VAR_KEYWORD]
-    defaults = {**SAMPLING_DEFAULTS, **{entry.name: entry.default for entry in fields(CallSettings)}, **own_defaults}
+    defaults = {**SAMPLING_DEFAULTS, **TEXT_SAMPLING_DEFAULTS, **dict.fromkeys(PromptOptions.__optional_keys__)}
+    defaults |= {entry.name: entry.default for entry in fields(CallSettings)} | own_defaults
     shared = [
         inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=defaults[name], annotation=annotation)
         for name, annotation in get_type_hints(get_args(call.__annotations__["options"])[0]).items()
@@ -144,19 +191,20 @@ def resolve_call(
         near = get_close_matches(name, known, n=1)
         hint = f"did you mean `{near[0]}`?" if near else f"it takes {', '.join(sorted(known))}."
         raise TypeError(f"`__call__` got an unexpected keyword argument {name!r}; {hint}")
-    sampling: Any = {name: options[name] for name in SAMPLING_DEFAULTS.keys() & options.keys()}
-    others: Any = {name: options[name] for name in options.keys() - SAMPLING_DEFAULTS.keys()}
+    of_sampling = SAMPLING_DEFAULTS.keys() | TEXT_SAMPLING_DEFAULTS.keys()
+    sampling: Any = {name: options[name] for name in of_sampling & options.keys()}
+    others: Any = {name: options[name] for name in options.keys() - of_sampling}
     return CallSettings(resolve_sampling(tokenizer, defaults, sampling), **others)
 
 
-def resolve_sampling(tokenizer: Any, defaults: Mapping[str, Any], options: SamplingOptions) -> SamplingSettings:
+def resolve_sampling(tokenizer: Any, defaults: Mapping[str, Any], options: TextSamplingOptions) -> SamplingSettings:
     """Check the arguments of sampling, with `defaults` in place of `None`, and resolve them to one value per scale."""
     num_scales = len(tokenizer.patch_nums)
-    values: dict[str, Any] = {**SAMPLING_DEFAULTS, **options}
+    values: dict[str, Any] = {**SAMPLING_DEFAULTS, **TEXT_SAMPLING_DEFAULTS, **options}
     for name in CHECKPOINT_DEFAULTS:
         values[name] = float(defaults[name]) if values[name] is None else values[name]
     if values["top_k"] is None:
-        values["top_k"] = min(DEFAULT_TOP_K, tokenizer.codebook_size)
+        values["top_k"] = min(defaults.get("top_k", DEFAULT_TOP_K), tokenizer.codebook_size)
     check_guidance(values["guidance_scale"])
     checks = {
         "top_k": partial(check_top_k, tokenizer.codebook_size),
@@ -173,19 +221,37 @@ def resolve_sampling(tokenizer: Any, defaults: Mapping[str, Any], options: Sampl
             raise ValueError(f"`logits_processor` must be a `LogitsProcessor`, got {processor!r}.")
         values["logits_processor"] = processors
     values["refiner_start"] = _refiner_start(values["refiner"], values["refiner_start"], num_scales)
+    rule = values["smooth_rule"] = defaults.get("smooth_rule", SMOOTH_RULES[0])
+    values["smooth"] = _smooth_scales(values, values.pop("smooth_start"), rule, num_scales)
     return SamplingSettings(**values)
 
 
-def last_guided_scale(guidance_scale: Guidance, num_scales: int) -> int:
-    """The last scale whose weight is not 1, -1 if there is none: until then, the unconditional half is computed."""
+def last_guided_scale(guidance_scale: Guidance, num_scales: int, start: int = 0, end: int | None = None) -> int:
+    """
+    The last scale whose weight is not 1, -1 if there is none: until then, the unconditional half is computed. Guidance is
+    off before the scale `start` and from `end` on.
+    """
+    end = num_scales if end is None else end
     if not callable(guidance_scale):
         # A callback may change it.
-        return num_scales - 1 if guidance_scale != 1 else -1
+        return end - 1 if guidance_scale != 1 and start < end else -1
     weights = [guidance_scale(k, num_scales) for k in range(num_scales)]
     for k, weight in enumerate(weights):
         if not is_number(weight):
             raise ValueError(f"`guidance_scale` must return a finite number, got {weight!r} for ({k}, {num_scales}).")
-    return max((k for k, weight in enumerate(weights) if weight != 1), default=-1)
+    return max((k for k, weight in enumerate(weights) if weight != 1 and start <= k < end), default=-1)
+
+
+def _smooth_scales(values: Mapping[str, Any], start: Any, rule: str, num_scales: int) -> list[bool]:
+    """Which scales mix code vectors: from `start` on, by Switti's rule while there is guidance only."""
+    check_flag("smooth", values["smooth"])
+    for name, number in {"guidance_start": values["guidance_start"], "smooth_start": start}.items():
+        check_num_scales(name, number, num_scales)
+    end = values["guidance_end"]
+    if end is not None:
+        check_num_scales("guidance_end", end, num_scales)
+    last = num_scales if end is None or rule == SMOOTH_RULES[0] else end
+    return [values["smooth"] and start <= k < last for k in range(num_scales)]
 
 
 def _per_scale(name: str, value: Any, num_scales: int, check: Callable[[Any], None]) -> list:
@@ -198,7 +264,7 @@ def _per_scale(name: str, value: Any, num_scales: int, check: Callable[[Any], No
     return values
 
 
-def _refiner_start(refiner: VARTransformer | None, start: int | None, num_scales: int) -> int:
+def _refiner_start(refiner: BlockTransformer | None, start: int | None, num_scales: int) -> int:
     if refiner is None:
         if start is not None:
             raise ValueError(f"`refiner_start` = {start!r} needs a `refiner`.")
@@ -208,11 +274,16 @@ def _refiner_start(refiner: VARTransformer | None, start: int | None, num_scales
     return int(start)
 
 
-def check_refiner(transformer: VARTransformer, refiner: VARTransformer | None) -> None:
-    """Raise a `ValueError` unless there is no refiner, or one that predicts the same codes as `transformer`."""
+def check_refiner(transformer: BlockTransformer, refiner: BlockTransformer | None) -> None:
+    """Raise a `ValueError` unless there is no refiner, or one that predicts the same codes, from the same condition."""
     if refiner is None:
         return
-    for name in ("codebook_size", "latent_channels", "patch_nums", "num_labels", "block_sizes"):
+    names = ["codebook_size", "latent_channels", "patch_nums", "num_labels"]
+    if isinstance(transformer.config, TextVARConfig):
+        names += ["cross_attention_dim", "pooled_projection_dim", "crop_conditioning"]
+    else:
+        names += ["block_sizes"]
+    for name in [*names, "model_type"]:
         ours = getattr(transformer.config, name)
         theirs = getattr(getattr(refiner, "config", None), name, None)
         if ours != theirs:

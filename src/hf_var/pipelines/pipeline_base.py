@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The base of the pipelines of a VAR transformer: models, edits of codes, compilation and offloading."""
+"""The base of the pipelines of a VAR transformer: edits of codes, compilation and offloading."""
 
 from collections.abc import Sequence
 
@@ -7,17 +7,12 @@ import numpy as np
 import PIL.Image
 import torch
 
-from ..autoencoders import VQVAEModel
-from ..priors import VARTransformer
-from ..priors.likelihood import token_log_probs
-from .base import PipelineBase, TokenScorer
+from ..priors.modeling_blocks import BlockTransformer
+from .base import PipelineBase
 from .checks import check_flag, check_output, checked_codes
 from .compilation import CompiledModels, FrozenModels, compile_models, unwrapped
-from .components import check_components
-from .conditions import Labels
 from .editing import interpolated_latents, mixed_latents
 from .lora import LoraMixin
-from .options import CHECKPOINT_DEFAULTS
 
 
 class VARPipelineBase(LoraMixin, PipelineBase):
@@ -28,40 +23,12 @@ class VARPipelineBase(LoraMixin, PipelineBase):
 
     _compiled: CompiledModels | FrozenModels | None = None
 
-    def __init__(
-        self,
-        transformer: VARTransformer,
-        vqvae: VQVAEModel,
-        guidance_scale: float = CHECKPOINT_DEFAULTS["guidance_scale"],
-        top_p: float = CHECKPOINT_DEFAULTS["top_p"],
-        temperature: float = CHECKPOINT_DEFAULTS["temperature"],
-    ):
-        super().__init__()
-        check_components(transformer, vqvae)
-        self.register_modules(transformer=transformer, vqvae=vqvae)
-        self._set_defaults(guidance_scale, top_p, temperature)
-
     @property
-    def priors(self) -> list[VARTransformer]:
+    def priors(self) -> list[BlockTransformer]:
         return [self.transformer]
 
     # ----------------------------------------------------------------------------------------------------------------
-    # Labels and images
-
-    def get_class_embeds(self, labels: Labels) -> torch.Tensor:
-        r"""
-        Class embeddings of labels, for `class_embeds`: to go from one class to another, mix two of them by `torch.lerp`.
-
-        Args:
-            labels (`int`, `str`, `None`, `torch.Tensor` or a list of these): As for a call.
-
-        Returns:
-            `torch.FloatTensor` of shape `(batch, condition_size)`.
-
-        Raises:
-            `ValueError`: If a label is out of range, unknown or ambiguous, or the weights are offloaded.
-        """
-        return self.transformer.get_class_embeds(torch.tensor(self.get_label_ids(labels)))
+    # Images
 
     @torch.no_grad()
     def decode_progress(self, codes: torch.Tensor, output_type: str = "pil") -> list:
@@ -202,11 +169,3 @@ class VARPipelineBase(LoraMixin, PipelineBase):
         if compiled is not None and compiled.vqvae is unwrapped(self.vqvae):
             return compiled.decode(latents=latents).sample
         return super()._decode(latents)
-
-    def _scorer(self, codes: torch.Tensor) -> TokenScorer:
-        # What the transformer reads is made once per image, whatever the number of candidates.
-        transformer = self.transformer
-        scale_inputs = self.vqvae.teacher_forcing(codes)
-        return lambda images, class_labels: token_log_probs(
-            transformer, codes[images], scale_inputs[images], class_labels=class_labels
-        )

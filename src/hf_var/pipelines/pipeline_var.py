@@ -1,18 +1,24 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Images from class labels: the loop over the scales."""
+"""Images from class labels, and the loop over the scales, which is that of all pipelines of a VAR transformer."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
+from functools import partial
 from typing import Any, Unpack
 
 import torch
 
 from ..autoencoders import VQVAEModel
-from ..priors import VARCache
-from .base import CallState
+from ..priors import VARCache, VARConfig, VARTransformer
+from ..priors.likelihood import token_log_probs
+from .base import CallState, Prepared, TokenScorer
 from .compilation import unwrapped
+from .components import check_components
 from .conditions import Condition, Labels
+from .editing import first_sampled_scale
+from .images import check_pasting, given_tokens, image_pixels, mask_pixels, paste_kept
 from .options import (
+    CHECKPOINT_DEFAULTS,
     CallOptions,
     CallSettings,
     check_refiner,
@@ -49,7 +55,153 @@ class GivenCodes:
         return mixed, torch.where(kept[..., None], vqvae.code_vectors(given), content)
 
 
-class VARPipeline(VARPipelineBase):
+class ScalePipeline(VARPipelineBase):
+    """
+    Sampling of the token maps of all scales, with parts of images given or without. What differs between its classes is the
+    condition: each call hands over `prepare`, which checks its arguments and makes the condition.
+    """
+
+    _callback_tensor_inputs = ["latents", "images"]
+
+    def _generate(self, prepare: Callable[..., Prepared]) -> Any:
+        """Sample whole images."""
+        call, condition, _ = prepare()
+        with self._at_work(call.sampling.refiner):
+            latents, codes = self._draw_best(call, condition)
+            return self._output(call, self._images(latents, call.output_type), codes)
+
+    def _repaint(
+        self,
+        prepare: Callable[..., Prepared],
+        image: Any,
+        mask_image: Any,
+        paste_original: bool,
+        feather_width: int | None,
+    ) -> Any:
+        """Sample the white parts of masks, see [`VARInpaintPipeline`]."""
+        config = self.vqvae.config
+        pixels, mask = image_pixels(image, config), mask_pixels(mask_image, config)
+        call, condition, items = prepare(image=len(pixels), mask_image=len(mask))
+        feather_width = check_pasting(paste_original, feather_width, call.output_type, config)
+        with self._at_work(call.sampling.refiner) as device:
+            codes = self._encode(pixels)[items["image"]]
+            kept = given_tokens(mask, config)[items["mask_image"]].to(device)
+            latents, codes = self._draw_best(call, condition, GivenCodes(codes, config.scale_lengths, kept=kept))
+            if not paste_original:
+                return self._output(call, self._images(latents, call.output_type), codes)
+            sample = self._decode(latents)
+            pixels, mask = pixels[items["image"]].to(sample.device), mask[items["mask_image"]].to(sample.device)
+            sample = paste_kept(sample, pixels, mask, feather_width)
+            images = self.image_processor.postprocess(sample, output_type=call.output_type)
+            return self._output(call, images, codes)
+
+    def _vary(
+        self,
+        prepare: Callable[..., Prepared],
+        image: Any,
+        strength: float | None,
+        num_kept_scales: int | None,
+    ) -> Any:
+        """Sample the fine scales of images, see [`VARImg2ImgPipeline`]."""
+        config = self.vqvae.config
+        first_scale = first_sampled_scale(strength, num_kept_scales, len(config.patch_nums))
+        pixels = image_pixels(image, config)
+        call, condition, items = prepare(image=len(pixels))
+        with self._at_work(call.sampling.refiner):
+            codes = self._encode(pixels)[items["image"]]
+            latents, codes = self._draw_best(call, condition, GivenCodes(codes, config.scale_lengths, first_scale))
+            return self._output(call, self._images(latents, call.output_type), codes)
+
+    def _draw(
+        self, call: CallSettings, condition: Condition, given: GivenCodes | None = None
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Sample the token maps of all scales: latents `(batch, channels, height, width)` and codes `(batch, length)`."""
+        num_scales = len(self.vqvae.config.patch_nums)
+        first_scale = 0 if given is None else given.num_scales
+        state = CallState(call.sampling.guidance_scale, num_timesteps=num_scales - first_scale)
+        latents, codes = None, [] if given is None else list(given.codes[:first_scale])
+        # At the first scale the model reads the condition alone.
+        scale_inputs: list[torch.Tensor | None] = [None]
+        for k, scale_codes in enumerate(codes):
+            latents, following = self.vqvae.next_scale(latents, scale_codes, k)
+            scale_inputs.append(following)
+        sampler = Sampler(call.sampling, call.generator, num_scales)
+        window = call.sampling.guidance_start, call.sampling.guidance_end
+        with (
+            self._showing(state),
+            self._predictor(call.sampling, condition, first_scale) as predictor,
+            self.progress_bar(total=state.num_timesteps) as progress_bar,  # pyright: ignore
+        ):
+            for k in range(first_scale, num_scales):
+                if state.interrupt:
+                    break
+                weight = guidance_weight(state.guidance_scale, k, num_scales, *window)
+                logits = predictor.logits(k, scale_inputs, weight)
+                drawn, weights = sampler.draw(logits, k, codes)
+                content = drawn if weights is None else self.vqvae.mix_code_vectors(weights)
+                if given is not None:
+                    # Kept codes are sampled, too, so that the random stream does not depend on the mask.
+                    drawn, content = given.put(k, drawn, content, self.vqvae)
+                codes.append(drawn)
+                latents, following = self.vqvae.next_scale(latents, content, k)
+                if call.callback_on_step_end is not None:
+                    latents = self._call_back(call, k - first_scale, k, latents)
+                    following = self.vqvae.scale_inputs(latents, k + 1) if k + 1 < num_scales else None
+                scale_inputs.append(following)
+                progress_bar.update()
+        return latents, torch.cat(codes, dim=1)  # pyright: ignore[reportReturnType]
+
+    @contextmanager
+    def _predictor(
+        self, settings: SamplingSettings, condition: Condition, first_scale: int
+    ) -> Iterator[ScalePredictor]:
+        """What predicts the scales from `first_scale` on, with a cache for the time of a call."""
+        transformer, compiled = self.transformer, self._compiled
+        config = transformer.config
+        num_scales = len(config.patch_nums)
+        window = settings.guidance_start, settings.guidance_end
+        last_guided = last_guided_scale(settings.guidance_scale, num_scales, *window)
+        last_guided = -1 if condition.is_unconditional else last_guided
+        arguments = {}
+        if first_scale < num_scales:
+            arguments = condition.arguments(self._execution_device, guided=last_guided >= 0)
+        is_compiled = compiled is not None and compiled.transformer is unwrapped(transformer) and arguments
+        with compiled.cache(arguments) if is_compiled else nullcontext() as cache:  # pyright: ignore
+            steps = [transformer] * len(config.block_lengths) if cache is None else compiled.steps  # pyright: ignore
+            cache = VARCache(config) if cache is None else cache
+            yield ScalePredictor(
+                steps, transformer, cache, arguments, last_guided, settings.refiner, settings.refiner_start
+            )
+
+    def _call_back(self, call: CallSettings, step: int, k: int, latents: torch.Tensor) -> torch.Tensor:
+        """The latents from which the next scale continues, after the callback has seen them."""
+        tensors = {
+            name: latents if name == "latents" else self._images(latents, "pt")
+            for name in call.callback_on_step_end_tensor_inputs
+        }
+        returned = call.callback_on_step_end(self, step, k, tensors)  # pyright: ignore
+        changed = {"latents": latents} | returned if isinstance(returned, dict) else {"latents": latents}
+        is_whole = isinstance(changed["latents"], torch.Tensor) and changed["latents"].shape == latents.shape
+        if not isinstance(returned, dict | None) or not is_whole:
+            raise ValueError(
+                "`callback_on_step_end` must return `None` or a dictionary, in which `latents` has the shape "
+                f"{tuple(latents.shape)}, got {returned!r}."
+            )
+        return changed["latents"]
+
+    def _prepare(
+        self,
+        class_labels: Labels,
+        options: Mapping[str, Any],
+        condition: Condition | Callable[[CallSettings], Condition] | None = None,
+        **sizes: int,
+    ) -> Prepared:
+        prepared = super()._prepare(class_labels, options, condition, **sizes)
+        check_refiner(self.transformer, prepared[0].sampling.refiner)
+        return prepared
+
+
+class VARPipeline(ScalePipeline):
     r"""
     Class-conditional and unconditional image generation with VAR (Tian et al. 2024): one step per scale, from a 1x1
     token map to the full grid.
@@ -67,7 +219,18 @@ class VARPipeline(VARPipelineBase):
         `ValueError`: If the two models have different codebooks, latents or schedules, or a number is out of range.
     """
 
-    _callback_tensor_inputs = ["latents", "images"]
+    def __init__(
+        self,
+        transformer: VARTransformer,
+        vqvae: VQVAEModel,
+        guidance_scale: float = CHECKPOINT_DEFAULTS["guidance_scale"],
+        top_p: float = CHECKPOINT_DEFAULTS["top_p"],
+        temperature: float = CHECKPOINT_DEFAULTS["temperature"],
+    ):
+        super().__init__()
+        check_components(transformer, vqvae, VARConfig)
+        self.register_modules(transformer=transformer, vqvae=vqvae)
+        self._set_defaults(guidance_scale, top_p, temperature)
 
     @show_options
     @torch.no_grad()
@@ -143,87 +306,27 @@ class VARPipeline(VARPipelineBase):
         >>> images = pipe(class_labels=[3, 1, 4], generator=torch.Generator().manual_seed(0)).images
         ```
         """
-        call, condition, _ = self._prepare(class_labels, options)
-        with self._at_work(call.sampling.refiner):
-            latents, codes = self._draw_best(call, condition)
-            return self._output(call, self._images(latents, call.output_type), codes)
+        return self._generate(partial(self._prepare, class_labels, options))
 
-    def _draw(
-        self, call: CallSettings, condition: Condition, given: GivenCodes | None = None
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Sample the token maps of all scales: latents `(batch, channels, height, width)` and codes `(batch, length)`."""
-        num_scales = len(self.vqvae.config.patch_nums)
-        first_scale = 0 if given is None else given.num_scales
-        state = CallState(call.sampling.guidance_scale, num_timesteps=num_scales - first_scale)
-        latents, codes = None, [] if given is None else list(given.codes[:first_scale])
-        # At the first scale the model reads the condition alone.
-        scale_inputs: list[torch.Tensor | None] = [None]
-        for k, scale_codes in enumerate(codes):
-            latents, following = self.vqvae.next_scale(latents, scale_codes, k)
-            scale_inputs.append(following)
-        sampler = Sampler(call.sampling, call.generator, num_scales)
-        with (
-            self._showing(state),
-            self._predictor(call.sampling, condition, first_scale) as predictor,
-            self.progress_bar(total=state.num_timesteps) as progress_bar,  # pyright: ignore
-        ):
-            for k in range(first_scale, num_scales):
-                if state.interrupt:
-                    break
-                logits = predictor.logits(k, scale_inputs, guidance_weight(state.guidance_scale, k, num_scales))
-                drawn, weights = sampler.draw(logits, k, codes)
-                content = drawn if weights is None else self.vqvae.mix_code_vectors(weights)
-                if given is not None:
-                    # Kept codes are sampled, too, so that the random stream does not depend on the mask.
-                    drawn, content = given.put(k, drawn, content, self.vqvae)
-                codes.append(drawn)
-                latents, following = self.vqvae.next_scale(latents, content, k)
-                if call.callback_on_step_end is not None:
-                    latents = self._call_back(call, k - first_scale, k, latents)
-                    following = self.vqvae.scale_inputs(latents, k + 1) if k + 1 < num_scales else None
-                scale_inputs.append(following)
-                progress_bar.update()
-        return latents, torch.cat(codes, dim=1)  # pyright: ignore[reportReturnType]
+    def get_class_embeds(self, labels: Labels) -> torch.Tensor:
+        r"""
+        Class embeddings of labels, for `class_embeds`: to go from one class to another, mix two of them by `torch.lerp`.
 
-    @contextmanager
-    def _predictor(
-        self, settings: SamplingSettings, condition: Condition, first_scale: int
-    ) -> Iterator[ScalePredictor]:
-        """What predicts the scales from `first_scale` on, with a cache for the time of a call."""
-        transformer, compiled = self.transformer, self._compiled
-        config = transformer.config
-        num_scales = len(config.patch_nums)
-        last_guided = -1 if condition.is_unconditional else last_guided_scale(settings.guidance_scale, num_scales)
-        arguments = {}
-        if first_scale < num_scales:
-            arguments = condition.arguments(self._execution_device, guided=last_guided >= 0)
-        is_compiled = compiled is not None and compiled.transformer is unwrapped(transformer) and arguments
-        with compiled.cache(arguments) if is_compiled else nullcontext() as cache:  # pyright: ignore
-            steps = [transformer] * len(config.block_lengths) if cache is None else compiled.steps  # pyright: ignore
-            cache = VARCache(config) if cache is None else cache
-            yield ScalePredictor(
-                steps, transformer, cache, arguments, last_guided, settings.refiner, settings.refiner_start
-            )
+        Args:
+            labels (`int`, `str`, `None`, `torch.Tensor` or a list of these): As for a call.
 
-    def _call_back(self, call: CallSettings, step: int, k: int, latents: torch.Tensor) -> torch.Tensor:
-        """The latents from which the next scale continues, after the callback has seen them."""
-        tensors = {
-            name: latents if name == "latents" else self._images(latents, "pt")
-            for name in call.callback_on_step_end_tensor_inputs
-        }
-        returned = call.callback_on_step_end(self, step, k, tensors)  # pyright: ignore
-        changed = {"latents": latents} | returned if isinstance(returned, dict) else {"latents": latents}
-        is_whole = isinstance(changed["latents"], torch.Tensor) and changed["latents"].shape == latents.shape
-        if not isinstance(returned, dict | None) or not is_whole:
-            raise ValueError(
-                "`callback_on_step_end` must return `None` or a dictionary, in which `latents` has the shape "
-                f"{tuple(latents.shape)}, got {returned!r}."
-            )
-        return changed["latents"]
+        Returns:
+            `torch.FloatTensor` of shape `(batch, condition_size)`.
 
-    def _prepare(
-        self, class_labels: Labels, options: Mapping[str, Any], condition: Condition | None = None, **sizes: int
-    ) -> tuple[CallSettings, Condition, dict[str, list[int]]]:
-        prepared = super()._prepare(class_labels, options, condition, **sizes)
-        check_refiner(self.transformer, prepared[0].sampling.refiner)
-        return prepared
+        Raises:
+            `ValueError`: If a label is out of range, unknown or ambiguous, or the weights are offloaded.
+        """
+        return self.transformer.get_class_embeds(torch.tensor(self.get_label_ids(labels)))
+
+    def _scorer(self, codes: torch.Tensor) -> TokenScorer:
+        # What the transformer reads is made once per image, whatever the number of candidates.
+        transformer = self.transformer
+        scale_inputs = self.vqvae.teacher_forcing(codes)
+        return lambda images, class_labels: token_log_probs(
+            transformer, codes[images], scale_inputs[images], class_labels=class_labels
+        )

@@ -1,19 +1,15 @@
 # SPDX-License-Identifier: Apache-2.0
 """Variations of images: the coarse scales are kept, the finer ones are sampled."""
 
+from functools import partial
 from typing import Any, Unpack
 
 import torch
 from diffusers.image_processor import PipelineImageInput
 
-from .checks import check_num_scales, is_number
 from .conditions import Labels
-from .images import image_pixels
 from .options import CallOptions, show_options
-from .pipeline_var import GivenCodes, VARPipeline
-
-
-DEFAULT_STRENGTH = 0.5
+from .pipeline_var import VARPipeline
 
 
 class VARImg2ImgPipeline(VARPipeline):
@@ -75,25 +71,5 @@ class VARImg2ImgPipeline(VARPipeline):
         >>> images = vary(image, class_labels=3, strength=0.6, num_images_per_label=4).images
         ```
         """
-        config = self.vqvae.config
-        first_scale = self._num_kept_scales(strength, num_kept_scales)
-        pixels = image_pixels(image, config)
-        call, condition, items = self._prepare(class_labels, options, image=len(pixels))
-        with self._at_work(call.sampling.refiner):
-            codes = self._encode(pixels)[items["image"]]
-            latents, codes = self._draw_best(call, condition, GivenCodes(codes, config.scale_lengths, first_scale))
-            return self._output(call, self._images(latents, call.output_type), codes)
-
-    def _num_kept_scales(self, strength: float | None, num_kept_scales: int | None) -> int:
-        num_scales = len(self.vqvae.config.patch_nums)
-        if num_kept_scales is not None:
-            if strength is not None:
-                raise ValueError(
-                    f"Pass one of `strength` and `num_kept_scales`, got {strength!r} and {num_kept_scales!r}."
-                )
-            check_num_scales("num_kept_scales", num_kept_scales, num_scales)
-            return num_kept_scales
-        strength = DEFAULT_STRENGTH if strength is None else strength
-        if not is_number(strength) or not 0 <= strength <= 1:
-            raise ValueError(f"`strength` must be in [0, 1], got {strength!r}.")
-        return num_scales - int(num_scales * strength)
+        prepare = partial(self._prepare, class_labels, options)
+        return self._vary(prepare, image, strength, num_kept_scales)

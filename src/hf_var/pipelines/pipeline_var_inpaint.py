@@ -1,15 +1,15 @@
 # SPDX-License-Identifier: Apache-2.0
 """In-painting: parts of images are sampled, the rest is kept."""
 
+from functools import partial
 from typing import Any, Unpack
 
 import torch
 from diffusers.image_processor import PipelineImageInput
 
 from .conditions import Labels
-from .images import check_pasting, given_tokens, image_pixels, mask_pixels, paste_kept
 from .options import CallOptions, show_options
-from .pipeline_var import GivenCodes, VARPipeline
+from .pipeline_var import VARPipeline
 
 
 class VARInpaintPipeline(VARPipeline):
@@ -84,18 +84,5 @@ class VARInpaintPipeline(VARPipeline):
         >>> image = edit(image, mask_image, class_labels=8, generator=torch.Generator().manual_seed(0)).images[0]
         ```
         """
-        config = self.vqvae.config
-        pixels, mask = image_pixels(image, config), mask_pixels(mask_image, config)
-        call, condition, items = self._prepare(class_labels, options, image=len(pixels), mask_image=len(mask))
-        feather_width = check_pasting(paste_original, feather_width, call.output_type, config)
-        with self._at_work(call.sampling.refiner) as device:
-            codes = self._encode(pixels)[items["image"]]
-            kept = given_tokens(mask, config)[items["mask_image"]].to(device)
-            latents, codes = self._draw_best(call, condition, GivenCodes(codes, config.scale_lengths, kept=kept))
-            if not paste_original:
-                return self._output(call, self._images(latents, call.output_type), codes)
-            sample = self._decode(latents)
-            pixels, mask = pixels[items["image"]].to(sample.device), mask[items["mask_image"]].to(sample.device)
-            sample = paste_kept(sample, pixels, mask, feather_width)
-            images = self.image_processor.postprocess(sample, output_type=call.output_type)
-            return self._output(call, images, codes)
+        prepare = partial(self._prepare, class_labels, options)
+        return self._repaint(prepare, image, mask_image, paste_original, feather_width)

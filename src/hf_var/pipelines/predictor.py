@@ -5,7 +5,8 @@ from collections.abc import Callable, Mapping, Sequence
 
 import torch
 
-from ..priors import VARCache, VARTransformer
+from ..priors import VARCache
+from ..priors.modeling_blocks import BlockTransformer
 from .sampling import apply_guidance
 
 
@@ -19,11 +20,11 @@ class ScalePredictor:
     def __init__(
         self,
         steps: Sequence[Callable],
-        transformer: VARTransformer,
+        transformer: BlockTransformer,
         cache: VARCache,
         condition: Mapping[str, torch.Tensor],
         last_guided: int,
-        refiner: VARTransformer | None = None,
+        refiner: BlockTransformer | None = None,
         refiner_start: int = 0,
     ):
         self.steps, self.model, self.cache = steps, transformer, cache
@@ -53,7 +54,7 @@ class ScalePredictor:
         logits = logits[:, -self.model.config.block_lengths[k] :]
         return apply_guidance(logits, weight) if guided else logits
 
-    def _switch_to(self, refiner: VARTransformer) -> None:
+    def _switch_to(self, refiner: BlockTransformer) -> None:
         self.model, self.cache, self.num_read, self.refiner = refiner, VARCache(refiner.config), 0, None
         self.steps = [refiner] * len(self.steps)
 

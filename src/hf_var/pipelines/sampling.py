@@ -3,15 +3,18 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Annotated
 
 import torch
 from torch.nn import functional
 from transformers import LogitsProcessorList
 
-from ..priors import VARTransformer
-from ..ranges import CheckedFields
+from ..priors.modeling_blocks import BlockTransformer
+from ..ranges import CheckedFields, OneOf
 
 
+# How code vectors are mixed: VAR filters the logits and draws codes besides, Switti does neither.
+SMOOTH_RULES = ("filtered", "plain")
 Generators = torch.Generator | list[torch.Generator] | None
 Guidance = float | Callable[[int, int], float]
 
@@ -24,10 +27,13 @@ class SamplingSettings(CheckedFields):
     top_k: list[int]
     top_p: list[float]
     temperature: list[float]
-    smooth: bool
+    smooth: list[bool]
     logits_processor: LogitsProcessorList | None
-    refiner: VARTransformer | None
+    refiner: BlockTransformer | None
     refiner_start: int
+    guidance_start: int = 0
+    guidance_end: int | None = None
+    smooth_rule: Annotated[str, OneOf(*SMOOTH_RULES)] = "filtered"
 
 
 class Sampler:
@@ -46,18 +52,26 @@ class Sampler:
             guided_logits = logits
             logits = process_logits(settings.logits_processor, codes, logits, k, self._previous_logits)
             self._previous_logits = guided_logits
-        logits = filter_logits(logits / settings.temperature[k], settings.top_k[k], settings.top_p[k])
+        logits = logits / settings.temperature[k]
+        if settings.smooth[k] and settings.smooth_rule == "plain":
+            weights = smooth_weights(logits, k, self.num_scales, self.generator)
+            return weights.argmax(dim=-1), weights
+        logits = filter_logits(logits, settings.top_k[k], settings.top_p[k])
         drawn = draw_codes(logits, self.generator)
-        weights = smooth_weights(logits, k, self.num_scales, self.generator) if settings.smooth else None
+        weights = smooth_weights(logits, k, self.num_scales, self.generator) if settings.smooth[k] else None
         return drawn, weights
 
 
-def guidance_weight(guidance_scale: Guidance, k: int, num_scales: int) -> float:
+def guidance_weight(
+    guidance_scale: Guidance, k: int, num_scales: int, start: int = 0, end: int | None = None
+) -> float:
     """
     Weight of the conditional logits at scale `k`: it grows linearly from 1, no guidance, to `guidance_scale`, since
     the coarse scales decide on the composition and suffer from guidance (Tian et al. 2024, official code); or what
-    `guidance_scale(k, num_scales)` returns.
+    `guidance_scale(k, num_scales)` returns. Before the scale `start` and from `end` on it is 1.
     """
+    if k < start or (end is not None and k >= end):
+        return 1.0
     if callable(guidance_scale):
         return guidance_scale(k, num_scales)
     depth = k / (num_scales - 1) if num_scales > 1 else 1.0

@@ -104,6 +104,19 @@ class BlockTransformer(CheckedModelMixin, PreTrainedModel):
         """Factors of a layer, `residual` where a branch ends."""
         raise NotImplementedError
 
+    def embed(
+        self, condition: torch.Tensor | None, scale_inputs: torch.Tensor | None, begin: int, length: int
+    ) -> dict[str, Any]:
+        """
+        What `predict` reads of the tokens from `begin` on: the embedded tokens, and what else depends on their places.
+        `condition` is the embedding that the first block begins with.
+        """
+        return {"hidden_states": self.embeddings(condition, scale_inputs, begin)}
+
+    def predict(self, hidden_states: torch.Tensor, **inputs: Any) -> torch.Tensor:
+        """The part of `forward` after the embeddings, which is the same for all blocks."""
+        raise NotImplementedError
+
     def _begin_call(
         self, cache: Any, past_key_values: Any, use_cache: bool | None, scale_inputs: Any, labels: Any, keywords: Any
     ) -> BlockCall:
@@ -135,9 +148,14 @@ class BlockTransformer(CheckedModelMixin, PreTrainedModel):
         """Raise a `ValueError` unless all inputs, labels and the cache are for as many images."""
         check_batch(**inputs, labels=call.labels, cache=cached_batch_size(call.cache))
 
-    def _mask(self, call: BlockCall, hidden_states: torch.Tensor) -> Any:
-        """The mask of a call's blocks; `None` for one block, which sees everything that is there."""
-        return block_mask(self.config, hidden_states, call.begin, call.length) if call.num_blocks > 1 else None
+    def _inputs(
+        self, call: BlockCall, condition: torch.Tensor | None, scale_inputs: torch.Tensor | None
+    ) -> dict[str, Any]:
+        """The tokens of a call as `predict` reads them, and the mask of its blocks: a single one sees all there is."""
+        inputs = self.embed(condition, scale_inputs, call.begin, call.length)
+        if call.num_blocks > 1:
+            inputs["attention_mask"] = block_mask(self.config, inputs["hidden_states"], call.begin, call.length)
+        return inputs
 
     def _end_call(self, call: BlockCall, logits: torch.Tensor) -> VARTransformerOutput:
         """The output, with the loss where there are labels."""

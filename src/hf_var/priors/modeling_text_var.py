@@ -164,11 +164,15 @@ class TextVARTransformer(BlockTransformer):
 
         condition = None if call.remembers_condition else self._embed_text(**text)
         pooled = None if condition is None else condition.pooled
-        hidden_states = self.embeddings(pooled, scale_inputs, call.begin)
-        angles = position_angles(self.config, call.begin, call.begin + call.length, hidden_states.device)
-        attention_mask = self._mask(call, hidden_states)
-        logits = self.predict(hidden_states, angles, condition, attention_mask, call.cache, **kwargs)
-        return self._end_call(call, logits)
+        inputs = self._inputs(call, pooled, scale_inputs)
+        return self._end_call(call, self.predict(**inputs, condition=condition, cache=call.cache, **kwargs))
+
+    def embed(
+        self, condition: torch.Tensor | None, scale_inputs: torch.Tensor | None, begin: int, length: int
+    ) -> dict[str, Any]:
+        inputs = super().embed(condition, scale_inputs, begin, length)
+        device = inputs["hidden_states"].device
+        return {**inputs, "position_embeddings": position_angles(self.config, begin, begin + length, device)}
 
     def predict(
         self,

@@ -162,9 +162,10 @@ class VARTransformer(BlockTransformer):
             class_embedding = self.embeddings.project_condition(embeds)
             condition = class_embedding if self.shared_adaln is None else self.shared_adaln(class_embedding)
 
-        hidden_states = self.embeddings(class_embedding, scale_inputs, call.begin)
-        attention_mask = self._mask(call, hidden_states)
-        logits = self.predict(hidden_states, condition, class_embedding, attention_mask, call.cache, **kwargs)
+        inputs = self._inputs(call, class_embedding, scale_inputs)
+        logits = self.predict(
+            **inputs, condition=condition, class_embedding=class_embedding, cache=call.cache, **kwargs
+        )
         return self._end_call(call, logits)
 
     def predict(
