@@ -336,6 +336,21 @@ def test_pipelines_and_components_are_registered(tmp_path):
     assert type(diffusers.DiffusionPipeline.from_pretrained(tmp_path)) is VARPipeline
 
 
+@contract(
+    "registration.py: auto_pipeline.AUTO_TEXT2IMAGE_PIPELINES_MAPPING",
+    "registration.py: auto_pipeline.AUTO_IMAGE2IMAGE_PIPELINES_MAPPING auto_pipeline.AUTO_INPAINT_PIPELINES_MAPPING",
+)
+def test_auto_pipelines_choose_from_dictionaries():
+    """Classes with the same key are one model for several tasks, and are found by the name of any of them."""
+    from diffusers.pipelines import auto_pipeline
+
+    tasks = ("TEXT2IMAGE", "IMAGE2IMAGE", "INPAINT")
+    mappings = [getattr(auto_pipeline, f"AUTO_{task}_PIPELINES_MAPPING") for task in tasks]
+    names = ["VARTextToImagePipeline", "VARTextImg2ImgPipeline", "VARTextInpaintPipeline"]
+    assert [mapping["hf-var-text"].__name__ for mapping in mappings] == names
+    assert all(any(mapping is known for known in auto_pipeline.SUPPORTED_TASKS_MAPPINGS) for mapping in mappings)
+
+
 @contract("training/autoencoder_kl.py: vae.DiagonalGaussianDistribution")
 def test_a_posterior_is_made_of_its_moments():
     """`AutoencoderKL.encode` returns a `DiagonalGaussianDistribution` of the means and log-variances in `parameters`."""
@@ -361,6 +376,7 @@ def test_a_pipelines_configuration_names_class_and_origin(tmp_path):
     "pipelines/pipeline_base.py: _execution_device model_cpu_offload_seq",
     "pipelines/pipeline_var.py: _execution_device _callback_tensor_inputs",
     "pipelines/pipeline_ar.py: _execution_device _optional_components",
+    "pipelines/pipeline_var_text.py: _execution_device _optional_components",
     "scoring.py: _execution_device",
 )
 def test_what_diffusers_asks_pipelines_for_and_tells_them():

@@ -10,8 +10,8 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers.utils.hub import cached_file
 
-from .priors import VARTransformer
 from .priors.configuration_var import ADAPTER_LABELS_NAME
+from .priors.modeling_blocks import BlockTransformer
 from .weight_files import use_umask
 
 
@@ -20,7 +20,7 @@ HARMLESS_INITIALISATIONS = (True, False, "gaussian", "orthogonal", "eva")
 
 
 def write_adapter(
-    transformer: VARTransformer,
+    transformer: BlockTransformer,
     adapter_name: str,
     folder: str | Path,
     state_dict: dict[str, torch.Tensor] | None = None,

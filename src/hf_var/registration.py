@@ -42,10 +42,11 @@ def register() -> None:
     """
     Register models, an attention and pipelines; calling it again changes nothing.
 
-    diffusers has no entry point for other libraries, so four kinds of its attributes are set: a key which makes it save
-    `["hf_var", class name]` for our components instead of a module path, our package as a source of components, which
-    it asks for when it loads from the Hub, the pipeline classes, by whose names `DiffusionPipeline.from_pretrained`
-    finds them, and those of texts among the classes that `AutoPipelineForText2Image` and its like choose from.
+    diffusers has no entry point for other libraries, so four kinds of its attributes are set: a key which makes it
+    save `["hf_var", class name]` for our components instead of a module path, our package as a source of components,
+    which it asks for when it loads from the Hub, the pipeline classes, by whose names
+    `DiffusionPipeline.from_pretrained` finds them, and those of texts among the classes that
+    `AutoPipelineForText2Image` and its like choose from.
     """
     for config_class, model_class in (
         (VQVAEConfig, VQVAEModel),

@@ -109,6 +109,7 @@ def log_likelihood(
     prior: Any = pipe.priors[0].config
     if getattr(prior, "condition_channels", None) is not None or not getattr(prior, "has_classes", True):
         kind = "embeddings" if hasattr(prior, "condition_channels") else "tokens"
+        kind = "texts" if hasattr(prior, "cross_attention_dim") else kind
         raise ValueError(f"`pipe` is conditioned on {kind}, and only likelihoods given classes can be computed.")
     ids = pipe.get_label_ids(class_labels)
     if len(ids) not in (1, len(codes)):

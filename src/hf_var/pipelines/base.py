@@ -234,9 +234,9 @@ class PipelineBase(DiffusionPipeline):
         **sizes: int,
     ) -> Prepared:
         """
-        The shared arguments of a call, the condition of each image (that of `class_labels` unless it is given, or made once
-        these arguments are known), and for each image the items of the other inputs, of which there are as many as `sizes`
-        says.
+        The shared arguments of a call, the condition of each image (that of `class_labels` unless it is given, or made
+        once these arguments are known), and for each image the items of the other inputs, of which there are as many
+        as `sizes` says.
         """
         call = resolve_call(self.call_options, self.vqvae.config, self.config, options)
         unknown = [

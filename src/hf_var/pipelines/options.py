@@ -228,8 +228,8 @@ def resolve_sampling(tokenizer: Any, defaults: Mapping[str, Any], options: TextS
 
 def last_guided_scale(guidance_scale: Guidance, num_scales: int, start: int = 0, end: int | None = None) -> int:
     """
-    The last scale whose weight is not 1, -1 if there is none: until then, the unconditional half is computed. Guidance is
-    off before the scale `start` and from `end` on.
+    The last scale whose weight is not 1, -1 if there is none: until then, the unconditional half is computed. Guidance
+    is off before the scale `start` and from `end` on.
     """
     end = num_scales if end is None else end
     if not callable(guidance_scale):
@@ -275,7 +275,7 @@ def _refiner_start(refiner: BlockTransformer | None, start: int | None, num_scal
 
 
 def check_refiner(transformer: BlockTransformer, refiner: BlockTransformer | None) -> None:
-    """Raise a `ValueError` unless there is no refiner, or one that predicts the same codes, from the same condition."""
+    """Raise a `ValueError` unless there is no refiner, or one that predicts the same codes of the same condition."""
     if refiner is None:
         return
     names = ["codebook_size", "latent_channels", "patch_nums", "num_labels"]

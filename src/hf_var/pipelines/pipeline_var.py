@@ -57,8 +57,8 @@ class GivenCodes:
 
 class ScalePipeline(VARPipelineBase):
     """
-    Sampling of the token maps of all scales, with parts of images given or without. What differs between its classes is the
-    condition: each call hands over `prepare`, which checks its arguments and makes the condition.
+    Sampling of the token maps of all scales, with parts of images given or without. What differs between its classes
+    is the condition: each call hands over `prepare`, which checks its arguments and makes the condition.
     """
 
     _callback_tensor_inputs = ["latents", "images"]
@@ -115,7 +115,7 @@ class ScalePipeline(VARPipelineBase):
     def _draw(
         self, call: CallSettings, condition: Condition, given: GivenCodes | None = None
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Sample the token maps of all scales: latents `(batch, channels, height, width)` and codes `(batch, length)`."""
+        """Sample all token maps: latents `(batch, channels, height, width)` and codes `(batch, length)`."""
         num_scales = len(self.vqvae.config.patch_nums)
         first_scale = 0 if given is None else given.num_scales
         state = CallState(call.sampling.guidance_scale, num_timesteps=num_scales - first_scale)
@@ -310,7 +310,8 @@ class VARPipeline(ScalePipeline):
 
     def get_class_embeds(self, labels: Labels) -> torch.Tensor:
         r"""
-        Class embeddings of labels, for `class_embeds`: to go from one class to another, mix two of them by `torch.lerp`.
+        Class embeddings of labels, for `class_embeds`: to go from one class to another, mix two of them by
+        `torch.lerp`.
 
         Args:
             labels (`int`, `str`, `None`, `torch.Tensor` or a list of these): As for a call.

@@ -36,8 +36,8 @@ SQUARE = (512, 512)
 class VARTextToImagePipeline(ScalePipeline):
     r"""
     Text-to-image generation with a VAR transformer that reads texts (Switti,
-    [Voronov et al. 2024](https://huggingface.co/papers/2412.01819)): one step per scale, from a 1x1 token map to the full
-    grid.
+    [Voronov et al. 2024](https://huggingface.co/papers/2412.01819)): one step per scale, from a 1x1 token map to the
+    full grid.
 
     Args:
         transformer ([`TextVARTransformer`]): Predicts the token maps.
@@ -46,7 +46,8 @@ class VARTextToImagePipeline(ScalePipeline):
             Makes the hidden states of texts. Without text encoders, calls need embeddings.
         tokenizer (`CLIPTokenizer`, *optional*): Its tokenizer.
         text_encoder_2 (`CLIPTextModel`, *optional*):
-            A second text encoder, whose hidden states come behind those of the first. The last one makes the pooled vector.
+            A second text encoder, whose hidden states come behind those of the first. The last one makes the pooled
+            vector.
         tokenizer_2 (`CLIPTokenizer`, *optional*): Its tokenizer. The mask of the last tokenizer is that of all.
         guidance_scale (`float`, *optional*, defaults to 7.0):
             What `guidance_scale=None` means in a call. It travels with the checkpoint in `model_index.json`, like the
@@ -125,25 +126,25 @@ class VARTextToImagePipeline(ScalePipeline):
                 `crop_conditioning`; other aspects than 1 give images that look cropped.
             guidance_scale (`float` or `Callable`, *optional*, defaults to the checkpoint's, 7.0 if it has none):
                 Classifier-free guidance at the last scale, 1 is off; it grows linearly from 1 at the first scale. The
-                official code's `cfg` is `guidance_scale - 1`. A callable of the scale k and the number of scales K gives
-                the weight of each scale.
+                official code's `cfg` is `guidance_scale - 1`. A callable of the scale k and the number of scales K
+                gives the weight of each scale.
             guidance_start (`int`, *optional*, defaults to 0):
                 First scale that is guided (official `turn_on_cfg_start_si`), for more variety.
             guidance_end (`int`, *optional*):
-                First scale that is not guided any more (official `turn_off_cfg_start_si`); from there on, the unconditional
-                half is not computed. `None` means that all are.
+                First scale that is not guided any more (official `turn_off_cfg_start_si`); from there on, the
+                unconditional half is not computed. `None` means that all are.
             top_k (`int` or list of them, *optional*, defaults to the checkpoint's, 400 if it has none):
-                Sample from this many most likely codes, or all of a smaller codebook; 0 means all. A list has one value per
-                scale, here and below.
+                Sample from this many most likely codes, or all of a smaller codebook; 0 means all. A list has one
+                value per scale, here and below.
             top_p (`float` or list of them, *optional*, defaults to the checkpoint's, 0.95 if it has none):
                 Sample from the most likely codes of this joint probability; 0 and 1 mean all.
             temperature (`float` or list of them, *optional*, defaults to the checkpoint's, 1.0 if it has none):
-                Divides the guided logits. The official `last_scale_temp` is that of the scales from `guidance_end` on, all
-                of them: `[1.0] * guidance_end + [last_scale_temp] * (K - guidance_end)`.
+                Divides the guided logits. The official `last_scale_temp` is that of the scales from `guidance_end` on,
+                all of them: `[1.0] * guidance_end + [last_scale_temp] * (K - guidance_end)`.
             smooth (`bool`, *optional*, defaults to `False`):
-                Mix code vectors instead of choosing one (official `more_smooth`), by the checkpoint's `smooth_rule`. By the
-                plain one, scales from `guidance_end` on are not mixed, and the returned codes of the others are those of
-                the largest weight.
+                Mix code vectors instead of choosing one (official `more_smooth`), by the checkpoint's `smooth_rule`.
+                By the plain one, scales from `guidance_end` on are not mixed, and the returned codes of the others are
+                those of the largest weight.
             smooth_start (`int`, *optional*, defaults to 0): First scale of which code vectors are mixed.
             num_images_per_prompt (`int`, *optional*, defaults to 1): Images for each prompt, next to each other.
             generator (`torch.Generator` or a list of them, *optional*):
@@ -153,8 +154,8 @@ class VARTextToImagePipeline(ScalePipeline):
             return_dict (`bool`, *optional*, defaults to `True`):
                 Whether to return a [`VARPipelineOutput`] instead of a tuple.
             callback_on_step_end (`Callable`, *optional*):
-                Called after each scale as `callback(pipe, k, k, {"latents": latents})`. It may return a dictionary with
-                other `latents`, from which the next scale continues.
+                Called after each scale as `callback(pipe, k, k, {"latents": latents})`. It may return a dictionary
+                with other `latents`, from which the next scale continues.
             callback_on_step_end_tensor_inputs (`list[str]`, *optional*, defaults to `["latents"]`):
                 Tensors that the callback gets: `latents`, and `images` `(batch, channels, height, width)` in [0, 1],
                 which are decoded for it.
@@ -166,15 +167,15 @@ class VARTextToImagePipeline(ScalePipeline):
             num_candidates (`int`, *optional*, defaults to 1):
                 Number of candidates for each image; the one with the highest `score_fn` is kept (rejection sampling).
             score_fn (`Callable`, *optional*):
-                Called as `score_fn(images, numbers)` with images in [0, 1] and, for each, the number of its prompt, from 0
-                on; returns a number for each.
+                Called as `score_fn(images, numbers)` with images in [0, 1] and, for each, the number of its prompt,
+                from 0 on; returns a number for each.
 
         Returns:
             [`VARPipelineOutput`] or a tuple of its fields.
 
         Raises:
-            `ValueError`: If an argument is out of range, embeddings are passed in part, or texts are passed to a pipeline
-                without text encoders, before anything is sampled.
+            `ValueError`: If an argument is out of range, embeddings are passed in part, or texts are passed to a
+                pipeline without text encoders, before anything is sampled.
             `TypeError`: If an argument is unknown.
 
         Example:
@@ -212,8 +213,8 @@ class VARTextToImagePipeline(ScalePipeline):
         r"""
         What a call makes of its texts, to be used for several calls. What is given is returned.
 
-        The hidden states are those after the last normalisation of each text encoder, side by side, and the pooled vector is
-        that of the last encoder, without a projection; the `prompt_embeds` of SDXL are others.
+        The hidden states are those after the last normalisation of each text encoder, side by side, and the pooled
+        vector is that of the last encoder, without a projection; the `prompt_embeds` of SDXL are others.
 
         Args:
             prompt (`str` or `list[str]`, *optional*): Texts.
@@ -225,25 +226,26 @@ class VARTextToImagePipeline(ScalePipeline):
                 One text for all, or one for each prompt.
             prompt_embeds (`torch.FloatTensor` of shape `(batch, length, cross_attention_dim)`, *optional*):
                 Hidden states in place of `prompt`.
-            negative_prompt_embeds (`torch.FloatTensor` of shape `(batch or 1, length, cross_attention_dim)`, *optional*):
-                Those in place of `negative_prompt`.
+            negative_prompt_embeds (`torch.FloatTensor`, *optional*):
+                Those in place of `negative_prompt`; here and below one text may serve all.
             pooled_prompt_embeds (`torch.FloatTensor` of shape `(batch, pooled_projection_dim)`, *optional*):
                 Goes with `prompt_embeds`.
-            negative_pooled_prompt_embeds (`torch.FloatTensor` of shape `(batch or 1, pooled_projection_dim)`, *optional*):
+            negative_pooled_prompt_embeds (`torch.FloatTensor`, *optional*):
                 Goes with `negative_prompt_embeds`.
             prompt_attention_mask (`torch.Tensor` of shape `(batch, length)`, *optional*):
                 1 for tokens, 0 for padding; goes with `prompt_embeds`.
-            negative_prompt_attention_mask (`torch.Tensor` of shape `(batch or 1, length)`, *optional*):
+            negative_prompt_attention_mask (`torch.Tensor`, *optional*):
                 Goes with `negative_prompt_embeds`.
 
         Returns:
-            `tuple`: `prompt_embeds`, `negative_prompt_embeds`, `pooled_prompt_embeds`, `negative_pooled_prompt_embeds`,
-            `prompt_attention_mask` and `negative_prompt_attention_mask`, as many of each as there are prompts, times
-            `num_images_per_prompt`. The negative ones are `None` without classifier-free guidance.
+            `tuple`: `prompt_embeds`, `negative_prompt_embeds`, `pooled_prompt_embeds`,
+            `negative_pooled_prompt_embeds`, `prompt_attention_mask` and `negative_prompt_attention_mask`, as many of
+            each as there are prompts, times `num_images_per_prompt`. The negative ones are `None` without
+            classifier-free guidance.
 
         Raises:
-            `ValueError`: If there are no texts or no text encoders for them, embeddings are passed in part, or their shapes
-                do not fit.
+            `ValueError`: If there are no texts or no text encoders for them, embeddings are passed in part, or their
+                shapes do not fit.
         """
         check_count("num_images_per_prompt", num_images_per_prompt)
         check_flag("do_classifier_free_guidance", do_classifier_free_guidance)
@@ -270,7 +272,7 @@ class VARTextToImagePipeline(ScalePipeline):
         return tuple(found)
 
     def _encode_texts(self, prompts: Prompts, guided: bool) -> tuple[TextEmbeddings, TextEmbeddings | None]:
-        """What the transformer reads of the texts and, if `guided`, of the negative ones, of which one may serve all."""
+        """What the transformer reads of the texts and, if `guided`, of the negative ones (one may serve all)."""
         config, texts = self.transformer.config, {}
         text = prompts.given(config)
         negative = prompts.given(config, "negative_") if guided else None

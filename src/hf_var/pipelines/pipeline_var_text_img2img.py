@@ -13,8 +13,8 @@ from .pipeline_var_text import VARTextToImagePipeline
 
 class VARTextImg2ImgPipeline(VARTextToImagePipeline):
     r"""
-    Variations of images by a text: the token maps of the first scales, the composition, are the image's, those of the finer
-    ones are sampled. With an image of few pixels this is super-resolution along the schedule.
+    Variations of images by a text: the token maps of the first scales, the composition, are the image's, those of the
+    finer ones are sampled. With an image of few pixels this is super-resolution along the schedule.
 
     Models and defaults are those of [`VARTextToImagePipeline`].
     """

@@ -13,8 +13,8 @@ from .pipeline_var_text import VARTextToImagePipeline
 
 class VARTextInpaintPipeline(VARTextToImagePipeline):
     r"""
-    In-painting and out-painting by a text, without training: what the mask keeps is given by the image's own tokens at every
-    scale, the rest is sampled.
+    In-painting and out-painting by a text, without training: what the mask keeps is given by the image's own tokens at
+    every scale, the rest is sampled.
 
     Models and defaults are those of [`VARTextToImagePipeline`].
     """
@@ -42,12 +42,13 @@ class VARTextInpaintPipeline(VARTextToImagePipeline):
             paste_original (`bool`, *optional*, defaults to `False`):
                 Whether black areas show the original pixels of the image (at the tokenizer's size).
             feather_width (`int`, *optional*, defaults to half a token):
-                Goes with `paste_original`: number of pixels over which the original fades out inside of the white area; 0
-                for a hard edge.
+                Goes with `paste_original`: number of pixels over which the original fades out inside of the white
+                area; 0 for a hard edge.
             options:
-                All other arguments of [`VARTextToImagePipeline`]. `num_images_per_prompt` counts edits for each prompt,
-                image and mask, next to each other. Codes are sampled for kept positions as well, so that the mask does not
-                shift the random numbers of the others. `score_fn` and the callback see images before `paste_original`.
+                All other arguments of [`VARTextToImagePipeline`]. `num_images_per_prompt` counts edits for each
+                prompt, image and mask, next to each other. Codes are sampled for kept positions as well, so that the
+                mask does not shift the random numbers of the others. `score_fn` and the callback see images before
+                `paste_original`.
 
         Returns:
             [`VARPipelineOutput`] or a tuple of its fields. At kept positions the codes are the image's.

@@ -15,7 +15,7 @@ from .conditions import Condition
 
 
 class TextEmbeddings(NamedTuple):
-    """Hidden states `(batch, length, width)`, pooled vectors `(batch, width)`, and a mask `(batch, length)` of the tokens."""
+    """Hidden states `(batch, length, width)`, pooled vectors `(batch, width)` and a mask of the tokens."""
 
     hidden_states: torch.Tensor
     pooled: torch.Tensor
@@ -48,8 +48,8 @@ class Prompts:
         if missing:
             there = next(name for name in names if name not in missing)
             raise ValueError(
-                f"`{missing[0]}` must be passed beside `{there}`: `encode_prompt` returns hidden states, pooled vectors and "
-                "masks of padding together."
+                f"`{missing[0]}` must be passed beside `{there}`: `encode_prompt` returns hidden states, pooled "
+                "vectors and masks of padding together."
             )
         if getattr(self, f"{prefix}prompt") is not None:
             raise ValueError(f"Pass one of `{prefix}prompt` and `{prefix}prompt_embeds`, not both.")
@@ -59,7 +59,8 @@ class Prompts:
             _check_floats(name, value, number, width)
         if len(pooled) != len(hidden_states):
             raise ValueError(
-                f"`{names[1]}` must be those of as many texts as `{names[0]}`, {len(hidden_states)}, got {len(pooled)}."
+                f"`{names[1]}` must be those of as many texts as `{names[0]}`, {len(hidden_states)}, got "
+                f"{len(pooled)}."
             )
         return TextEmbeddings(hidden_states, pooled, _checked_mask(names[2], mask, hidden_states, names[0]))
 
@@ -76,8 +77,8 @@ def check_text_encoders(
         if isinstance(encoder, CLIPTextModelWithProjection):
             raise ValueError(
                 f"`text_encoder{suffix}` must be a `CLIPTextModel`, whose pooled vector is not projected, got a "
-                "CLIPTextModelWithProjection: load the same folder by `CLIPTextModel.from_pretrained`, since the weights "
-                "are the same."
+                "CLIPTextModelWithProjection: load the same folder by `CLIPTextModel.from_pretrained`, since the "
+                "weights are the same."
             )
         width = getattr(getattr(encoder, "config", None), "hidden_size", None)
         if not isinstance(width, int):
@@ -95,15 +96,15 @@ def check_text_encoders(
     if names and (sum(widths) != config.cross_attention_dim or widths[-1] != config.pooled_projection_dim):
         listed = " and ".join(f"`{name}`" for name in names)
         raise ValueError(
-            f"{listed} must have hidden states of {config.cross_attention_dim} channels side by side, and pooled vectors of "
-            f"{config.pooled_projection_dim} from the last one, for `transformer`, got the widths {widths}."
+            f"{listed} must have hidden states of {config.cross_attention_dim} channels side by side, and pooled "
+            f"vectors of {config.pooled_projection_dim} from the last one, for `transformer`, got the widths {widths}."
         )
 
 
 def encode_texts(encoders: Sequence[tuple[Any, Any]], texts: Sequence[str], device: torch.device) -> TextEmbeddings:
     """
-    Hidden states by all encoders, each with its tokenizer, after their last normalisation, side by side; pooled vectors and
-    the mask of padding are those of the last one.
+    Hidden states by all encoders, each with its tokenizer, after their last normalisation, side by side; pooled
+    vectors and the mask of padding are those of the last one.
     """
     length = min(_text_length(*pair) for pair in encoders)
     hidden_states: list[torch.Tensor] = []
@@ -123,8 +124,8 @@ def text_condition(
     text: TextEmbeddings, negative: TextEmbeddings | None, crop_sizes: torch.Tensor | None, name: str
 ) -> Condition:
     """
-    The condition of the images of texts; `name` is the argument that gave them. Without `negative` there is no guidance.
-    Functions that score images get the number of each image's text.
+    The condition of the images of texts; `name` is the argument that gave them. Without `negative` there is no
+    guidance. Functions that score images get the number of each image's text.
     """
 
     def entries(embeddings: TextEmbeddings) -> dict[str, torch.Tensor]:
@@ -140,7 +141,8 @@ def check_negative(text: TextEmbeddings, negative: TextEmbeddings) -> None:
     """Raise a `ValueError` unless there is one negative text for all, or one for each, of the same length."""
     if len(negative.pooled) not in (1, len(text.pooled)):
         raise ValueError(
-            f"`negative_prompt` must be one text or {len(text.pooled)}, one for each prompt, got {len(negative.pooled)}."
+            f"`negative_prompt` must be one text or {len(text.pooled)}, one for each prompt, got "
+            f"{len(negative.pooled)}."
         )
     if negative.mask.shape[1] != text.mask.shape[1]:
         raise ValueError(

@@ -126,6 +126,11 @@ class TextVARConfig(LabelSetMixin, BlocksMixin, CheckedConfigMixin, PreTrainedCo
             raise ValueError(f"`hidden_size` must be a multiple of 8 for `crop_conditioning`, got {self.hidden_size}.")
 
     @property
+    def has_classes(self) -> bool:
+        """Whether the condition is a class."""
+        return False
+
+    @property
     def feed_forward_size(self) -> int:
         """Width of the feed-forward layers."""
         return self.hidden_size * 8 // 3 if self.intermediate_size is None else self.intermediate_size

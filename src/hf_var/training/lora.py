@@ -4,6 +4,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from peft import LoraConfig
@@ -11,12 +12,14 @@ from torch import nn
 
 from ..adapter_files import write_adapter
 from ..compatibility import add_adapter
-from ..priors import VARTransformer
+from ..priors import TextVARTransformer, VARTransformer
 from ..ranges import CheckedFields, Decay, NonNegativeInt, PositiveFloat, argument
 
 
 # The projections of attention and feed-forward layers, where a transformer has most of its weights.
 LORA_TARGETS = ("q_proj", "k_proj", "v_proj", "o_proj", "fc1", "fc2")
+# Those of gated feed-forward layers, in their place.
+GATED_TARGETS = ("gate_proj", "up_proj", "down_proj")
 
 
 @dataclass(kw_only=True)
@@ -34,7 +37,7 @@ class LoraFields(CheckedFields):
 
 
 def add_lora(
-    transformer: VARTransformer,
+    transformer: VARTransformer | TextVARTransformer,
     rank: int = 16,
     alpha: float | None = None,
     dropout: float = 0.0,
@@ -48,7 +51,7 @@ def add_lora(
     wrappers such as DDP come after it.
 
     Args:
-        transformer ([`VARTransformer`]): A trained model, changed in place.
+        transformer ([`VARTransformer`] or [`TextVARTransformer`]): A trained model, changed in place.
         rank (`int`, *optional*, defaults to 16): Rank of the changes of each weight.
         alpha (`float`, *optional*, defaults to `rank`): The changes are multiplied by `alpha / rank`.
         dropout (`float`, *optional*, defaults to 0.0): Dropout probability of what the adapter reads.
@@ -56,7 +59,8 @@ def add_lora(
             Linear layers that are adapted, by the ends of their names; all projections of attention and feed-forward
             layers by default.
         train_labels (`bool`, *optional*, defaults to `True`):
-            Whether the class embedding is trained as well, whole, and saved with the adapter. New labels need it.
+            Whether the class embedding is trained as well, whole, and saved with the adapter. New labels need it;
+            transformers that read texts have none.
 
     Returns:
         `list[nn.Parameter]`: What is to be trained, in the order of `transformer.parameters()`.
@@ -73,13 +77,17 @@ def add_lora(
         raise ValueError(f"`dropout` must be in [0, 1), got {dropout}.")
     if getattr(transformer, "peft_config", None):
         raise ValueError("`transformer` has an adapter already: merge or remove it first.")
-    targets = list(LORA_TARGETS if target_modules is None else target_modules)
     linear = [name for name, module in transformer.named_modules() if isinstance(module, nn.Linear)]
+    kinds = {name.rpartition(".")[2] for name in linear}
+    defaults = [name for name in (*LORA_TARGETS, *GATED_TARGETS) if name in kinds]
+    targets = defaults if target_modules is None else list(target_modules)
     unknown = [target for target in targets if not any(f".{name}".endswith(f".{target}") for name in linear)]
     if unknown or not targets:
-        available = sorted({name.rpartition(".")[2] for name in linear})
-        raise ValueError(f"`target_modules` must be among the linear layers {available}, got {unknown or targets}.")
-    if not train_labels:
+        raise ValueError(
+            f"`target_modules` must be among the linear layers {sorted(kinds)}, got {unknown or targets}."
+        )
+    has_labels = hasattr(transformer.embeddings, "class_embedding")
+    if has_labels and not train_labels:
         _check_labels_are_trained(transformer)
 
     transformer.requires_grad_(False)
@@ -88,7 +96,7 @@ def add_lora(
         lora_alpha=rank if alpha is None else alpha,  # pyright: ignore[reportArgumentType] - any number will do
         lora_dropout=dropout,
         target_modules=targets,
-        modules_to_save=["class_embedding"] if train_labels else None,
+        modules_to_save=["class_embedding"] if has_labels and train_labels else None,
     )
     add_adapter(transformer, config)
     if any(layer.gradient_checkpointing for layer in transformer.layers):
@@ -98,7 +106,9 @@ def add_lora(
 
 
 def save_lora(
-    transformer: VARTransformer, folder: str | Path, state_dict: dict[str, torch.Tensor] | None = None
+    transformer: VARTransformer | TextVARTransformer,
+    folder: str | Path,
+    state_dict: dict[str, torch.Tensor] | None = None,
 ) -> None:
     r"""
     Save the adapter of [`add_lora`] with everything that it needs in addition to the base model.
@@ -122,7 +132,7 @@ def save_lora(
     write_adapter(transformer, adapter_name, folder, state_dict)
 
 
-def _check_labels_are_trained(transformer: VARTransformer) -> None:
+def _check_labels_are_trained(transformer: Any) -> None:
     *rows, unconditional = transformer.embeddings.class_embedding.weight.unbind()
     names = (transformer.config.id2label or {}).values()
     new = [name for name, row in zip(names, rows, strict=True) if torch.equal(row, unconditional)]
