@@ -20,9 +20,13 @@ from hf_var import (
     HierarchicalVQVAEModel,
     PixelCNNConfig,
     PixelSNAILConfig,
+    TextVARConfig,
     VARConfig,
     VARImg2ImgPipeline,
     VARInpaintPipeline,
+    VARTextImg2ImgPipeline,
+    VARTextInpaintPipeline,
+    VARTextToImagePipeline,
     VQVAEConfig,
 )
 from hf_var.cli import main
@@ -32,12 +36,15 @@ from hf_var.conversion import (
     load_pixelcnn,
     load_pixelsnail,
     load_rqvae,
+    load_switti,
     load_taming_vqgan,
     load_vqvae2,
 )
 from hf_var.pipelines.image_grids import progress_strip, save_progress_gif
+from hf_var.pipelines.options import TextCallOptions
 from hf_var.scoring import classify, log_likelihood
 from pipelines import tiny_ar
+from pipelines.texts import embeddings_of, make_text_pipeline
 from pipelines.tiny import make_pipeline
 
 
@@ -100,7 +107,9 @@ def entry_points() -> dict[str, tuple]:
     vqvae, transformer = pipe.vqvae, pipe.transformer
     latents, soft = {"latents": torch.zeros(2, 4, 4, 4)}, {"features": torch.zeros(2, 4, 4, 4)}
     picture = Image.new("RGB", (8, 8))
-    return raster_entry_points(options) | {
+    return {
+        **raster_entry_points(options),
+        **text_entry_points(),
         "pipelines.call": (pipe, {"class_labels": [0, 1]}, options),
         "pipelines.vary": (vary, {"image": IMAGE}, [*options, "strength", "num_kept_scales"]),
         "pipelines.inpaint": (
@@ -150,6 +159,47 @@ def entry_points() -> dict[str, tuple]:
         "models.code_vectors": (vqvae.code_vectors, {"codes": CODES}, []),
         "models.scale_inputs": (vqvae.scale_inputs, latents | {"k": 1}, []),
         "models.enable_tiling": (vqvae.enable_tiling, {}, ["tile_sample_min_size", "tile_overlap_factor"]),
+    }
+
+
+def text_entry_points() -> dict[str, tuple]:
+    """The same for the model and the pipelines of texts."""
+    pipe, bare = make_text_pipeline(), make_text_pipeline(has_encoders=False)
+    options = [*TextCallOptions.__optional_keys__]
+    made = {"vary": VARTextImg2ImgPipeline.from_pipe(pipe), "inpaint": VARTextInpaintPipeline.from_pipe(pipe)}
+    for each in made.values():
+        each.set_progress_bar_config(disable=True)
+    embeddings = embeddings_of(pipe, ["a cat", "birds"])
+    image = {"prompt": "a cat", "image": IMAGE}
+    text = {"encoder_hidden_states": torch.zeros(2, 7, 40), "pooled_projections": torch.zeros(2, 16)}
+    sizes = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2}
+    fields = ["patch_nums", "num_labels", "intermediate_size", "is_causal", "rope_theta", "rope_size"]
+    return {
+        "pipelines.text": (pipe, {"prompt": ["a cat", "birds"]}, options),
+        "pipelines.text_embeds": (bare, embeddings, options),
+        "pipelines.text_vary": (made["vary"], image, [*options, "strength", "num_kept_scales"]),
+        "pipelines.text_inpaint": (
+            made["inpaint"],
+            {**image, "mask_image": torch.ones(8, 8)},
+            [*options, "paste_original", "feather_width"],
+        ),
+        "pipelines.encode_prompt": (
+            pipe.encode_prompt,
+            {"prompt": "a cat"},
+            [*embeddings, "negative_prompt", "num_images_per_prompt", "do_classifier_free_guidance"],
+        ),
+        "pipelines.text_components": (
+            VARTextToImagePipeline,
+            pipe.components,
+            ["guidance_scale", "top_k", "smooth_rule"],
+        ),
+        "configurations.text": (TextVARConfig, sizes, [*fields, "cross_attention_dim", "crop_conditioning"]),
+        "conversion.switti": (load_switti, {"checkpoint": {}}, ["is_causal", "patch_nums", "num_attention_heads"]),
+        "models.text": (
+            pipe.transformer,
+            text,
+            ["encoder_attention_mask", "crop_sizes", "scale_inputs", "labels", "cache"],
+        ),
     }
 
 

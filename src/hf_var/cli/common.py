@@ -18,6 +18,7 @@ from ..pipelines.image_grids import image_grid, save_progress_gif
 from ..pipelines.options import PLAIN_OPTIONS
 
 
+NO_LABELS = ["none"]
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
@@ -33,7 +34,9 @@ def add_model(parser: argparse.ArgumentParser) -> None:
 
 def add_sampling(parser: argparse.ArgumentParser) -> None:
     """How codes are sampled: a flag for each plain option of the pipelines."""
-    parser.add_argument("--num-images-per-label", type=int, default=1, metavar="N", help="images of each label (1)")
+    parser.add_argument(
+        "--num-images-per-label", type=int, default=1, metavar="N", help="images of each label or prompt (1)"
+    )
     parser.add_argument("--seed", type=int, default=0, help="seed of the sampling (0)")
     sampling = parser.add_argument_group("sampling")
     for name, (kind, text) in PLAIN_OPTIONS.items():
@@ -60,7 +63,7 @@ def add_picture(parser: argparse.ArgumentParser) -> None:
 def add_labels(parser: argparse.ArgumentParser) -> None:
     """Of which classes."""
     parser.add_argument(
-        "--class-labels", nargs="+", default=["none"], metavar="LABEL", help="ids or names, 'none' for unconditional"
+        "--class-labels", nargs="+", default=NO_LABELS, metavar="LABEL", help="ids or names, 'none' for unconditional"
     )
 
 
@@ -116,12 +119,13 @@ def sampling_arguments(pipe: Any, options: argparse.Namespace) -> dict[str, Any]
     for name in sampling.keys() - pipe.call_options:
         if sampling.pop(name):
             raise ValueError(f"--{name.replace('_', '-')} is not an option of a {type(pipe).__name__}.")
-    return {
-        "class_labels": [label(text) for text in options.class_labels],
-        "num_images_per_label": options.num_images_per_label,
-        "generator": torch.Generator().manual_seed(options.seed),
-        **sampling,
-    }
+    arguments = {"generator": torch.Generator().manual_seed(options.seed), **sampling}
+    if "num_images_per_prompt" in pipe.call_options:
+        if options.class_labels != NO_LABELS:
+            raise ValueError(f"--class-labels is not an option of a {type(pipe).__name__}.")
+        return {"num_images_per_prompt": options.num_images_per_label, **arguments}
+    labels = [label(text) for text in options.class_labels]
+    return {"class_labels": labels, "num_images_per_label": options.num_images_per_label, **arguments}
 
 
 def read_images(paths: Sequence[str]) -> list[Image.Image]:

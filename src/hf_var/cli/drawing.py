@@ -35,6 +35,12 @@ def add_generate(commands) -> None:
     condition.add_argument(
         "--prompt", nargs="+", metavar="TEXT", help="texts, for a model that is conditioned on them"
     )
+    parser.add_argument(
+        "--negative-prompt",
+        nargs="+",
+        metavar="TEXT",
+        help="what guidance leads away from, one text or one per prompt",
+    )
     condition.add_argument(
         "--condition-image",
         nargs="+",
@@ -49,7 +55,10 @@ def add_generate(commands) -> None:
 
 
 def _generate(options: argparse.Namespace) -> None:
-    given = {name: getattr(options, name) for name in ("prompt", "condition_image", "height", "width")}
+    names = ("prompt", "negative_prompt", "condition_image", "height", "width")
+    given = {name: getattr(options, name) for name in names}
+    if given["negative_prompt"] is not None and len(given["negative_prompt"]) == 1:
+        (given["negative_prompt"],) = given["negative_prompt"]
     _run(load_pipeline, options, **{name: value for name, value in given.items() if value is not None})
 
 

@@ -9,9 +9,9 @@ from textwrap import shorten
 from typing import Any
 
 from diffusers import DiffusionPipeline
-from transformers import PreTrainedModel
+from transformers import CLIPTextModel, CLIPTokenizer, PreTrainedModel
 
-from .. import ARPipeline, RQTransformer, VARPipeline
+from .. import ARPipeline, RQTransformer, VARPipeline, VARTextToImagePipeline
 from ..conversion import (
     ORIGINS,
     load_official_var,
@@ -47,7 +47,8 @@ LOADERS = {
     "switti": load_switti,
 }
 # Priors that make a pipeline with the tokenizer of the same code.
-TOKENIZERS = {"var": "vqvae", "taming_gpt": "taming_vqgan", "rq_transformer": "rqvae"}
+TOKENIZERS = {"var": "vqvae", "taming_gpt": "taming_vqgan", "rq_transformer": "rqvae", "switti": "vqvae"}
+TEXT_ENCODERS = ("text_encoder", "text_encoder_2")
 FIELDS = ("patch_nums", "map_size", "image_size", "section", "num_attention_heads", "is_causal")
 
 
@@ -58,7 +59,7 @@ def add_convert(commands) -> None:
         help="turn checkpoints of other code into a folder",
         description="Convert checkpoints of other public code. The output is the folder of a model, or of a pipeline for a "
         "transformer and its tokenizer: --var with --vqvae, --taming-gpt with --taming-vqgan or the tokenizers in its own "
-        "file, --rq-transformer with --rqvae.",
+        "file, --rq-transformer with --rqvae, --switti with --vqvae.",
         epilog="example: hf-var convert --vqvae vae_ch160v4096z32.pth --var var_d16.pth --output var-d16-256",
     )
     parser.set_defaults(run=_convert)
@@ -72,6 +73,12 @@ def add_convert(commands) -> None:
     parser.add_argument("--rqvae", type=Path, metavar="FILE", help="RQ-VAE of rq-vae-transformer")
     parser.add_argument("--rq-transformer", type=Path, metavar="FILE", help="RQ-Transformer of rq-vae-transformer")
     parser.add_argument("--switti", type=Path, metavar="FILE", help="Switti's transformer, .safetensors or .pth")
+    for name, text in zip(TEXT_ENCODERS, ("CLIP-L", "OpenCLIP-bigG"), strict=True):
+        parser.add_argument(
+            f"--{name.replace('_', '-')}",
+            metavar="REPO",
+            help=f"folder or Hub repo of the {text} text encoder, with its tokenizer, for the pipeline of --switti",
+        )
     parser.add_argument("--output", required=True, type=Path, metavar="DIR", help="folder to write")
     parser.add_argument("--license", metavar="NAME", help="licence for the card (that of the released weights)")
     parser.add_argument("--push-to-hub", metavar="REPO", help="also upload to this Hub repo, such as user/var-d16-256")
@@ -99,7 +106,8 @@ def _convert(options: argparse.Namespace) -> None:
     given = [name for name in LOADERS if getattr(options, name) is not None]
     converted = _load(options, given)
     converted.save_pretrained(str(options.output), max_shard_size=MAX_SHARD_SIZE)
-    origins = [asdict(ORIGINS[name]) for name in given]
+    # Switti's tokenizer has VAR's keys, but weights of its own.
+    origins = [asdict(ORIGINS[name]) for name in given if not (name == "vqvae" and "switti" in given)]
     origins = list({origin["name"]: origin for origin in origins}.values())
     write_converted_card(
         options.output, type(converted).__name__, origins, license=options.license, repo_id=options.push_to_hub
@@ -117,6 +125,8 @@ def _load(options: argparse.Namespace, given: list[str]) -> DiffusionPipeline | 
     if len(given) != 1 and not (prior is not None and set(given) == {prior, TOKENIZERS[prior]}):
         flags = ", ".join(f"--{name.replace('_', '-')}" for name in LOADERS)
         raise ValueError(f"pass one of {flags}, or a transformer with its tokenizer.")
+    if any(getattr(options, name) is not None for name in TEXT_ENCODERS) and set(given) != {"switti", "vqvae"}:
+        raise ValueError("--text-encoder and --text-encoder-2 go with --switti and --vqvae.")
     fields: dict[str, Any] = {} if options.id2label is None else {"id2label": _read_label_names(options.id2label)}
     for name in FIELDS:
         value = getattr(options, name)
@@ -134,7 +144,24 @@ def _load(options: argparse.Namespace, given: list[str]) -> DiffusionPipeline | 
     if tokenizer not in given:
         return transformer
     vqvae = LOADERS[tokenizer](getattr(options, tokenizer), **shared)
+    if prior == "switti":
+        return VARTextToImagePipeline(transformer, vqvae, **_text_encoders(options))
     return VARPipeline(transformer, vqvae) if prior == "var" else ARPipeline(vqvae, transformer)
+
+
+def _text_encoders(options: argparse.Namespace) -> dict[str, Any]:
+    """Text encoders and their tokenizers, of those that are given."""
+    parts: dict[str, Any] = {}
+    for name in TEXT_ENCODERS:
+        source = getattr(options, name)
+        if source is not None:
+            # transformers would go on with random weights in place of those that are not there.
+            parts[name], report = CLIPTextModel.from_pretrained(source, output_loading_info=True)
+            if report["missing_keys"]:
+                missing = shorten(str(sorted(report["missing_keys"])), 80)
+                raise ValueError(f"--{name.replace('_', '-')} {source!r} lacks weights of a CLIPTextModel: {missing}.")
+            parts[name.replace("text_encoder", "tokenizer")] = CLIPTokenizer.from_pretrained(source)
+    return parts
 
 
 def _taming_pipeline(

@@ -73,7 +73,7 @@ def load_switti(checkpoint: str | os.PathLike | Mapping, **config_overrides) -> 
             left over), its `config.json` contradicts it, or leaves something open.
     """
     check_overrides(TextVARConfig, config_overrides)
-    arguments = {} if isinstance(checkpoint, Mapping) else _read_arguments(checkpoint)
+    arguments = _read_arguments(checkpoint) if isinstance(checkpoint, (str, os.PathLike)) else {}
     state_dict = read_state_dict(checkpoint, section="switti")
     fields = _infer_fields(state_dict, arguments, config_overrides)
     config = TextVARConfig(**{**fields, **config_overrides})

@@ -10,14 +10,15 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from ..autoencoders import VQVAEModel
 from ..priors import TextVARConfig, TextVARTransformer
+from ..ranges import NonNegativeInt, checked
 from .base import Prepared
-from .checks import check_count, check_flag, check_top_k
+from .checks import check_count, check_flag
 from .components import check_components
 from .condition_inputs import as_texts
 from .conditions import Condition
 from .options import CallSettings, PromptOptions, TextCallOptions, last_guided_scale, show_options
 from .pipeline_var import ScalePipeline
-from .sampling import SMOOTH_RULES
+from .sampling import SmoothRule
 from .text_encoding import (
     Prompts,
     TextEmbeddings,
@@ -85,11 +86,8 @@ class VARTextToImagePipeline(ScalePipeline):
         super().__init__()
         check_components(transformer, vqvae, TextVARConfig)
         check_text_encoders(transformer.config, (text_encoder, text_encoder_2), (tokenizer, tokenizer_2))
-        if top_k is None or smooth_rule not in SMOOTH_RULES:
-            raise ValueError(
-                f"`top_k` must be a number and `smooth_rule` one of {SMOOTH_RULES}, got {top_k!r} and {smooth_rule!r}."
-            )
-        check_top_k(max(vqvae.config.codebook_size, top_k), top_k)
+        top_k = checked("top_k", top_k, NonNegativeInt)
+        smooth_rule = checked("smooth_rule", smooth_rule, SmoothRule)
         self.register_modules(
             transformer=transformer,
             vqvae=vqvae,
@@ -99,7 +97,7 @@ class VARTextToImagePipeline(ScalePipeline):
             tokenizer_2=tokenizer_2,
         )
         self._set_defaults(guidance_scale, top_p, temperature)
-        self.register_to_config(top_k=int(top_k), smooth_rule=smooth_rule)
+        self.register_to_config(top_k=top_k, smooth_rule=smooth_rule)
 
     @show_options
     @torch.no_grad()

@@ -15,6 +15,7 @@ from ..ranges import CheckedFields, OneOf
 
 # How code vectors are mixed: VAR filters the logits and draws codes besides, Switti does neither.
 SMOOTH_RULES = ("filtered", "plain")
+SmoothRule = Annotated[str, OneOf(*SMOOTH_RULES)]
 Generators = torch.Generator | list[torch.Generator] | None
 Guidance = float | Callable[[int, int], float]
 
@@ -33,7 +34,7 @@ class SamplingSettings(CheckedFields):
     refiner_start: int
     guidance_start: int = 0
     guidance_end: int | None = None
-    smooth_rule: Annotated[str, OneOf(*SMOOTH_RULES)] = "filtered"
+    smooth_rule: SmoothRule = "filtered"
 
 
 class Sampler:

@@ -112,11 +112,12 @@ class TextVARConfig(LabelSetMixin, BlocksMixin, CheckedConfigMixin, PreTrainedCo
     initializer_cross_attention_factor: NonNegativeFloat = 1.0
     use_cache: bool = False
 
-    def __post_init__(self, num_labels: int | None = None, **kwargs):
-        if num_labels or self.id2label:
-            number = num_labels or len(self.id2label)
-            raise ValueError(f"`num_labels` must be 0 for a model whose condition is a text, got {number}.")
-        super().__post_init__(num_labels=num_labels, **kwargs)
+    def __post_init__(self, **kwargs):
+        super().__post_init__(**kwargs)
+        if self.id2label:
+            raise ValueError(
+                f"`num_labels` must be 0 for a model whose condition is a text, got {len(self.id2label)} labels."
+            )
         if self.head_dim % 4:
             raise ValueError(
                 f"`hidden_size` must be a multiple of 4 `num_attention_heads`, since rotary positions turn pairs of "
