@@ -156,7 +156,8 @@ def _text_encoders(options: argparse.Namespace) -> dict[str, Any]:
         source = getattr(options, name)
         if source is not None:
             # transformers would go on with random weights in place of those that are not there.
-            parts[name], report = CLIPTextModel.from_pretrained(source, output_loading_info=True)
+            loaded: Any = CLIPTextModel.from_pretrained(source, output_loading_info=True)
+            parts[name], report = loaded
             if report["missing_keys"]:
                 missing = shorten(str(sorted(report["missing_keys"])), 80)
                 raise ValueError(f"--{name.replace('_', '-')} {source!r} lacks weights of a CLIPTextModel: {missing}.")
