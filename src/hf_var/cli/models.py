@@ -3,6 +3,7 @@
 
 import argparse
 import json
+from dataclasses import asdict
 from pathlib import Path
 from textwrap import shorten
 from typing import Any
@@ -88,7 +89,7 @@ def _convert(options: argparse.Namespace) -> None:
     given = [name for name in LOADERS if getattr(options, name) is not None]
     converted = _load(options, given)
     converted.save_pretrained(str(options.output), max_shard_size=MAX_SHARD_SIZE)
-    origins = [ORIGINS[name]._asdict() for name in given]
+    origins = [asdict(ORIGINS[name]) for name in given]
     origins = list({origin["name"]: origin for origin in origins}.values())
     write_converted_card(
         options.output, type(converted).__name__, origins, license=options.license, repo_id=options.push_to_hub

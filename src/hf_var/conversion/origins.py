@@ -1,10 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
 """Where foreign checkpoints come from, and the licences of code and released weights."""
 
-from typing import NamedTuple
+from dataclasses import dataclass
 
 
-class Origin(NamedTuple):
+@dataclass(frozen=True)
+class Origin:
     """A public code base; licences by the Hub's identifiers, `None` where the repository does not state one."""
 
     name: str
