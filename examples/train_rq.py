@@ -31,6 +31,7 @@ from typing import Any, NamedTuple
 
 import torch
 from accelerate.utils import set_seed
+from diffusers.image_processor import VaeImageProcessor
 from PIL import Image
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
@@ -42,8 +43,8 @@ from hf_var.data import AugmentConfig, DataConfig
 from hf_var.fingerprints import fingerprint
 from hf_var.hub.cards import write_pipeline_card
 from hf_var.hub.push import PipelineHubConfig, create_repository, push_result
+from hf_var.metrics.class_maps import class_colors
 from hf_var.pipelines.image_grids import image_grid
-from hf_var.pipelines.images import make_processor
 from hf_var.ranges import CheckedFields, NonNegativeInt, argument
 from hf_var.training.accelerator import make_accelerator
 from hf_var.training.identity import RunIdentity, make_identity
@@ -233,12 +234,16 @@ def sample_images(
     images = pipeline(condition_codes=ids, generator=generators[: len(ids)]).images
     if pipeline.condition_vqvae is None:
         return image_grid(images, columns=8)
-    return image_grid([*decoded(pipeline.condition_vqvae, ids), *images], columns=len(images))
+    conditions = [condition.resize(images[0].size) for condition in decoded(pipeline.condition_vqvae, ids)]
+    return image_grid([image.convert("RGB") for image in (*conditions, *images)], columns=len(images))
 
 
 def decoded(vqvae: Tokenizer, codes: torch.Tensor) -> list[Image.Image]:
-    """The conditions as pictures, for the row above their samples."""
-    return make_processor(vqvae.config).postprocess(vqvae.decode(codes).sample, output_type="pil")
+    """The conditions as pictures, for the row above their samples; classes have colours."""
+    pixels = vqvae.decode(codes).sample
+    if vqvae.config.num_pixel_classes is not None:
+        pixels = class_colors(pixels)
+    return VaeImageProcessor().postprocess(pixels, output_type="pil")
 
 
 def save(args: Arguments, transformer: RQTransformer, tokenizers: Tokenizers, run: TrainingRun) -> None:

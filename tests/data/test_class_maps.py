@@ -128,7 +128,7 @@ def test_many_classes_fit_their_type() -> None:
         (datasets.Array2D((8, 8), "uint8"), lambda ids: ids),
         (datasets.Array3D((1, 8, 8), "uint16"), lambda ids: ids[None]),
     ],
-    ids=str,
+    ids=["int32", "uint8", "channel"],
 )
 def test_columns_of_arrays(feature, make) -> None:
     maps = [random_ids(seed=seed) for seed in range(3)]

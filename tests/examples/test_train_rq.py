@@ -150,15 +150,15 @@ def test_a_condition_of_another_image_is_learned(tmp_path: Path, plain: str, pai
     assert PILImage.open(tmp_path / "samples.png").size == (8 * 16, 16)
 
 
-def test_segmentation_maps_end_to_end(tmp_path: Path, plain: str) -> None:
-    """A tokenizer of maps, a GPT from maps to images, and the pipeline of both."""
+def test_segmentation_maps_end_to_end(tmp_path: Path) -> None:
+    """A tokenizer of maps, a GPT from maps to images in colour, and the pipeline of both."""
     ids = [np.repeat(np.arange(8) % 3, 8).reshape(8, 8) + index % 3 for index in range(24)]
     maps = [PILImage.fromarray(one.astype(np.uint8)) for one in ids]
     features = Features({"image": Image(), "map": Image()})
-    Dataset.from_dict({"image": random_images(24), "map": maps}, features=features).to_parquet(
-        tmp_path / "pairs.parquet"
-    )
     images = str(tmp_path / "pairs.parquet")
+    Dataset.from_dict({"image": random_images(24, "RGB"), "map": maps}, features=features).to_parquet(images)
+    colour = ["--in_channels", "3", "--image_column", "image"]
+    plain = make_tokenizer(tmp_path / "plain", images, "--patch_nums", "4", *colour)
     sizes = ["--in_channels", "5", "--sample_type", "class_map", "--bce_weight", "1", "--l2_weight", "0"]
     vqgan = make_tokenizer(tmp_path / "maps", images, "--patch_nums", "4", *sizes, "--image_column", "map")
     arguments = [*sources(images, plain, tmp_path / "gpt"), *TINY_GPT, *SHORT_RUN, "--image_column", "image"]
@@ -174,7 +174,17 @@ def test_segmentation_maps_end_to_end(tmp_path: Path, plain: str) -> None:
     assert torch.equal(again, output.codes)
     with pytest.raises(ValueError, match="`condition_image`.* 5"):
         pipeline(condition_image=PILImage.new("L", (8, 8), 5))
-    assert PILImage.open(tmp_path / "gpt/samples.png").size == (8 * 4, 16)
+    samples = PILImage.open(tmp_path / "gpt/samples.png")
+    assert samples.size == (8 * 4, 16)
+    # The maps above have the colours of their classes.
+    assert samples.mode == "RGB"
+    assert {colour for _, colour in samples.crop((0, 0, 32, 8)).getcolors()} <= {
+        (0, 0, 0),
+        (128, 0, 0),
+        (0, 128, 0),
+        (128, 128, 0),
+        (0, 0, 128),
+    }
 
 
 def test_pairs_are_augmented_alike(pairs_folder: str) -> None:

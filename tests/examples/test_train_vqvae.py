@@ -85,7 +85,7 @@ def test_recipe_takes_two_steps(recipe: Path, tmp_path: Path, images_parquet: st
     has_images = config.num_pixel_classes is None
     source = images_parquet if has_images else maps_parquet
     data = ["--train_data", source, "--validation_data", source, "--output_dir", str(tmp_path)]
-    data += ["--streaming", "false", "--dataloader_num_workers", "0"]
+    data += ["--streaming", "false", "--dataloader_num_workers", "0", "--image_column", "image"]
     data += ["--rfid_extractor", RFID_EXTRACTOR] if has_images else []
     steps = ["--unquantized_steps", "1", "--discriminator_start", "1"]
     lpips = ["--lpips_weights", "random"] if settings.reconstruction.lpips_weight > 0 else []

@@ -219,7 +219,7 @@ def as_gpt2(model):
     gpt2 = GPT2LMHeadModel(
         GPT2Config(
             vocab_size=config.codebook_size,
-            n_positions=num_read(config),
+            n_positions=len(weights["transformer.wpe.weight"]),
             n_embd=config.hidden_size,
             n_layer=config.num_hidden_layers,
             n_head=config.num_attention_heads,
