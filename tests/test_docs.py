@@ -17,7 +17,7 @@ ROOT = Path(__file__).parent.parent
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
 SNIPPET = re.compile(r"```python\n(.*?)```", re.DOTALL)
 # Snippets about files that only a user has.
-NEEDS_FILES = ("var_d16.pth",)
+NEEDS_FILES = ("var_d16.pth", "switti-512")
 
 
 def public_objects():
