@@ -233,6 +233,8 @@ class TextVARTransformer(BlockTransformer):
             batch_size=mask.shape[0],
             q_length=1,
             kv_length=mask.shape[1],
+            q_offset=0,
+            kv_offset=0,
             mask_function=bidirectional_mask_function,
             attention_mask=mask,
             allow_is_causal_skip=False,
