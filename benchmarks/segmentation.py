@@ -32,9 +32,10 @@ import torch
 from PIL import Image, ImageFilter
 from sklearn.cluster import MiniBatchKMeans
 
-from hf_var import ARPipeline, stack_codes
+from hf_var import ARPipeline
 from hf_var.data import find_image_column, load_source
 from hf_var.pipelines.image_grids import image_grid
+from hf_var.priors.likelihood import stack_log_probs
 
 
 COLOURS = 8
@@ -114,13 +115,11 @@ def encode(pipe: ARPipeline, images: list, maps: list) -> tuple[torch.Tensor, to
 
 def bits(pipe: ARPipeline, codes: torch.Tensor, ids: torch.Tensor) -> float:
     """Mean of -log2 of the likelihood of a code, given condition tokens."""
-    losses = []
+    found = []
     for piece, condition in zip(codes.split(BATCH), ids.split(BATCH), strict=True):
-        stacks = stack_codes(piece, pipe.prior.config.depth)
-        reads_vectors = pipe.prior.config.code_inputs == "vectors"
-        read = {"code_vectors": pipe.vqvae.code_vectors(stacks)} if reads_vectors else {"codes": stacks}
-        losses.append(pipe.prior(condition_ids=condition, **read, labels=stacks).loss.item() * len(piece))
-    return sum(losses) / len(codes) / math.log(2)
+        vectors = pipe.vqvae.code_vectors(piece) if pipe.prior.config.code_inputs == "vectors" else None
+        found.append(stack_log_probs(pipe.prior, piece, vectors, condition_ids=condition))
+    return -torch.cat(found).mean().item() / math.log(2)
 
 
 def agreement(images: list, maps: list, palette: np.ndarray) -> float:

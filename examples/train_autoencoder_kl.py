@@ -19,7 +19,7 @@ On a laptop's CPU:
 
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import torch
@@ -198,8 +198,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             args.adversary, image_shape, args.optimizer, accelerator, batch_size, max_steps, seed
         )
     if args.hub.push_to_hub and accelerator.is_main_process:
-        repo_id = create_repository(args.run.output_dir, args.hub.hub_model_id)
-        args = args._replace(hub=replace(args.hub, hub_model_id=repo_id))
+        args.hub.hub_model_id = create_repository(args.run.output_dir, args.hub.hub_model_id)
     model = AutoencoderKLWithPosterior(autoencoder)
     optimization = Optimization(accelerator, autoencoder, args.optimizer, max_steps, model)
     parts = {"model": autoencoder, "optimization": optimization, "batches": batches}

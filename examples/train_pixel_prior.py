@@ -17,7 +17,7 @@ On a laptop's CPU, in some minutes:
 
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from functools import partial
 from typing import Annotated, Any, NamedTuple
 
@@ -195,8 +195,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     device = accelerator.device
     pipeline = make_pipeline(args, vqvae.to(device), [*(coarser.to(device) for coarser in coarser_priors), prior])
     if args.hub.push_to_hub and accelerator.is_main_process:
-        repo_id = create_repository(args.run.output_dir, args.hub.hub_model_id)
-        args = args._replace(hub=replace(args.hub, hub_model_id=repo_id))
+        args.hub.hub_model_id = create_repository(args.run.output_dir, args.hub.hub_model_id)
 
     copies, show_progress = args.script.augmented_copies, accelerator.is_local_main_process
     train_rows = tokenize_copies(images.train, copies, args.data, seed, vqvae, show_progress)

@@ -49,7 +49,7 @@ from hf_var.ranges import CheckedFields, NonNegativeInt, argument
 from hf_var.training.accelerator import make_accelerator
 from hf_var.training.identity import RunIdentity, make_identity
 from hf_var.training.optimization import Optimization, OptimizerConfig
-from hf_var.training.prior_data import ConditionConfig, PriorData, load_prior_data, tokenize_copies
+from hf_var.training.prior_data import ConditionConfig, PriorData, adopt_fields, load_prior_data, tokenize_copies
 from hf_var.training.prior_inputs import CodeNoiseConfig, StackInputs
 from hf_var.training.prior_training import CAPTIONS, CURVES, METRICS, train_prior
 from hf_var.training.run import RunConfig, TrainingRun
@@ -183,9 +183,7 @@ def make_config(args: Arguments, tokenizers: Tokenizers, images: PriorData) -> R
             raise ValueError(
                 f"`shared_embedding` needs condition tokens below `codebook_size` = {vqvae.codebook_size}, got {num_ids}."
             )
-    for name, value in shared.items():
-        if given.setdefault(name, value) != value:
-            raise ValueError(f"`{name}` is {value} in the tokenizer or the data, got {given[name]}.")
+    adopt_fields(given, shared, "the tokenizer or the data")
     return RQTransformerConfig(**given, **labels)
 
 
@@ -291,8 +289,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             vqvae.to(accelerator.device)
     pipeline = make_pipeline(args, transformer, tokenizers)
     if args.hub.push_to_hub and accelerator.is_main_process:
-        repo_id = create_repository(args.run.output_dir, args.hub.hub_model_id)
-        args = args._replace(hub=replace(args.hub, hub_model_id=repo_id))
+        args.hub.hub_model_id = create_repository(args.run.output_dir, args.hub.hub_model_id)
 
     copies, show_progress = args.script.augmented_copies, accelerator.is_local_main_process
     train_rows = tokenize_copies(

@@ -44,7 +44,7 @@ from hf_var.training.flops import training_flops
 from hf_var.training.identity import RunIdentity, make_identity
 from hf_var.training.lora import LoraFields, add_lora, save_lora
 from hf_var.training.optimization import SCHEDULERS, Optimization, OptimizerConfig
-from hf_var.training.prior_data import ConditionConfig, PriorData, load_prior_data, tokenize_copies
+from hf_var.training.prior_data import ConditionConfig, PriorData, adopt_fields, load_prior_data, tokenize_copies
 from hf_var.training.prior_inputs import check_blocks, prior_inputs
 from hf_var.training.prior_training import CAPTIONS, CURVES, METRICS, train_prior
 from hf_var.training.run import RunConfig, TrainingRun
@@ -161,12 +161,8 @@ def make_config(
     """Configuration of the transformer: that of the arguments and the tokenizer, or `pretrained`'s with other labels."""
     given = given_fields(args.model)
     shared = {name: getattr(tokenizer, name) for name in ("codebook_size", "latent_channels", "patch_nums")}
-    for name, value in shared.items():
-        if given.setdefault(name, value) != value:
-            raise ValueError(f"`{name}` is {value} in the tokenizer, got {given[name]}.")
-    width = images.condition_size
-    if given.setdefault("condition_channels", width) != width:
-        raise ValueError(f"`condition_channels` is {width} in `condition_column`, got {given['condition_channels']}.")
+    adopt_fields(given, shared, "the tokenizer")
+    adopt_fields(given, {"condition_channels": images.condition_size}, "`condition_column`")
     values = given
     if pretrained is not None:
         values = {name: getattr(pretrained.config, name) for name in own_annotations(VARConfig)}

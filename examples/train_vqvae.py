@@ -180,6 +180,13 @@ def make_model(args: Arguments, config: TokenizerConfig) -> Tokenizer:
     return vqvae.train()
 
 
+def to_device(args: Arguments, pixel_values: torch.Tensor, device: torch.device) -> torch.Tensor:
+    """Images, in the memory format of the model, or maps of class ids."""
+    has_channels = pixel_values.ndim == 4
+    memory_format = torch.channels_last if args.script.channels_last and has_channels else torch.contiguous_format
+    return pixel_values.to(device, non_blocking=True).contiguous(memory_format=memory_format)
+
+
 # --------------------------------------------------------------------------------------------------------------------
 # Results
 
@@ -237,12 +244,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     if adversary is not None:
         parts |= {"discriminator": adversary.bare_discriminator, "adversary": adversary}
 
-    memory_format = torch.channels_last if args.script.channels_last else torch.contiguous_format
     with run.started(parts, public_arguments(*args)):
         for batch in run.until_the_end(batches):
-            pixel_values = batch["pixel_values"].to(accelerator.device, non_blocking=True)
-            if pixel_values.is_floating_point():  # and no ids of classes
-                pixel_values = pixel_values.contiguous(memory_format=memory_format)
+            pixel_values = to_device(args, batch["pixel_values"], accelerator.device)
             if codebook.is_started_at(run.step) and run.begins_step:
                 codebook.start(batches.first_items(args.codebook.kmeans_images)["pixel_values"], batch_size)
             is_judged = adversary is not None and adversary.is_active(run.step)

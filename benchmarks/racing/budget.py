@@ -27,10 +27,6 @@ class Rate:
         """The most steps that a budget pays, `FIRST_STEPS` at least."""
         return max(FIRST_STEPS, int((seconds - self.fixed) / self.seconds_per_step))
 
-    def seconds_of(self, steps: int) -> float:
-        """What so many steps should take."""
-        return self.fixed + self.seconds_per_step * steps
-
     def after(self, steps: int, seconds: float) -> "Rate":
         """The same with the seconds per step of a whole training, which says more than a short one."""
         per_step = (seconds - self.fixed) / steps

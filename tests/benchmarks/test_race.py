@@ -35,7 +35,7 @@ def test_a_rate_goes_through_both_measurements(budget):
     rate = budget.fit((10, 4.0), (30, 5.0))
     assert rate.seconds_per_step == pytest.approx(0.05)
     assert rate.fixed == pytest.approx(3.5)
-    assert rate.seconds_of(30) == pytest.approx(5.0)
+    assert rate.fixed + 30 * rate.seconds_per_step == pytest.approx(5.0)
 
 
 @pytest.mark.parametrize("second", [(30, 3.9), (11, 5.0)], ids=["faster with more steps", "slower than without steps"])
@@ -51,7 +51,7 @@ def test_measurements_must_have_different_numbers_of_steps(budget):
 def test_the_steps_within_a_budget_fill_it(budget):
     rate = budget.Rate(PER_STEP, FIXED)
     steps = rate.steps_within(20.0)
-    assert rate.seconds_of(steps) <= 20.0 < rate.seconds_of(steps + 1)
+    assert rate.fixed + rate.seconds_per_step * steps <= 20.0 < rate.fixed + rate.seconds_per_step * (steps + 1)
     assert rate.steps_within(1.0) == budget.FIRST_STEPS
 
 

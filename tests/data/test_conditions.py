@@ -17,6 +17,7 @@ from hf_var.data import (
     has_label_names,
     image_rows,
     load_source,
+    token_condition,
     training_labels,
     validation_labels,
 )
@@ -188,6 +189,32 @@ def test_what_is_no_embedding_is_refused(embeddings: list, message: str) -> None
         embedding_condition(dataset, "clip")
     with pytest.raises(ValueError, match="`condition_column` = 'clop' is not among"):
         embedding_condition(dataset, "clop")
+
+
+@pytest.mark.parametrize(
+    ("ids", "size", "message"),
+    [
+        ([[1, 2], [1]], None, "must hold 2 integers from 0 to 8 in every row, got \\[1\\]"),
+        ([[1, 2], [3, 4]], 3, "must hold 3 integers from 0 to 8 in every row, got \\[1, 2\\]"),
+        ([[1, 2], [3, 9]], None, "must hold 2 integers from 0 to 8 in every row, got \\[3, 9\\]"),
+        ([[1, 2], [-1, 4]], None, "must hold 2 integers from 0 to 8 in every row, got \\[-1, 4\\]"),
+        ([[1, 2], None], None, "must hold 2 integers from 0 to 8 in every row, got None"),
+        ([[], [1]], None, "must hold at least one integer"),
+        ([[0.5], [1.0]], None, "must hold lists of integers, got List"),
+        (["a", "b"], None, "must hold lists of integers, got Value.*: name its `text_tokenizer`"),
+    ],
+)
+def test_what_are_no_condition_tokens_is_refused(ids: list, size: int | None, message: str) -> None:
+    dataset = Dataset.from_dict({"text": ids})
+    with pytest.raises(ValueError, match=f"`condition_column` = 'text' {message}"):
+        token_condition(dataset, "text", 9, size)
+
+
+def test_condition_tokens_of_an_unknown_number_of_ids() -> None:
+    condition = token_condition(Dataset.from_dict({"text": [[1, 2], [3, 2**40]]}), "text")
+    assert (condition.size, condition.num_ids) == (2, None)
+    with pytest.raises(ValueError, match="must hold 2 integers of at least 0 in every row, got \\[3, -4\\]"):
+        token_condition(Dataset.from_dict({"text": [[1, 2], [3, -4]]}), "text")
 
 
 def test_embeddings_of_a_stream_are_checked_as_they_are_read() -> None:

@@ -27,7 +27,7 @@ from ..conversion import (
     tokenizer_sections,
 )
 from ..hub.cards import write_converted_card
-from ..hub.push import create_repository, push_result
+from ..hub.push import push_result
 from .common import check_output
 
 
@@ -114,8 +114,8 @@ def _convert(options: argparse.Namespace) -> None:
     )
     print(f"wrote {options.output}")
     if options.push_to_hub is not None:
-        create_repository(options.output, options.push_to_hub, options.private or None)
-        push_result(options.output, options.push_to_hub, message="Upload a converted checkpoint")
+        message = "Upload a converted checkpoint"
+        push_result(options.output, options.push_to_hub, message, options.private or None)
         print(f"pushed to {options.push_to_hub}")
 
 

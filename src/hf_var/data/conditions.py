@@ -25,6 +25,7 @@ logger = logging.get_logger(__name__)
 
 # More classes suggest numbers with another meaning, such as ids of images.
 MOST_CLASSES = 2**20
+ROWS_AT_ONCE = 4096
 TEXT_TYPES = ("string", "large_string", "string_view")
 
 
@@ -68,8 +69,8 @@ class LabelCondition:
 
 
 @dataclass(frozen=True)
-class EmbeddingCondition:
-    """A precomputed embedding of `size` numbers, `class_embeds`."""
+class _SizedCondition:
+    """A column of as many numbers, `size`, in every row."""
 
     column: str
     size: int
@@ -78,50 +79,53 @@ class EmbeddingCondition:
     def source_column(self) -> str:
         return self.column
 
+
+@dataclass(frozen=True)
+class EmbeddingCondition(_SizedCondition):
+    """A precomputed embedding of `size` numbers, `class_embeds`."""
+
     def read(self, row: dict[str, Any]) -> dict[str, Any]:
         value = row[self.column]
         embedding = np.asarray(np.nan if value is None else value, dtype=np.float32)
-        if embedding.shape != (self.size,) or not np.isfinite(embedding).all():
+        if embedding.ndim != 1 or not self.fits(embedding):
             raise ValueError(
                 f"`condition_column` = {self.column!r} must hold {self.size} finite numbers in every row, got {value!r}."
             )
         return {"class_embeds": embedding}
 
+    def fits(self, values: np.ndarray) -> bool:
+        """Whether all of `values` `(..., size)` are embeddings."""
+        return values.shape[-1:] == (self.size,) and bool(np.isfinite(values).all())
+
 
 @dataclass(frozen=True)
-class TokenCondition:
-    """`size` token ids below `num_ids`, `condition_ids`: those of another tokenizer, or of a text."""
+class TokenCondition(_SizedCondition):
+    """`size` token ids below `num_ids`, if these are known, `condition_ids`: of another tokenizer, or of a text."""
 
-    column: str
-    size: int
-    num_ids: int
-
-    @property
-    def source_column(self) -> str:
-        return self.column
+    num_ids: int | None = None
 
     def read(self, row: dict[str, Any]) -> dict[str, Any]:
         ids = np.asarray([] if row[self.column] is None else row[self.column])
-        is_integer = np.issubdtype(ids.dtype, np.integer)
-        if ids.shape != (self.size,) or not is_integer or ids.min() < 0 or ids.max() >= self.num_ids:
+        if ids.ndim != 1 or not self.fits(ids):
+            limit = "of at least 0" if self.num_ids is None else f"from 0 to {self.num_ids - 1}"
             raise ValueError(
-                f"`condition_column` = {self.column!r} must hold {self.size} integers from 0 to {self.num_ids - 1} in every "
-                f"row, got {row[self.column]!r}."
+                f"`condition_column` = {self.column!r} must hold {self.size} integers {limit} in every row, got "
+                f"{row[self.column]!r}."
             )
         return {"condition_ids": ids.astype(np.int64)}
 
+    def fits(self, values: np.ndarray) -> bool:
+        """Whether all of `values` `(..., size)` are token ids."""
+        if values.shape[-1:] != (self.size,) or not np.issubdtype(values.dtype, np.integer):
+            return False
+        return bool(values.min() >= 0 and (self.num_ids is None or values.max() < self.num_ids))
+
 
 @dataclass(frozen=True)
-class TextCondition:
+class TextCondition(_SizedCondition):
     """The first `size` tokens of a text, `condition_ids`, filled up to that number."""
 
-    column: str
-    size: int
     tokenizer: PreTrainedTokenizerBase
-
-    @property
-    def source_column(self) -> str:
-        return self.column
 
     def read(self, row: dict[str, Any]) -> dict[str, Any]:
         text = row[self.column]
@@ -154,31 +158,22 @@ def embedding_condition(dataset: AnyDataset, column: str) -> EmbeddingCondition:
         raise ValueError(f"`condition_column` = {column!r} must hold lists of floating point numbers, got {feature}.")
     size = getattr(feature, "length", -1)
     if size < 0:
-        first = next(iter(dataset.select_columns([column])), {column: None})[column]
-        size = len(first or [])
-    if size == 0:
-        raise ValueError(f"`condition_column` = {column!r} must hold at least one number, got an empty first row.")
+        size = _first_length(dataset, column, "number")
     condition = EmbeddingCondition(column, size)
-    if isinstance(dataset, datasets.Dataset):
-        for columns in dataset.select_columns([column]).with_format("numpy").iter(batch_size=4096):
-            embeddings = cast(Any, columns)[column]
-            if not (isinstance(embeddings, np.ndarray) and embeddings.ndim == 2 and np.isfinite(embeddings).all()):
-                # The error names the row.
-                for embedding in embeddings:
-                    condition.read({column: embedding})
+    _check_rows(dataset, condition)
     return condition
 
 
 def token_condition(
     dataset: AnyDataset,
     column: str,
-    num_ids: int,
+    num_ids: int | None = None,
     size: int | None = None,
     tokenizer: PreTrainedTokenizerBase | None = None,
 ) -> TokenCondition | TextCondition:
     """
-    The condition that a column of lists of token ids is, as many in every row, or with a `tokenizer` one of texts, of which
-    the first `size` tokens count.
+    The condition that a column of lists of token ids below `num_ids` is, as many in every row, or with a `tokenizer` one
+    of texts, of which the first `size` tokens count.
     """
     features = features_of(dataset)
     check_column("condition_column", column, features)
@@ -193,12 +188,35 @@ def token_condition(
     if not isinstance(value, datasets.Value) or not value.dtype.startswith(("int", "uint")):
         hint = ": name its `text_tokenizer`" if _holds_texts(feature) else ""
         raise ValueError(f"`condition_column` = {column!r} must hold lists of integers, got {feature}{hint}.")
-    first = next(iter(dataset.select_columns([column])), {column: None})[column]
-    condition = TokenCondition(column, len(first or []) if size is None else size, num_ids)
-    if isinstance(dataset, datasets.Dataset):
-        for row in dataset.select_columns([column]):
-            condition.read(cast(Any, row))
+    if size is None:
+        size = _first_length(dataset, column, "integer")
+    condition = TokenCondition(column, size, num_ids)
+    _check_rows(dataset, condition)
     return condition
+
+
+def _first_length(dataset: AnyDataset, column: str, kind: str) -> int:
+    """Length of the list in the first row."""
+    first = next(iter(dataset.select_columns([column])), {column: None})[column]
+    if not first:
+        raise ValueError(f"`condition_column` = {column!r} must hold at least one {kind}, got an empty first row.")
+    return len(first)
+
+
+def _check_rows(dataset: AnyDataset, condition: EmbeddingCondition | TokenCondition) -> None:
+    """Raise a `ValueError` that shows the first row without the condition; those of a stream are checked when read."""
+    if not isinstance(dataset, datasets.Dataset):
+        return
+    rows = dataset.select_columns([condition.column])
+    arrays = rows.with_format("numpy")
+    for first in range(0, len(rows), ROWS_AT_ONCE):
+        numbers = range(first, min(first + ROWS_AT_ONCE, len(rows)))
+        values: Any = arrays[numbers.start : numbers.stop][condition.column]
+        # Rows of several sizes are an array of arrays.
+        if values.ndim == 2 and condition.fits(values):
+            continue
+        for number in numbers:
+            condition.read(rows[number])
 
 
 def find_label_column(dataset: AnyDataset, column: str | None) -> str:

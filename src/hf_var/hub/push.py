@@ -70,13 +70,19 @@ def push_card(card: RepoCard, repo_id: str, message: str, repo_type: str = "mode
 
 
 def push_result(
-    output_dir: str | Path, repo_id: str | None = None, message: str = "Upload the result of a training"
+    output_dir: str | Path,
+    repo_id: str | None = None,
+    message: str = "Upload the result of a training",
+    private: bool | None = None,
 ) -> str:
-    """Upload a model or a pipeline, its card, pictures and `train_log.jsonl`; returns the repository's address."""
+    """
+    Upload a model or a pipeline, its card, pictures and `train_log.jsonl`, to a repository that is `private` if it is
+    new; returns its address.
+    """
     # Names rather than patterns: the client's `*` matches slashes, and would find the weights in checkpoints, too.
     files = [path for pattern in RESULT_FILES for path in Path(output_dir).glob(pattern)]
     commit = HfApi().upload_folder(
-        repo_id=create_repository(output_dir, repo_id),
+        repo_id=create_repository(output_dir, repo_id, private),
         folder_path=output_dir,
         allow_patterns=[glob.escape(path.relative_to(output_dir).as_posix()) for path in files],
         commit_message=message,

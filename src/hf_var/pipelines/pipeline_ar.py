@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Images from labels, prompts or other images, code by code: the loop over the codes in raster order."""
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import partial
@@ -281,15 +282,16 @@ class ARPipeline(PipelineBase):
         needed = {"prompt": "tokenizer", "condition_image": "condition_vqvae"}.get(name)
         if needed is not None and getattr(self, needed) is None:
             raise ValueError(f"`{name}` needs a pipeline with a `{needed}`.")
-        is_map = canvas.size is not None and config.condition_length == config.num_positions
+        # The size of a condition that is a map and moves with the window.
+        moved = canvas.size if config.condition_length == config.num_positions else None
         if name == "prompt":
             return prompt_ids(self.tokenizer, value, config.condition_length)
         if name == "condition_codes":
-            lengths = [config.condition_length, *([canvas.size[0] * canvas.size[1]] if is_map and canvas.size else [])]
+            lengths = [config.condition_length, *([] if moved is None else [math.prod(moved)])]
             return given_ids(value, lengths, config.num_condition_ids)
         vqvae = self.condition_vqvae
-        if is_map and canvas.size and vqvae.config.scale_sizes == config.scale_sizes[:1]:
-            vqvae = vqvae.at_size(*(side * vqvae.config.downsampling_factor for side in canvas.size))
+        if moved is not None and vqvae.config.scale_sizes == config.scale_sizes[:1]:
+            vqvae = vqvae.at_size(*(side * vqvae.config.downsampling_factor for side in moved))
         return self._encoded(vqvae, value)
 
     # ----------------------------------------------------------------------------------------------------------------

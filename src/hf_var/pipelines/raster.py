@@ -80,11 +80,8 @@ class LevelsPredictor:
         return apply_guidance(logits, weight) if len(logits) > len(sampled) else logits
 
     def _read(self, sampled: torch.Tensor, row: int) -> torch.Tensor:
-        (begin, _), width, arguments = (
-            self.bounds[self.level],
-            self.order.sizes[self.level][1],
-            self.arguments[self.level],
-        )
+        (begin, _), (_, width) = self.bounds[self.level], self.order.sizes[self.level]
+        arguments = self.arguments[self.level]
         codes = sampled[:, begin + row * width : begin + (row + 1) * width]
         condition = {}
         if self.level > 0:

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The data of a prior: images or their codes, and what they are conditioned on."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -97,6 +97,13 @@ def load_prior_data(
     return PriorData(rows, Rows(validation, reader), id2label, size)
 
 
+def adopt_fields(given: dict[str, Any], known: Mapping[str, Any], source: str) -> None:
+    """Add the fields of a configuration that `source` settles to those that are `given`, which must not differ."""
+    for name, value in known.items():
+        if given.setdefault(name, value) != value:
+            raise ValueError(f"`{name}` is {value} in {source}, got {given[name]}.")
+
+
 def check_tokenizer(argument: str, source: str, dataset: data.AnyDataset, vqvae: Tokenizer) -> None:
     """Raise a `ValueError` if the data set that an argument names holds codes of another tokenizer."""
     if not data.is_codes_dataset(dataset):
@@ -151,5 +158,5 @@ def tokenize_copies(
     elif "class_embeds" in codes.features:
         condition = data.embedding_condition(codes, "class_embeds")
     elif "condition_ids" in codes.features:
-        condition = data.token_condition(codes, "condition_ids", 2**31)
+        condition = data.token_condition(codes, "condition_ids")
     return Rows(codes, data.CodesRows(condition))

@@ -18,7 +18,7 @@ def prior_inputs(vqvae: VQVAEModel, batch: dict[str, torch.Tensor], is_raster: b
     a condition, which is passed on. Every scale reads the image's own coarser scales or, in raster order, every token
     the code vector of the token before (Esser et al. 2021, section 3.2).
     """
-    inputs = _codes_of(vqvae, batch)
+    inputs, _ = _codes_and_features(vqvae, batch)
     codes = inputs.pop("codes")
     scale_inputs = vqvae.teacher_forcing(codes, is_raster)
     return {**inputs, "scale_inputs": scale_inputs, "labels": codes}
@@ -39,7 +39,7 @@ def level_inputs(vqvae: Tokenizer, level: int, batch: dict[str, torch.Tensor]) -
     The arguments of a prior of one level (a [`PixelCNN`] or [`PixelSNAIL`]) for a batch as above: the codes of the level,
     which are also the targets, and those of the coarser one as its condition (Razavi et al. 2019, section 3.2).
     """
-    inputs = _codes_of(vqvae, batch)
+    inputs, _ = _codes_and_features(vqvae, batch)
     levels = inputs.pop("codes").split(vqvae.config.scale_lengths, dim=1)
     condition = {"condition_codes": levels[level - 1]} if level > 0 else {}
     return {**inputs, **condition, "codes": levels[level], "labels": levels[level]}
@@ -68,9 +68,9 @@ class CodeNoiseConfig(CheckedFields):
 @dataclass
 class StackInputs:
     """
-    The arguments of an [`RQTransformer`] for a batch of `codes` `(batch, length)` or `pixel_values`, and a condition, which is
-    passed on: the codes of `condition_pixel_values` are those of `condition_vqvae`. `vqvae` is a [`VQVAEModel`]. In training there may be `noise`, from
-    torch's own generator, as dropout has it.
+    The arguments of an [`RQTransformer`] for a batch of `codes` `(batch, length)` or `pixel_values`, and a condition,
+    which is passed on: the codes of `condition_pixel_values` are those of `condition_vqvae`. `vqvae` is a
+    [`VQVAEModel`]. In training there may be `noise`, from torch's own generator, as dropout has it.
     """
 
     vqvae: Any
@@ -80,19 +80,16 @@ class StackInputs:
 
     @torch.no_grad()
     def __call__(self, batch: dict[str, torch.Tensor]) -> dict[str, Any]:
-        inputs: dict[str, Any] = {name: values.to(self.vqvae.device) for name, values in batch.items()}
+        inputs, features = _codes_and_features(self.vqvae, batch)
         if "condition_pixel_values" in inputs:
             encoded = cast(Any, cast(Tokenizer, self.condition_vqvae).encode(inputs.pop("condition_pixel_values")))
             inputs["condition_ids"] = encoded.codes
-        targets, codes = {}, inputs.pop("codes", None)
-        if codes is None:
-            encoded = cast(Any, self.vqvae.encode(inputs.pop("pixel_values")))
-            codes = encoded.codes
-            if self.noise is not None and self.noise.soft_code_temperature > 0:
-                codes, probabilities = self.vqvae.soft_codes(
-                    encoded.features, self.noise.soft_code_temperature, self.noise.stochastic_codes
-                )
-                targets["soft_labels"] = stack_codes(probabilities, self.config.depth)
+        targets, codes = {}, inputs.pop("codes")
+        if features is not None and self.noise is not None and self.noise.soft_code_temperature > 0:
+            codes, probabilities = self.vqvae.soft_codes(
+                features, self.noise.soft_code_temperature, self.noise.stochastic_codes
+            )
+            targets["soft_labels"] = stack_codes(probabilities, self.config.depth)
         stacks = stack_codes(codes, self.config.depth)
         read = stacks if self.noise is None else replaced_codes(stacks, self.noise, self.config.codebook_size)
         if self.config.code_inputs == "tokens":
@@ -110,9 +107,10 @@ def replaced_codes(codes: torch.Tensor, noise: CodeNoiseConfig, codebook_size: i
     return torch.where(replaced, torch.randint_like(codes, codebook_size), codes)
 
 
-def _codes_of(vqvae: Tokenizer, batch: dict[str, torch.Tensor]) -> dict[str, Any]:
-    """The batch on the tokenizer's device, with codes in place of images."""
+def _codes_and_features(vqvae: Tokenizer, batch: dict[str, torch.Tensor]) -> tuple[dict[str, Any], Any]:
+    """The batch on the tokenizer's device with codes in place of images, and the features of these, if it had images."""
     inputs: dict[str, Any] = {name: values.to(vqvae.device, non_blocking=True) for name, values in batch.items()}
-    if "codes" not in inputs:
-        inputs["codes"] = cast(Any, vqvae.encode(inputs.pop("pixel_values"))).codes
-    return inputs
+    if "codes" in inputs:
+        return inputs, None
+    encoded = cast(Any, vqvae.encode(inputs.pop("pixel_values")))
+    return {**inputs, "codes": encoded.codes}, encoded.features
