@@ -49,7 +49,9 @@ HUES = {"red": 2, "orange": 28, "yellow": 50, "green": 120, "blue": 214, "purple
 # A picture has a main colour if this share of what is seen is of about one hue; hues of so many degrees are about one.
 MAIN_SHARE = 0.4
 HUE_WIDTH = 30
-FEATURES = Features({"image": Image(), "caption": Value("string"), "category": Value("string"), "vendor": Value("string")})
+FEATURES = Features(
+    {"image": Image(), "caption": Value("string"), "category": Value("string"), "vendor": Value("string")}
+)
 # One emoji of so many is for tests.
 TEST_SHARE = 14
 
@@ -100,7 +102,9 @@ def in_another_colour(content: bytes, entry: dict[str, Any], generator: random.R
     def distances(degrees: int) -> np.ndarray:
         return np.abs((hue - degrees + 180) % 360 - 180)
 
-    shares = {degrees: (coloured & (distances(degrees) <= HUE_WIDTH)).sum() / seen.sum() for degrees in range(0, 360, 5)}
+    shares = {
+        degrees: (coloured & (distances(degrees) <= HUE_WIDTH)).sum() / seen.sum() for degrees in range(0, 360, 5)
+    }
     main = max(shares, key=lambda degrees: shares[degrees])
     if shares[main] < MAIN_SHARE:
         return None
@@ -119,9 +123,16 @@ def in_another_colour(content: bytes, entry: dict[str, Any], generator: random.R
 def training_rows(content: bytes, entry: dict[str, Any], seed: str) -> list[tuple[bytes, str]]:
     """Pictures and captions, always the same."""
     generator = random.Random(seed)
-    painted = in_another_colour(content, entry, generator)
-    named = [(content, entry["label"]), (content, with_keyword(entry, generator))]
-    return [*named, (content, entry["label"]) if painted is None else painted]
+    label = entry["label"]
+    rows = [(content, label), (content, with_keyword(entry, generator))]
+    rows.append(in_another_colour(content, entry, generator) or (content, label))
+    return [(picture, with_article(caption, generator)) for picture, caption in rows]
+
+
+def with_article(caption: str, generator: random.Random) -> str:
+    """Every third caption with an article, as prompts may have it."""
+    article = "an" if caption[0] in "aeiou" else "a"
+    return f"{article} {caption}" if generator.random() < 1 / 3 else caption
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -140,7 +151,9 @@ def main(argv: list[str] | None = None) -> None:
         if name.endswith(".png")
     }
     if len(names) != 1 or not pictures:
-        raise ValueError("`packages` must be emojibase-data and packages of pictures, emoji-datasource-google or -twitter.")
+        raise ValueError(
+            "`packages` must be emojibase-data and packages of pictures, emoji-datasource-google or -twitter."
+        )
     rows: dict[str, list[dict[str, Any]]] = {"train": [], "test": []}
     for (vendor, code), content in sorted(pictures.items()):
         entry = names[0].get(code)

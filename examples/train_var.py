@@ -6,6 +6,9 @@ The first argument may be a recipe, a YAML file of arguments; the command line o
 arguments; those that it shares with the tokenizer are taken from there. The result is a folder for
 `VARPipeline.from_pretrained`, in raster order (`--block_sizes 1 1 ...`) for `ARPipeline.from_pretrained`.
 
+With `--caption_column` the condition is a text (Switti, Voronov et al. 2024): the fields are those of `TextVARConfig`, and the
+result is a folder for `VARTextToImagePipeline.from_pretrained`, with the text encoder.
+
 On one or many GPUs, from codes that tokenize_dataset.py made:
 
     accelerate launch examples/train_var.py examples/recipes/var_d16_256.yaml --train_data "codes/train/*.parquet" \
@@ -14,12 +17,16 @@ On one or many GPUs, from codes that tokenize_dataset.py made:
 On a laptop's CPU, in a minute, after the commands in train_vqvae.py:
 
     python examples/train_var.py examples/recipes/var_digits.yaml --max_train_steps 500 --augmented_copies 8
+
+On your own pictures and captions, a folder with metadata.csv (file_name, text), from a released model:
+
+    python examples/train_var.py examples/recipes/switti_512_finetune.yaml --train_data my_pictures --caption_column text
 """
 
 import copy
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, NamedTuple
@@ -29,17 +36,38 @@ from accelerate import Accelerator
 from accelerate.utils import set_seed
 from PIL import Image
 
-from hf_var import ARPipeline, VARConfig, VARPipeline, VARTransformer, VQVAEConfig, VQVAEModel, data
+from hf_var import (
+    ARPipeline,
+    TextVARConfig,
+    TextVARTransformer,
+    VARConfig,
+    VARPipeline,
+    VARTextToImagePipeline,
+    VARTransformer,
+    VQVAEModel,
+    data,
+)
 from hf_var.autoencoders import load_tokenizer
 from hf_var.cli.arguments import config_fields_class, given_fields, parse_arguments, public_arguments
 from hf_var.compatibility import enable_activation_checkpointing
+from hf_var.conversion.common import check_overrides
 from hf_var.data import AugmentConfig, DataConfig
+from hf_var.fingerprints import fingerprint
 from hf_var.hub.cards import write_pipeline_card
 from hf_var.hub.push import BackgroundPush, PipelineHubConfig, create_repository, push_result
 from hf_var.pipelines.base import load_pipeline
 from hf_var.pipelines.image_grids import image_grid
 from hf_var.ranges import CheckedFields, NonNegativeInt, OneOf, PositiveFloat, Share, argument, own_annotations
 from hf_var.training.accelerator import make_accelerator
+from hf_var.training.captions import (
+    CaptionConfig,
+    CaptionInputs,
+    TextEncoders,
+    first_captions,
+    load_text_encoders,
+    read_captions,
+    trained_module,
+)
 from hf_var.training.flops import training_flops
 from hf_var.training.identity import RunIdentity, make_identity
 from hf_var.training.lora import LoraFields, add_lora, save_lora
@@ -50,15 +78,17 @@ from hf_var.training.prior_training import CAPTIONS, CURVES, METRICS, train_prio
 from hf_var.training.run import RunConfig, TrainingRun
 from hf_var.training.samples import SAMPLING, SampleConfig, spread_labels
 from hf_var.training.setup import Rows, card_contents, make_batches
-from hf_var.training.sharding import whole_model
+from hf_var.training.sharding import is_sharded, whole_model
 
 
 # Fields of the configuration that may change when a trained transformer is trained further.
 FREE_CONFIG_FIELDS = ("dropout", "attention_dropout", "drop_path_rate", "class_dropout_prob", "label_smoothing")
 # What a resumed run cannot change, beside the configuration.
 FIXED_ARGUMENTS = ("seed", "streaming", "augmented_copies", "lora_rank", "lora_alpha", "lora_target_modules")
+FIXED_ARGUMENTS += ("train_text_encoder", "max_caption_length")
 # Folder of the adapter in that of the result.
 LORA_FOLDER = "lora"
+ENCODERS = ("text_encoder", "text_encoder_2")
 
 
 # --------------------------------------------------------------------------------------------------------------------
@@ -107,6 +137,7 @@ class Arguments(NamedTuple):
 
     script: ScriptConfig
     conditions: ConditionConfig
+    captions: CaptionConfig
     data: DataConfig
     augment: AugmentConfig
     run: RunConfig
@@ -114,13 +145,21 @@ class Arguments(NamedTuple):
     lora: LoraFields
     samples: SampleConfig
     hub: PipelineHubConfig
-    model: config_fields_class(VARConfig)
+    model: config_fields_class(VARConfig, TextVARConfig)
 
 
 def read_arguments(argv: Sequence[str]) -> Arguments:
     args = Arguments(*parse_arguments(list(Arguments.__annotations__.values()), argv))
     if args.lora.lora_rank > 0 and args.script.pretrained_var is None:
         raise ValueError(f"`lora_rank` = {args.lora.lora_rank} adapts a trained transformer: set `pretrained_var`.")
+    if args.captions.caption_column is not None:
+        others = {"label_column": args.data.label_column, "condition_column": args.conditions.condition_column}
+        others["num_labels"] = args.conditions.num_labels or None
+        for name, value in others.items():
+            if value is not None:
+                raise ValueError(f"`{name}` = {value!r} and `caption_column` exclude each other.")
+        if args.captions.train_text_encoder and args.lora.lora_rank > 0:
+            raise ValueError("`train_text_encoder` must be false with `lora_rank`, whose adapter has no place for it.")
     return args
 
 
@@ -128,19 +167,36 @@ def read_arguments(argv: Sequence[str]) -> Arguments:
 # Model
 
 
-def load_models(args: Arguments) -> tuple[VQVAEModel, VARTransformer | None, dict[str, float]]:
-    """The tokenizer, the transformer that is trained further, if there is one, and the defaults of sampling."""
-    pretrained, sampling = None, {}
+class Models(NamedTuple):
+    """What a training begins with."""
+
+    vqvae: VQVAEModel
+    # The transformer that is trained further, if there is one.
+    pretrained: Any
+    # Those of captions, if there are any.
+    encoders: TextEncoders | None
+    # Defaults of the pipeline that is saved.
+    sampling: dict[str, float]
+
+
+def load_models(args: Arguments) -> Models:
+    pretrained, sampling, encoders = None, {}, None
+    reads_captions = args.captions.caption_column is not None
     if args.script.pretrained_var is not None:
         pretrained = load_pipeline(args.script.pretrained_var, dtype=torch.float32)
-        if not isinstance(pretrained.priors[0], VARTransformer):
+        wanted = TextVARTransformer if reads_captions else VARTransformer
+        if not isinstance(pretrained.priors[0], wanted):
+            what = "with a `caption_column`" if reads_captions else "without a `caption_column`"
             raise ValueError(
-                f"`pretrained_var` must be a pipeline of a VARTransformer, got a {type(pretrained.priors[0]).__name__}."
+                f"`pretrained_var` must be a pipeline of a {wanted.__name__} {what}, got a "
+                f"{type(pretrained.priors[0]).__name__}."
             )
-        if args.lora.lora_rank > 0 and not isinstance(pretrained, VARPipeline):
+        if args.lora.lora_rank > 0 and pretrained.priors[0].config.is_raster:
             raise ValueError(f"`lora_rank` must be 0 for a transformer of raster order, got {args.lora.lora_rank}.")
         sampling = {name: pretrained.config[name] for name in SAMPLING}
     sampling |= args.samples.defaults
+    if reads_captions:
+        encoders = load_text_encoders(args.captions, pretrained)
     if args.script.vqvae is None:
         vqvae = pretrained.vqvae
     else:
@@ -149,43 +205,53 @@ def load_models(args: Arguments) -> tuple[VQVAEModel, VARTransformer | None, dic
             raise ValueError(
                 f"`vqvae` must be a VQVAEModel, got a {type(vqvae).__name__}, which has no running latents."
             )
-    return vqvae.eval().requires_grad_(False), pretrained and pretrained.priors[0], sampling
+    return Models(vqvae.eval().requires_grad_(False), pretrained and pretrained.priors[0], encoders, sampling)
 
 
-def make_config(
-    args: Arguments,
-    tokenizer: VQVAEConfig,
-    images: PriorData,
-    pretrained: VARTransformer | None = None,
-) -> VARConfig:
-    """Configuration of the transformer: that of the arguments and the tokenizer, or `pretrained`'s with other labels."""
-    given = given_fields(args.model)
+def load_data(args: Arguments, models: Models) -> PriorData:
+    conditions, makers = args.conditions, {}
+    if models.encoders is not None:
+        conditions = ConditionConfig(condition_column=args.captions.caption_column)
+        makers["make_condition"] = read_captions(models.encoders)
+    known_labels = models.pretrained and models.pretrained.config.id2label
+    return load_prior_data(args.data, args.augment, conditions, args.run, models.vqvae, known_labels, **makers)
+
+
+def make_config(args: Arguments, models: Models, images: PriorData) -> VARConfig | TextVARConfig:
+    """Configuration of the transformer: that of the arguments and the tokenizer, or of a trained one with other labels."""
+    given, pretrained, tokenizer = given_fields(args.model), models.pretrained, models.vqvae.config
+    config_class = VARConfig if models.encoders is None else TextVARConfig
+    check_overrides(config_class, given)
     shared = {name: getattr(tokenizer, name) for name in ("codebook_size", "latent_channels", "patch_nums")}
     adopt_fields(given, shared, "the tokenizer")
-    adopt_fields(given, {"condition_channels": images.condition_size}, "`condition_column`")
+    if models.encoders is None:
+        adopt_fields(given, {"condition_channels": images.condition_size}, "`condition_column`")
+    else:
+        adopt_fields(given, models.encoders.widths, "`text_encoder`")
     values = given
     if pretrained is not None:
-        values = {name: getattr(pretrained.config, name) for name in own_annotations(VARConfig)}
+        values = {name: getattr(pretrained.config, name) for name in own_annotations(config_class)}
         for name, value in given.items():
             if name not in FREE_CONFIG_FIELDS and values[name] != value:
                 raise ValueError(f"`{name}` is {values[name]} in `pretrained_var`, got {value}.")
         values |= given
     id2label = images.id2label
-    config = VARConfig(num_labels=0, **values) if id2label is None else VARConfig(id2label=id2label, **values)
+    config = config_class(**values, **({"num_labels": 0} if id2label is None else {"id2label": id2label}))
     check_blocks(config)
     return config
 
 
-def make_transformer(args: Arguments, config: VARConfig, pretrained: VARTransformer | None) -> VARTransformer:
+def make_transformer(args: Arguments, config: Any, pretrained: Any) -> VARTransformer | TextVARTransformer:
     """A new transformer, or `pretrained` with the labels of `config`."""
+    model_class: Any = VARTransformer if isinstance(config, VARConfig) else TextVARTransformer
     if pretrained is None:
-        transformer = VARTransformer(config)
+        transformer = model_class(config)
     else:
         # Dropout is built in.
         adapted = copy.deepcopy(pretrained.config)
-        for name in FREE_CONFIG_FIELDS:
+        for name in free_fields(config):
             setattr(adapted, name, getattr(config, name))
-        transformer = VARTransformer(adapted)
+        transformer = model_class(adapted)
         transformer.load_state_dict(pretrained.state_dict())
         if adapted.id2label != config.id2label:
             transformer.set_labels(config.id2label or None)
@@ -198,19 +264,26 @@ def make_transformer(args: Arguments, config: VARConfig, pretrained: VARTransfor
     return transformer.train()
 
 
-def identify(args: Arguments, config: VARConfig, vqvae: VQVAEModel, rows: Rows) -> RunIdentity:
+def free_fields(config: Any) -> list[str]:
+    """The fields that may change, of those that a configuration has."""
+    return [name for name in FREE_CONFIG_FIELDS if hasattr(config, name)]
+
+
+def identify(args: Arguments, config: Any, models: Models, rows: Rows) -> RunIdentity:
     """What a run that is resumed must have in common with its checkpoint."""
     parts = {"ema_decay > 0": args.optimizer.ema_decay > 0, "labels": config.id2label}
-    parts |= {"vqvae (its fingerprint)": data.tokenizer_fingerprint(vqvae), "train_data_rows": rows.number}
+    parts |= {"vqvae (its fingerprint)": data.tokenizer_fingerprint(models.vqvae), "train_data_rows": rows.number}
+    for name, (encoder, tokenizer) in zip(ENCODERS, models.encoders.pairs if models.encoders else (), strict=False):
+        parts[f"{name} (its fingerprint)"] = fingerprint(tokenizer.get_vocab(), encoder.state_dict())
     arguments = public_arguments(*args[:-1])
-    return make_identity(arguments, FIXED_ARGUMENTS, config, FREE_CONFIG_FIELDS, **parts)
+    return make_identity(arguments, FIXED_ARGUMENTS, config, free_fields(config), **parts)
 
 
 # --------------------------------------------------------------------------------------------------------------------
 # Samples and results
 
 
-def first_metrics(args: Arguments, vqvae: VQVAEModel, transformer: VARTransformer, run: TrainingRun) -> dict[str, Any]:
+def first_metrics(args: Arguments, vqvae: VQVAEModel, transformer: Any, run: TrainingRun) -> dict[str, Any]:
     """What the log begins with: what trainings of different sizes are compared by."""
     config, validation_data = transformer.config, args.data.validation_data
     return {
@@ -222,11 +295,12 @@ def first_metrics(args: Arguments, vqvae: VQVAEModel, transformer: VARTransforme
     }
 
 
-def make_pipeline(
-    transformer: VARTransformer, vqvae: VQVAEModel, sampling: dict[str, float]
-) -> VARPipeline | ARPipeline:
+def make_pipeline(transformer: Any, models: Models) -> Any:
     """What samples, with its defaults: scale by scale or, in raster order, code by code."""
-    if transformer.config.is_raster:
+    vqvae, sampling = models.vqvae, models.sampling
+    if models.encoders is not None:
+        pipeline = VARTextToImagePipeline(transformer, vqvae, **models.encoders.components, **sampling)
+    elif transformer.config.is_raster:
         pipeline = ARPipeline(vqvae, transformer, **sampling)
     else:
         pipeline = VARPipeline(transformer, vqvae, **sampling)
@@ -235,12 +309,14 @@ def make_pipeline(
 
 
 def sample_images(
-    args: Arguments, pipeline: VARPipeline | ARPipeline, batches: data.TrainingBatches, accelerator: Accelerator
+    args: Arguments, pipeline: Any, batches: data.TrainingBatches, prompts: list[str], accelerator: Accelerator
 ) -> Image.Image:
-    """Images of classes from the first to the last, or of the embeddings of the first training images."""
-    number = args.samples.num_samples
+    """Images of classes from the first to the last, of the embeddings of the first training images, or of `prompts`."""
+    number = len(prompts) or args.samples.num_samples
     generators = [torch.Generator().manual_seed(args.run.seed + index) for index in range(number)]
-    if args.conditions.condition_column is not None:
+    if prompts:
+        condition: dict[str, Any] = {"prompt": prompts}
+    elif args.conditions.condition_column is not None:
         condition = {"class_embeds": batches.first_items(number)["class_embeds"]}
     else:
         condition = {"class_labels": spread_labels(pipeline.priors[0].config.num_labels, number)}
@@ -248,32 +324,33 @@ def sample_images(
         return image_grid(pipeline(**condition, generator=generators).images, columns=8)
 
 
-def whole_transformer(args: Arguments, transformer: VARTransformer) -> VARTransformer | None:
+def choose_prompts(args: Arguments, images: PriorData) -> list[str]:
+    """Texts of samples: those that are given, or captions of unseen images, or of training images if there are none."""
+    column = args.captions.caption_column
+    if column is None or args.captions.sample_prompts:
+        return list(args.captions.sample_prompts or [])
+    return first_captions((images.validation or images.train).dataset, column, args.samples.num_samples)
+
+
+def whole_transformer(args: Arguments, transformer: Any) -> Any:
     """`transformer`, or if it is sharded a whole copy, in the first process alone; for all processes together."""
     return whole_model(transformer, lambda: make_transformer(args, transformer.config, None))
 
 
-def save(
-    args: Arguments,
-    transformer: VARTransformer,
-    vqvae: VQVAEModel,
-    sampling: dict[str, float],
-    folder: Path,
-    is_final: bool = False,
-) -> VARPipeline | ARPipeline | None:
+def save(args: Arguments, transformer: Any, models: Models, folder: Path, is_final: bool = False) -> Any:
     """Save a pipeline. Adapters are saved alone while they are trained, and become part of the final weights as well."""
     if args.lora.lora_rank > 0:
         save_lora(transformer, folder / LORA_FOLDER)
         if not is_final:
             return None
-    pipeline = make_pipeline(transformer, vqvae, sampling)
+    pipeline = make_pipeline(transformer, models)
     if args.lora.lora_rank > 0:
         pipeline.fuse_lora()
     pipeline.save_pretrained(str(folder))
     return pipeline
 
 
-def describe(args: Arguments, pipeline: VARPipeline | ARPipeline, run: TrainingRun) -> None:
+def describe(args: Arguments, pipeline: Any, run: TrainingRun) -> None:
     """Plot the training's curves and write the model card."""
     write_pipeline_card(
         args.run.output_dir,
@@ -294,21 +371,22 @@ def main(argv: Sequence[str] | None = None) -> None:
     args = read_arguments(sys.argv[1:] if argv is None else argv)
 
     # Everything that can be wrong with the input is found before any work.
-    vqvae, pretrained, sampling = load_models(args)
-    known_labels = pretrained and pretrained.config.id2label
-    images = load_prior_data(args.data, args.augment, args.conditions, args.run, vqvae, known_labels)
-    config = make_config(args, vqvae.config, images, pretrained)
+    models = load_models(args)
+    vqvae, encoders = models.vqvae, models.encoders
+    images = load_data(args, models)
+    config = make_config(args, models, images)
 
     seed, batch_size = args.run.seed, args.data.train_batch_size
     accelerator = make_accelerator(args.run, batch_size, args.optimizer.max_grad_norm)
-    identity = identify(args, config, vqvae, images.train)
+    identity = identify(args, config, models, images.train)
     run = TrainingRun(args.run, accelerator, "train_var", batch_size, identity, tokens_per_image=config.length)
     args.optimizer.learning_rate = args.optimizer.learning_rate_of(run.images_per_step)
     # A sharded model takes a part of its first weights from every process.
     set_seed(seed)
-    transformer = make_transformer(args, config, pretrained)
+    transformer = make_transformer(args, config, models.pretrained)
     set_seed(seed, device_specific=True)
-    pipeline = make_pipeline(transformer, vqvae.to(accelerator.device), sampling)
+    pipeline = make_pipeline(transformer, models).to(accelerator.device)
+    prompts = choose_prompts(args, images)
     if args.hub.push_to_hub and accelerator.is_main_process:
         args.hub.hub_model_id = create_repository(args.run.output_dir, args.hub.hub_model_id)
         pusher = BackgroundPush(args.hub.hub_model_id, args.run.output_dir)
@@ -316,25 +394,33 @@ def main(argv: Sequence[str] | None = None) -> None:
     show_progress = accelerator.is_local_main_process
     train_rows = tokenize_copies(images.train, args.script.augmented_copies, args.data, seed, vqvae, show_progress)
     batches, validation = make_batches(args.data, seed, accelerator, train_rows, images.validation)
-    make_inputs = partial(prior_inputs, vqvae, is_raster=config.is_raster)
-    optimization = Optimization(accelerator, transformer, args.optimizer, args.run.max_train_steps)
+    model, validation_inputs = transformer, None
+    if encoders is None:
+        make_inputs = partial(prior_inputs, vqvae, is_raster=config.is_raster)
+    else:
+        model = trained_module(transformer, encoders, args.captions)
+        validation_inputs = CaptionInputs(vqvae, encoders, is_encoded=model is transformer)
+        make_inputs = replace(validation_inputs, dropout_prob=args.captions.caption_dropout_prob)
+    optimization = Optimization(accelerator, model, args.optimizer, args.run.max_train_steps)
+    if model is not transformer and is_sharded(transformer):
+        raise ValueError("`train_text_encoder` must be false for a model that is sharded.")
 
-    parts = {"model": transformer, "optimization": optimization, "batches": batches}
+    parts = {"model": model, "optimization": optimization, "batches": batches}
     with run.started(parts, public_arguments(*args)):
         if accelerator.is_main_process and run.log.last("num_parameters") is None:
             run.write(first_metrics(args, vqvae, transformer, run))
-        for _ in train_prior(run, optimization, batches, validation, make_inputs):
+        for _ in train_prior(run, optimization, batches, validation, make_inputs, validation_inputs):
             is_sampled = args.samples.num_samples > 0 and run.is_due(args.samples.sample_steps)
             is_pushed = args.hub.push_steps > 0 and run.step % args.hub.push_steps == 0 and not run.is_finished
             if is_sampled or is_pushed:
                 with optimization.averaged():
                     if is_sampled:
                         # In all processes, whose parts of a sharded model are needed.
-                        run.write_image("samples", sample_images(args, pipeline, batches, accelerator))
+                        run.write_image("samples", sample_images(args, pipeline, batches, prompts, accelerator))
                     if is_pushed:
                         whole = whole_transformer(args, transformer)
                         if accelerator.is_main_process:
-                            pusher.push(partial(save, args, whole, vqvae, sampling), f"Step {run.step}")
+                            pusher.push(partial(save, args, whole, models), f"Step {run.step}")
                 run.restart_clock()
 
         accelerator.wait_for_everyone()
@@ -342,7 +428,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             whole = whole_transformer(args, transformer)
             if accelerator.is_main_process:
                 with run.writing():
-                    saved = save(args, whole, vqvae, sampling, Path(args.run.output_dir), is_final=True)
+                    saved = save(args, whole, models, Path(args.run.output_dir), is_final=True)
                 describe(args, saved, run)
                 if args.hub.push_to_hub:
                     pusher.finish()

@@ -135,6 +135,36 @@ class TextCondition(_SizedCondition):
         return {"condition_ids": np.asarray(encoded.input_ids, dtype=np.int64)}
 
 
+@dataclass(frozen=True)
+class CaptionCondition(_SizedCondition):
+    """
+    The first `size` tokens of a text by each of several tokenizers, `caption_ids` `(tokenizers, size)`, filled up with
+    -1.
+    """
+
+    tokenizers: tuple[PreTrainedTokenizerBase, ...]
+
+    def read(self, row: dict[str, Any]) -> dict[str, Any]:
+        text = row[self.column]
+        if not isinstance(text, str):
+            raise ValueError(f"`caption_column` = {self.column!r} must hold a text in every row, got {text!r}.")
+        ids = np.full((len(self.tokenizers), self.size), -1, dtype=np.int64)
+        for place, tokenizer in zip(ids, self.tokenizers, strict=True):
+            found: Any = tokenizer(text, truncation=True, max_length=self.size).input_ids
+            place[: len(found)] = found
+        return {"caption_ids": ids}
+
+
+@dataclass(frozen=True)
+class StoredCondition:
+    """What another condition has read and a data set of codes has stored, in a column of the argument's name."""
+
+    source_column: str
+
+    def read(self, row: dict[str, Any]) -> dict[str, Any]:
+        return {self.source_column: np.asarray(row[self.source_column])}
+
+
 class Condition(Protocol):
     """Makes an argument of the prior from a column of a row."""
 
@@ -201,6 +231,28 @@ def _first_length(dataset: AnyDataset, column: str, kind: str) -> int:
     if not first:
         raise ValueError(f"`condition_column` = {column!r} must hold at least one {kind}, got an empty first row.")
     return len(first)
+
+
+def caption_condition(
+    dataset: AnyDataset, column: str, tokenizers: Sequence[PreTrainedTokenizerBase], size: int
+) -> CaptionCondition:
+    """The condition that a column of captions is, for text encoders that read `size` tokens."""
+    features = features_of(dataset)
+    check_column("caption_column", column, features)
+    if not _holds_texts(features[column]):
+        raise ValueError(f"`caption_column` = {column!r} must hold texts, got {features[column]}.")
+    if isinstance(dataset, datasets.Dataset):
+        texts: Any = cast(Any, dataset.select_columns([column]).with_format("arrow")[:])[column]
+        if texts.null_count > 0:
+            raise ValueError(
+                f"`caption_column` = {column!r} must hold a text in every row, got {texts.null_count} of {len(texts)} rows "
+                "without one."
+            )
+        if cast(Any, pyarrow.compute).max(cast(Any, pyarrow.compute).utf8_length(texts)).as_py() == 0:
+            raise ValueError(
+                f"`caption_column` = {column!r} must hold texts, got empty ones in all {len(texts)} rows."
+            )
+    return CaptionCondition(column, size, tuple(tokenizers))
 
 
 def _check_rows(dataset: AnyDataset, condition: EmbeddingCondition | TokenCondition) -> None:

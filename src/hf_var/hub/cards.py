@@ -12,7 +12,7 @@ from huggingface_hub import ModelCard, ModelCardData
 
 from ..autoencoders import HierarchicalVQVAEConfig, Tokenizer, TokenizerConfig, VQVAEConfig
 from ..metrics.latents import latent_shape
-from ..priors import RQTransformerConfig, VARConfig
+from ..priors import RQTransformerConfig, TextVARConfig, VARConfig
 from .names import is_hub_name, public_recipe, without_folders
 from .results import metric_label, metric_results
 
@@ -115,7 +115,7 @@ def write_pipeline_card(
     `vqvae`.
     """
     config = pipeline.priors[0].config
-    is_var, is_stacked = isinstance(config, VARConfig), isinstance(config, RQTransformerConfig)
+    is_var, is_stacked = isinstance(config, VARConfig | TextVARConfig), isinstance(config, RQTransformerConfig)
     tokenizer: VQVAEConfig = pipeline.vqvae.config
     unknown = "not stated"
     kind, example, task = _condition_of(pipeline)
@@ -273,6 +273,8 @@ def _condition_of(pipeline: Any) -> tuple[str, str, str]:
     task = "unconditional-image-generation"
     if config.num_labels:
         return "Class-conditional", f"class_labels={_example_labels(pipeline)!r}", task
+    if isinstance(config, TextVARConfig):
+        return "Text-conditional", 'prompt="a photo"', "text-to-image"
     if isinstance(config, VARConfig) and config.condition_channels is not None:
         # In place of the embeddings that a user has.
         return "Embedding-conditional", f"class_embeds=torch.zeros(2, {config.condition_channels})", task

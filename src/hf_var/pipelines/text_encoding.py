@@ -102,17 +102,39 @@ def check_text_encoders(
 
 
 def encode_texts(encoders: Sequence[tuple[Any, Any]], texts: Sequence[str], device: torch.device) -> TextEmbeddings:
+    """The same of texts, which are cut off where the shortest encoder ends."""
+    tokenizers = [tokenizer for _, tokenizer in encoders]
+    ids = text_ids(tokenizers, texts, text_length(encoders))
+    return encode_ids(encoders, ids.to(device))
+
+
+def text_length(encoders: Sequence[tuple[Any, Any]]) -> int:
+    """Tokens of a text that all of the encoders, each with its tokenizer, read."""
+    # Tokenizers that know no limit name an astronomical number.
+    limits = [tokenizer.model_max_length for _, tokenizer in encoders]
+    limits += [getattr(encoder.config, "max_position_embeddings", None) for encoder, _ in encoders]
+    return min(int(limit) for limit in limits if is_number(limit))
+
+
+def text_ids(tokenizers: Sequence[Any], texts: Sequence[str], length: int) -> torch.Tensor:
+    """Ids `(batch, tokenizers, length)` of texts, which are cut off or filled up with -1."""
+    found = []
+    for tokenizer in tokenizers:
+        tokens: Any = tokenize(tokenizer, texts, length)
+        found.append(tokens["input_ids"].masked_fill(tokens["attention_mask"] == 0, -1))
+    return torch.stack(found, dim=1)
+
+
+def encode_ids(encoders: Sequence[tuple[Any, Any]], ids: torch.Tensor) -> TextEmbeddings:
     """
     Hidden states by all encoders, each with its tokenizer, after their last normalisation, side by side; pooled
-    vectors and the mask of padding are those of the last one.
+    vectors and the mask of padding are those of the last one. `ids` are those of [`text_ids`].
     """
-    length = min(_text_length(*pair) for pair in encoders)
     hidden_states: list[torch.Tensor] = []
     pooled = mask = None
-    for encoder, tokenizer in encoders:
-        tokens = tokenize(tokenizer, texts, length).to(device)
-        mask = tokens["attention_mask"]
-        output = encoder(input_ids=tokens["input_ids"], attention_mask=mask)
+    for (encoder, tokenizer), own in zip(encoders, ids.unbind(1), strict=True):
+        mask = (own >= 0).long()
+        output = encoder(input_ids=own.masked_fill(own < 0, tokenizer.pad_token_id), attention_mask=mask)
         hidden_states.append(output.last_hidden_state)
         pooled = getattr(output, "pooler_output", None)
     if pooled is None or mask is None:
@@ -161,12 +183,6 @@ def size_pairs(original_size: Any, number: int) -> torch.Tensor:
             f"{original_size!r}."
         )
     return sizes.long().expand(number, 2)
-
-
-def _text_length(encoder: Any, tokenizer: Any) -> int:
-    """Tokens that an encoder reads. Tokenizers that know no limit name an astronomical number."""
-    limits = [tokenizer.model_max_length, getattr(encoder.config, "max_position_embeddings", None)]
-    return min(int(limit) for limit in limits if is_number(limit))
 
 
 def _check_floats(name: str, value: Any, number: int, width: int) -> None:

@@ -152,11 +152,5 @@ def tokenize_copies(
     codes = data.tokenized_copies(
         rows.dataset, rows.reader, config, seed, vqvae, copies, show_progress, condition_vqvae
     )
-    condition: data.Condition | None = None
-    if "class_labels" in codes.features:
-        condition = data.LabelCondition("class_labels")
-    elif "class_embeds" in codes.features:
-        condition = data.embedding_condition(codes, "class_embeds")
-    elif "condition_ids" in codes.features:
-        condition = data.token_condition(codes, "condition_ids")
-    return Rows(codes, data.CodesRows(condition))
+    names = [name for name in codes.column_names if name != data.CODES_COLUMN]
+    return Rows(codes, data.CodesRows(data.StoredCondition(names[0]) if names else None))
