@@ -3,7 +3,8 @@
 Write the handwritten digits of scikit-learn (Alpaydin and Kaynak 1998, 1,797 images of 8x8 pixels) as parquet files.
 
 No download is needed: the images come with scikit-learn. They are split at random, but always alike, into two halves with
-equally many of each digit: `train.parquet` and `test.parquet`, with an image and a label in every row.
+equally many of each digit: `train.parquet` and `test.parquet`, with an image, a label and a caption in every row, "a thin three",
+"a three" or "a bold three" by its ink among the digits of its class.
 
     python examples/prepare_digits.py data/digits
 """
@@ -12,10 +13,23 @@ import argparse
 from pathlib import Path
 
 import numpy as np
-from datasets import ClassLabel, Dataset, Features, Image
+from datasets import ClassLabel, Dataset, Features, Image, Value
 from PIL import Image as PILImage
 from sklearn.datasets import load_digits
 from sklearn.model_selection import train_test_split
+
+
+NAMES = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
+
+
+def describe(pixels: np.ndarray, labels: np.ndarray) -> list[str]:
+    """Captions of digits, a third of each class thin and a third bold."""
+    ink = pixels.mean(axis=(1, 2))
+    thirds = np.stack([np.quantile(ink[labels == label], (1 / 3, 2 / 3)) for label in range(len(NAMES))])
+    words = np.array(["thin ", "", "bold "])[(ink[:, None] > thirds[labels]).sum(axis=1)]
+    return [
+        f"a {word}{NAMES[label]}".replace("a eight", "an eight") for word, label in zip(words, labels, strict=True)
+    ]
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -25,13 +39,14 @@ def main(argv: list[str] | None = None) -> None:
 
     digits = load_digits()
     pixels = np.round(digits.images * (255 / 16)).astype(np.uint8)  # 0 to 16 in the original
-    train_pixels, test_pixels, train_labels, test_labels = train_test_split(
-        pixels, digits.target, test_size=0.5, random_state=0, stratify=digits.target
-    )
-    features = Features({"image": Image(), "label": ClassLabel(names=[str(digit) for digit in range(10)])})
+    captions = np.array(describe(pixels, digits.target))
+    numbers = train_test_split(np.arange(len(pixels)), test_size=0.5, random_state=0, stratify=digits.target)
+    classes = ClassLabel(names=[str(digit) for digit in range(len(NAMES))])
+    features = Features({"image": Image(), "label": classes, "caption": Value("string")})
     args.output_dir.mkdir(parents=True, exist_ok=True)
-    for split, images, labels in (("train", train_pixels, train_labels), ("test", test_pixels, test_labels)):
-        rows = {"image": [PILImage.fromarray(image) for image in images], "label": labels.tolist()}
+    for split, chosen in zip(("train", "test"), numbers, strict=True):
+        rows = {"image": [PILImage.fromarray(image) for image in pixels[chosen]]}
+        rows |= {"label": digits.target[chosen].tolist(), "caption": captions[chosen].tolist()}
         Dataset.from_dict(rows, features=features).to_parquet(args.output_dir / f"{split}.parquet")
 
 

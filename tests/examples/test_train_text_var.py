@@ -20,6 +20,7 @@ from examples.conftest import (
     losses,
     random_images,
     read_log,
+    run_script,
     start,
     wait_for,
 )
@@ -28,6 +29,9 @@ from pipelines.texts import make_text_encoder, make_tokenizer
 
 
 SCRIPT = "examples/train_var.py"
+RECIPES = sorted(
+    path for kind in ("text", "switti") for path in (REPOSITORY / "examples/recipes").glob(f"{kind}_*.yaml")
+)
 TINY_TEXT_VAR = ["--hidden_size", "16", "--num_hidden_layers", "2", "--num_attention_heads", "2"]
 TEXTS = ["a red cat", "two birds on the mat", "dark"]
 COMPONENTS = ("transformer", "text_encoder", "vqvae")
@@ -65,6 +69,41 @@ def arguments_of(captions_parquet: str, vqvae_folder: str, *encoders: str) -> li
     for name, folder in zip(("--text_encoder", "--text_encoder_2"), encoders, strict=False):
         arguments += [name, folder]
     return [*arguments, *TINY_TEXT_VAR, *SHORT_RUN]
+
+
+@pytest.mark.parametrize("recipe", RECIPES, ids=lambda path: path.stem)
+def test_recipe_takes_two_steps(
+    recipe: Path,
+    tmp_path: Path,
+    captions_parquet: str,
+    vqvae_folder: str,
+    encoder_folders: list[str],
+    text_var_folder: str,
+) -> None:
+    settings = train_var.read_arguments([str(recipe)])
+    source = ["--train_data", captions_parquet, "--validation_data", captions_parquet, "--caption_column", "caption"]
+    if settings.script.pretrained_var is None:
+        source += ["--vqvae", vqvae_folder, "--text_encoder", encoder_folders[0], *TINY_TEXT_VAR]
+        source += ["--intermediate_size", "32"]
+    else:
+        source += ["--pretrained_var", text_var_folder]
+    copies = min(settings.script.augmented_copies, 2)
+    source += [
+        "--augmented_copies",
+        str(copies),
+        "--lr_stable_steps",
+        "1",
+        *SHORT_RUN,
+        "--resume_from_checkpoint",
+        "latest",
+    ]
+    # Half precision is a setting of a whole process.
+    run_script(SCRIPT, str(recipe), *source, "--output_dir", str(tmp_path))
+    assert len(losses(tmp_path)) == 2
+    pipe = VARTextToImagePipeline.from_pretrained(tmp_path)
+    expected = settings.samples.defaults
+    assert {name: pipe.config[name] for name in expected} == expected
+    assert (tmp_path / "lora").is_dir() == (settings.lora.lora_rank > 0)
 
 
 @pytest.fixture(scope="module")
@@ -280,7 +319,7 @@ def test_what_needs_captions_or_an_encoder_is_refused(
         ValueError, match="must be a pipeline of a VARTransformer without a `caption_column`, got a Text"
     ):
         train_var.main(tuned)
+    options = ["--caption_column", "caption", "--train_text_encoder", "true", "--lora_rank", "2"]
     with pytest.raises(ValueError, match="`train_text_encoder` must be false with `lora_rank`"):
-        options = ["--caption_column", "caption", "--train_text_encoder", "true", "--lora_rank", "2"]
         train_var.main([*tuned, *options])
     assert not (tmp_path / "run").exists()
