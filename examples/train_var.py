@@ -52,20 +52,21 @@ from hf_var.cli.arguments import config_fields_class, given_fields, parse_argume
 from hf_var.compatibility import enable_activation_checkpointing
 from hf_var.conversion.common import check_overrides
 from hf_var.data import AugmentConfig, DataConfig
-from hf_var.fingerprints import fingerprint
 from hf_var.hub.cards import write_pipeline_card
 from hf_var.hub.push import BackgroundPush, PipelineHubConfig, create_repository, push_result
 from hf_var.pipelines.base import load_pipeline
 from hf_var.pipelines.image_grids import image_grid
 from hf_var.ranges import CheckedFields, NonNegativeInt, OneOf, PositiveFloat, Share, argument, own_annotations
+from hf_var.text_encoders import TextEncoders
 from hf_var.training.accelerator import make_accelerator
 from hf_var.training.captions import (
     CaptionConfig,
     CaptionInputs,
-    TextEncoders,
+    caption_encoders,
+    check_stored_embeddings,
     first_captions,
-    load_text_encoders,
     read_captions,
+    stored_captions,
     trained_module,
 )
 from hf_var.training.flops import training_flops
@@ -88,7 +89,6 @@ FIXED_ARGUMENTS = ("seed", "streaming", "augmented_copies", "lora_rank", "lora_a
 FIXED_ARGUMENTS += ("train_text_encoder", "max_caption_length")
 # Folder of the adapter in that of the result.
 LORA_FOLDER = "lora"
-ENCODERS = ("text_encoder", "text_encoder_2")
 
 
 # --------------------------------------------------------------------------------------------------------------------
@@ -196,7 +196,7 @@ def load_models(args: Arguments) -> Models:
         sampling = {name: pretrained.config[name] for name in SAMPLING}
     sampling |= args.samples.defaults
     if reads_captions:
-        encoders = load_text_encoders(args.captions, pretrained)
+        encoders = caption_encoders(args.captions, pretrained)
     if args.script.vqvae is None:
         vqvae = pretrained.vqvae
     else:
@@ -212,7 +212,10 @@ def load_data(args: Arguments, models: Models) -> PriorData:
     conditions, makers = args.conditions, {}
     if models.encoders is not None:
         conditions = ConditionConfig(condition_column=args.captions.caption_column)
-        makers["make_condition"] = read_captions(models.encoders)
+        makers["make_condition"] = read_captions(args.captions, models.encoders)
+        for name in ("train_data", "validation_data"):
+            if (source := getattr(args.data, name)) is not None:
+                check_stored_embeddings(name, source, models.encoders)
     known_labels = models.pretrained and models.pretrained.config.id2label
     return load_prior_data(args.data, args.augment, conditions, args.run, models.vqvae, known_labels, **makers)
 
@@ -273,8 +276,8 @@ def identify(args: Arguments, config: Any, models: Models, rows: Rows) -> RunIde
     """What a run that is resumed must have in common with its checkpoint."""
     parts = {"ema_decay > 0": args.optimizer.ema_decay > 0, "labels": config.id2label}
     parts |= {"vqvae (its fingerprint)": data.tokenizer_fingerprint(models.vqvae), "train_data_rows": rows.number}
-    for name, (encoder, tokenizer) in zip(ENCODERS, models.encoders.pairs if models.encoders else (), strict=False):
-        parts[f"{name} (its fingerprint)"] = fingerprint(tokenizer.get_vocab(), encoder.state_dict())
+    if models.encoders is not None:
+        parts["text_encoder (its fingerprint)"] = models.encoders.fingerprint
     arguments = public_arguments(*args[:-1])
     return make_identity(arguments, FIXED_ARGUMENTS, config, free_fields(config), **parts)
 
@@ -316,6 +319,8 @@ def sample_images(
     generators = [torch.Generator().manual_seed(args.run.seed + index) for index in range(number)]
     if prompts:
         condition: dict[str, Any] = {"prompt": prompts}
+    elif args.captions.caption_column is not None:
+        condition = stored_captions(batches.first_items(number))
     elif args.conditions.condition_column is not None:
         condition = {"class_embeds": batches.first_items(number)["class_embeds"]}
     else:
@@ -329,7 +334,12 @@ def choose_prompts(args: Arguments, images: PriorData) -> list[str]:
     column = args.captions.caption_column
     if column is None or args.captions.sample_prompts:
         return list(args.captions.sample_prompts or [])
-    return first_captions((images.validation or images.train).dataset, column, args.samples.num_samples)
+    dataset = (images.validation or images.train).dataset
+    return (
+        []
+        if data.holds_embedded_captions(dataset, column)
+        else first_captions(dataset, column, args.samples.num_samples)
+    )
 
 
 def whole_transformer(args: Arguments, transformer: Any) -> Any:

@@ -192,16 +192,16 @@ def test_labels_are_kept_numbered_or_left_out(tmp_path: Path, vqvae_folder: str)
 
 def test_large_codebooks_need_more_bits() -> None:
     for codebook_size, kind in ((2**16, "uint16"), (2**16 + 1, "uint32")):
-        schema = data.codes_schema(make_vqvae(codebook_size=codebook_size, latent_channels=1), None)
+        schema = data.codes_schema(make_vqvae(codebook_size=codebook_size, latent_channels=1))
         assert Features.from_arrow_schema(schema) == Features({"codes": List(Value(kind), length=21)})
 
 
 def test_row_groups_do_not_depend_on_batches(tmp_path: Path, vqvae: VQVAEModel) -> None:
     codes = torch.arange(2 * ROWS_PER_GROUP + 10)[:, None].remainder(64).expand(-1, 21).contiguous()
     for name, batch_size in (("many", 999), ("one", len(codes))):
-        file = CodesFile(tmp_path / name, data.codes_schema(vqvae, None))
+        file = CodesFile(tmp_path / name, data.codes_schema(vqvae))
         for batch in codes.split(batch_size):
-            file.add(batch, None)
+            file.add(batch)
         assert not (tmp_path / name).exists()
         file.finish()
     assert (tmp_path / "many").read_bytes() == (tmp_path / "one").read_bytes()

@@ -37,6 +37,7 @@ TEXTS = ["a red cat", "two birds on the mat", "dark"]
 COMPONENTS = ("transformer", "text_encoder", "vqvae")
 
 train_var = load_script(SCRIPT)
+tokenize = load_script("examples/tokenize_dataset.py")
 make_encoder = load_script("examples/make_text_encoder.py")
 
 
@@ -280,6 +281,89 @@ def test_a_small_text_encoder_is_made(tmp_path: Path, captions_parquet: str, vqv
     # The pooled vector is that of the last token, not of the padding.
     states, _, pooled, _, mask, _ = pipe.encode_prompt("two birds", do_classifier_free_guidance=False)
     torch.testing.assert_close(pooled[0], states[0, int(mask.sum()) - 1])
+
+
+@pytest.fixture(scope="module")
+def embedded_folder(
+    tmp_path_factory: pytest.TempPathFactory, captions_parquet: str, vqvae_folder: str, encoder_folders: list[str]
+) -> str:
+    """Codes with the embeddings of captions by the first encoder."""
+    folder = str(tmp_path_factory.mktemp("embedded"))
+    arguments = ["--data", captions_parquet, "--vqvae", vqvae_folder, "--output_dir", folder, "--resize_ratio", "1"]
+    arguments += ["--caption_column", "caption", "--text_encoder", encoder_folders[0], "--horizontal_flip", "true"]
+    tokenize.main([*arguments, "--batch_size", "6"])
+    return folder
+
+
+def test_embeddings_of_captions_are_stored_without_padding(embedded_folder: str, encoder_folders: list[str]) -> None:
+    rows = Dataset.from_parquet(f"{embedded_folder}/*.parquet")
+    encoder, tokenizer = CLIPTextModel.from_pretrained(encoder_folders[0]), make_tokenizer(1)
+    assert len(rows) == 48
+    for number in (0, 1, 2, 3, 47):
+        tokens = tokenizer(TEXTS[number // 2 % 3], return_tensors="pt")
+        output = encoder(**tokens)
+        stored = rows[number]["caption_embeds"]
+        found = torch.tensor(stored["prompt_embeds"])
+        assert found.shape == output.last_hidden_state[0].shape
+        torch.testing.assert_close(found, output.last_hidden_state[0], rtol=2e-3, atol=2e-3)
+        pooled = torch.tensor(stored["pooled_prompt_embeds"])
+        torch.testing.assert_close(pooled, output.pooler_output[0], rtol=2e-3, atol=2e-3)
+    assert "`caption_embeds`" in (Path(embedded_folder) / "README.md").read_text()
+
+
+@pytest.mark.parametrize("dropout", ["0", "0.5"])
+@pytest.mark.parametrize("streaming", ["false", "true"])
+def test_stored_embeddings_train_as_captions_do(
+    dropout: str, streaming: str, tmp_path: Path, embedded_folder: str, vqvae_folder: str, encoder_folders: list[str]
+) -> None:
+    # The same codes with the texts themselves.
+    rows = Dataset.from_parquet(f"{embedded_folder}/*.parquet")
+    texts = [TEXTS[number // 2 % 3] for number in range(len(rows))]
+    plain = str(tmp_path / "plain.parquet")
+    rows.remove_columns("caption_embeds").add_column("caption", texts).to_parquet(plain)
+    found = []
+    for source, column in ((f"{embedded_folder}/*.parquet", "caption_embeds"), (plain, "caption")):
+        arguments = arguments_of(source, vqvae_folder, encoder_folders[0])
+        arguments += ["--caption_column", column, "--caption_dropout_prob", dropout, "--streaming", streaming]
+        arguments += ["--validation_data", source, "--max_train_steps", "4", "--learning_rate", "1e-3"]
+        train_var.main([*arguments, "--output_dir", str(tmp_path / column)])
+        found.append(losses(tmp_path / column))
+    assert found[0] == pytest.approx(found[1], rel=1e-4)
+    assert (tmp_path / "caption_embeds/samples.png").exists()
+
+
+def test_embeddings_of_another_encoder_are_refused(
+    tmp_path: Path, embedded_folder: str, vqvae_folder: str, encoder_folders: list[str]
+) -> None:
+    source, output = f"{embedded_folder}/*.parquet", ["--output_dir", str(tmp_path / "run")]
+    other = str(tmp_path / "other")
+    make_text_encoder(1, seed=5).save_pretrained(other)
+    make_tokenizer(1).save_pretrained(other)
+    for more in (["--text_encoder", other], ["--max_caption_length", "9"], ["--text_encoder_2", encoder_folders[1]]):
+        arguments = arguments_of(source, vqvae_folder, encoder_folders[0])
+        with pytest.raises(ValueError, match="embeddings in `train_data` = .* were made by another text encoder"):
+            train_var.main([*arguments, "--caption_column", "caption_embeds", *more, *output])
+    arguments = arguments_of(source, vqvae_folder, encoder_folders[0])
+    with pytest.raises(ValueError, match="`train_text_encoder` must be false for stored embeddings"):
+        train_var.main([*arguments, "--caption_column", "caption_embeds", "--train_text_encoder", "true", *output])
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("more", "message"),
+    [
+        ([], "`text_encoder` must name a CLIPTextModel for `caption_column`, got None"),
+        (["--label_column", "label"], "`label_column` and `caption_column` = 'caption' exclude each other"),
+        (["--caption_column", "label"], "`text_encoder` must name a CLIPTextModel"),
+    ],
+)
+def test_captions_that_cannot_be_stored_are_refused(
+    more: list[str], message: str, tmp_path: Path, captions_parquet: str, vqvae_folder: str
+) -> None:
+    arguments = ["--data", captions_parquet, "--vqvae", vqvae_folder, "--output_dir", str(tmp_path / "codes")]
+    with pytest.raises(ValueError, match=message):
+        tokenize.main([*arguments, "--caption_column", "caption", *more])
+    assert not (tmp_path / "codes").exists()
 
 
 @pytest.mark.parametrize(

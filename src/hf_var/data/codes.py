@@ -5,6 +5,7 @@ import json
 import os
 import random
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, cast
 
@@ -28,6 +29,7 @@ from .sources import AnyDataset, expand_home, features_of, glob_files
 
 CODES_COLUMN = "codes"
 TOKENIZER_KEY = "hf_var.tokenizer"
+TEXT_ENCODER_KEY = "hf_var.text_encoder"
 # Fields of a tokenizer's configuration that do not affect its codes.
 INDIFFERENT_FIELDS = ("out_channels", "dropout", "codebook_averages", "codebook_loss_weight", "commitment_loss_weight")
 # Weights that only decoding needs, and statistics.
@@ -71,36 +73,47 @@ def tokenizer_fingerprint(vqvae: Tokenizer) -> str:
     return fingerprint(deciding, weights)
 
 
-def codes_fingerprint(source: str) -> str | None:
-    """The tokenizer that local parquet files of codes, or the first one on the Hub, name; `None` of other data."""
+def codes_fingerprint(source: str, key: str = TOKENIZER_KEY) -> str | None:
+    """
+    The tokenizer, or with another key the text encoder, that local parquet files of codes, or the first one on the Hub,
+    name; `None` of other data.
+    """
     source = expand_home(source)
     files = glob_files(source)
     if files is None:
         splits = datasets.load_dataset_builder(source).config.data_files or {}
         files = [str(file) for split in cast(dict[Any, list[str]], splits).values() for file in split]
     files = [file for file in files if file.endswith(".parquet")]
-    found = {_fingerprint_in(file) for file in (files if all(map(os.path.exists, files)) else files[:1])}
+    found = {_fingerprint_in(file, key) for file in (files if all(map(os.path.exists, files)) else files[:1])}
     if len(found) > 1:
-        raise ValueError(f"The codes in {source!r} were made by several tokenizers: {sorted(map(str, found))}.")
+        models = "tokenizers" if key == TOKENIZER_KEY else "text encoders"
+        raise ValueError(f"The codes in {source!r} were made by several {models}: {sorted(map(str, found))}.")
     return next(iter(found), None)
 
 
-def _fingerprint_in(file: str) -> str | None:
+def _fingerprint_in(file: str, key: str) -> str | None:
     with cast(Any, fsspec.open(file, "rb")) as opened:
         metadata = pyarrow.parquet.read_schema(opened).metadata or {}
-    value = metadata.get(TOKENIZER_KEY.encode())
+    value = metadata.get(key.encode())
     return None if value is None else json.loads(value)
 
 
-def codes_schema(vqvae: Tokenizer, label_feature: datasets.ClassLabel | datasets.Value | None) -> pyarrow.Schema:
-    """Columns of a parquet file of codes, as `datasets` restores them, with the tokenizer's fingerprint."""
+def codes_schema(
+    vqvae: Tokenizer, others: Mapping[str, Any] | None = None, text_fingerprint: str | None = None
+) -> pyarrow.Schema:
+    """
+    Columns of a parquet file of codes and the types of `others`, as `datasets` restores them, with the fingerprints of
+    the tokenizer and of the text encoders.
+    """
     codes_type = "uint16" if vqvae.config.codebook_size <= 2**16 else "uint32"
     length = sum(vqvae.config.scale_lengths)
     features = datasets.Features({CODES_COLUMN: datasets.List(datasets.Value(codes_type), length=length)})
-    if label_feature is not None:
-        features["label"] = label_feature
+    features.update(others or {})
     schema = features.arrow_schema
-    return schema.with_metadata(schema.metadata | {TOKENIZER_KEY: json.dumps(tokenizer_fingerprint(vqvae))})
+    made_by = {TOKENIZER_KEY: json.dumps(tokenizer_fingerprint(vqvae))}
+    if text_fingerprint is not None:
+        made_by[TEXT_ENCODER_KEY] = json.dumps(text_fingerprint)
+    return schema.with_metadata(schema.metadata | made_by)
 
 
 def encode_codes(vqvae: Tokenizer, pixel_values: torch.Tensor) -> torch.Tensor:

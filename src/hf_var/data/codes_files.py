@@ -41,13 +41,11 @@ class CodesFile:
         self._writer = pyarrow.parquet.ParquetWriter(unfinished(path), schema)
         self._rows = schema.empty_table()
 
-    def add(self, codes: torch.Tensor, labels: torch.Tensor | None) -> None:
-        """Add rows: codes of shape `(batch, length)` and, if the file has them, labels of shape `(batch,)`."""
+    def add(self, codes: torch.Tensor, *others: pyarrow.Array) -> None:
+        """Add rows: codes of shape `(batch, length)` and the other columns of the file."""
         kind: Any = self._schema.field(CODES_COLUMN).type
         flat = pyarrow.array(codes.numpy().astype(kind.value_type.to_pandas_dtype()).ravel())
-        columns: list[Any] = [pyarrow.FixedSizeListArray.from_arrays(flat, type=kind)]
-        if labels is not None:
-            columns.append(pyarrow.array(labels.numpy()))
+        columns: list[Any] = [pyarrow.FixedSizeListArray.from_arrays(flat, type=kind), *others]
         added = pyarrow.Table.from_arrays(columns, schema=self._schema)
         self._rows = pyarrow.concat_tables([self._rows, added])
         # Groups of one size, so that the file does not depend on that of the batches.

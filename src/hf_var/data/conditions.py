@@ -26,6 +26,8 @@ logger = logging.get_logger(__name__)
 # More classes suggest numbers with another meaning, such as ids of images.
 MOST_CLASSES = 2**20
 ROWS_AT_ONCE = 4096
+# Fields of a column of stored embeddings of texts.
+PROMPT_EMBEDS, POOLED_PROMPT_EMBEDS = "prompt_embeds", "pooled_prompt_embeds"
 TEXT_TYPES = ("string", "large_string", "string_view")
 
 
@@ -156,6 +158,25 @@ class CaptionCondition(_SizedCondition):
 
 
 @dataclass(frozen=True)
+class EmbeddedCaptionCondition(_SizedCondition):
+    """
+    A text as its encoders see it, stored without padding (`data.embedded_caption_feature`): `encoder_hidden_states`
+    `(size, width)`, filled up with zeros, `pooled_projections` and `encoder_attention_mask` `(size,)`.
+    """
+
+    def read(self, row: dict[str, Any]) -> dict[str, Any]:
+        stored = row[self.column]
+        found = np.stack([np.asarray(states, dtype=np.float32) for states in stored[PROMPT_EMBEDS]])
+        states = np.zeros((self.size, found.shape[1]), dtype=np.float32)
+        states[: len(found)] = found
+        return {
+            "encoder_hidden_states": states,
+            "pooled_projections": np.asarray(stored[POOLED_PROMPT_EMBEDS], dtype=np.float32),
+            "encoder_attention_mask": (np.arange(self.size) < len(found)).astype(np.int64),
+        }
+
+
+@dataclass(frozen=True)
 class StoredCondition:
     """What another condition has read and a data set of codes has stored, in a column of the argument's name."""
 
@@ -231,6 +252,20 @@ def _first_length(dataset: AnyDataset, column: str, kind: str) -> int:
     if not first:
         raise ValueError(f"`condition_column` = {column!r} must hold at least one {kind}, got an empty first row.")
     return len(first)
+
+
+def embedded_caption_feature(hidden_width: int, pooled_width: int) -> dict[str, Any]:
+    """The type of a column of texts as their encoders see them."""
+    states = datasets.List(datasets.List(datasets.Value("float16"), length=hidden_width))
+    return {PROMPT_EMBEDS: states, POOLED_PROMPT_EMBEDS: datasets.List(datasets.Value("float16"), length=pooled_width)}
+
+
+def holds_embedded_captions(dataset: AnyDataset, column: str) -> bool:
+    """Whether a column holds stored embeddings of texts."""
+    features = features_of(dataset)
+    check_column("caption_column", column, features)
+    feature = features[column]
+    return isinstance(feature, Mapping) and {PROMPT_EMBEDS, POOLED_PROMPT_EMBEDS} <= feature.keys()
 
 
 def caption_condition(

@@ -27,6 +27,7 @@ from ..hub.names import is_hub_name, public_recipe, without_folders
 from ..hub.push import push_card
 from ..progress import progress_bar
 from ..ranges import NonNegativeInt, OneOf, PositiveInt, argument
+from ..text_encoders import TextEncoders, encode_ids, load_text_encoders
 from .batches import warn_of_broken
 from .codes import codes_schema, encode_codes, is_codes_dataset, tokenizer_fingerprint
 from .codes_files import (
@@ -39,7 +40,11 @@ from .codes_files import (
     read_codes_settings,
 )
 from .conditions import (
+    POOLED_PROMPT_EMBEDS,
+    PROMPT_EMBEDS,
     LabelCondition,
+    caption_condition,
+    embedded_caption_feature,
     find_label_column,
     label_condition,
     label_feature,
@@ -55,9 +60,19 @@ from .work_units import IndexedUnits, StreamedUnits
 
 logger = logging.get_logger(__name__)
 
+# Column of stored embeddings of texts.
+CAPTIONS_COLUMN = "caption_embeds"
 AUGMENTATIONS = ("augment_rotation", "augment_translation", "augment_zoom", "augment_shear")
 # Arguments that may change while files are missing. The tokenizer counts by its fingerprint, wherever it lies.
-FREE_SETTINGS = {"output_dir", "vqvae", "batch_size", "dataloader_num_workers", "max_broken_share"}
+FREE_SETTINGS = {
+    "text_encoder",
+    "text_encoder_2",
+    "output_dir",
+    "vqvae",
+    "batch_size",
+    "dataloader_num_workers",
+    "max_broken_share",
+}
 FREE_SETTINGS |= {"push_to_hub", "hub_dataset_id", "license"}
 
 
@@ -82,6 +97,12 @@ class TokenizationConfig(AugmentConfig, ReadingConfig):
     rows_per_shard: PositiveInt = argument(
         10_000, help="images that become one file; of a stream, those of one of its shards do"
     )
+    caption_column: str | None = argument(
+        None, help="column of texts that become embeddings beside the codes, in place of labels"
+    )
+    text_encoder: str | None = argument(None, help="folder or repository of the CLIPTextModel that embeds them")
+    text_encoder_2: str | None = argument(None, help="a second one, whose pooled vector is stored")
+    max_caption_length: PositiveInt | None = argument(None, help="tokens of a text; default: as many as it reads")
     batch_size: PositiveInt = argument(64, help="crops per process and forward pass")
     mixed_precision: Annotated[str, OneOf("no", "fp16", "bf16")] = argument(
         "no", help="no, fp16 or bf16; half precision is faster and changes some of the codes"
@@ -92,6 +113,11 @@ class TokenizationConfig(AugmentConfig, ReadingConfig):
 
     def __post_init__(self):
         super().__post_init__()
+        for name in ("text_encoder", "text_encoder_2", "max_caption_length"):
+            if self.caption_column is None and getattr(self, name) is not None:
+                raise ValueError(f"`{name}` = {getattr(self, name)!r} needs a `caption_column`.")
+        if self.caption_column is not None and (self.label_column is not None or self.num_labels):
+            raise ValueError(f"`label_column` and `caption_column` = {self.caption_column!r} exclude each other.")
         for name in AUGMENTATIONS:
             if getattr(self, name) != 0 and self.num_crops == 1:
                 raise ValueError(
@@ -174,7 +200,17 @@ def tokenize_dataset(config: TokenizationConfig, accelerator: Accelerator) -> Co
     dataset = load_source("data", config.data, config.split, ["train"], config.streaming)
     if is_codes_dataset(dataset):
         raise ValueError(f"`data` = {config.data!r} has a column of codes already.")
-    condition, stored_label = find_labels(config, dataset)
+    encoders, others = None, {}
+    if config.caption_column is None:
+        condition, stored_label = find_labels(config, dataset)
+        others = {} if stored_label is None else {"label": stored_label}
+    else:
+        encoders = load_text_encoders(config.text_encoder, config.text_encoder_2, config.max_caption_length)
+        condition = caption_condition(dataset, config.caption_column, encoders.tokenizers, encoders.length)
+        widths = encoders.widths
+        others = {
+            CAPTIONS_COLUMN: embedded_caption_feature(widths["cross_attention_dim"], widths["pooled_projection_dim"])
+        }
     image_size, in_channels = vqvae.config.image_size, vqvae.config.in_channels
     num_classes = vqvae.config.num_pixel_classes
     read_row = image_rows(config, None, dataset, image_size, in_channels, condition, num_classes)
@@ -183,6 +219,11 @@ def tokenize_dataset(config: TokenizationConfig, accelerator: Accelerator) -> Co
     units = make_units(config, dataset, read_row, accelerator.num_processes, begun)
     settings = {name: value for name, value in asdict(config).items() if name not in FREE_SETTINGS}
     settings |= {"vqvae": tokenizer_fingerprint(vqvae), **units.settings}
+    text_fingerprint = None
+    if encoders is not None:
+        text_fingerprint = settings["text_encoder"] = encoders.fingerprint
+        for model in encoders.models:
+            model.to(accelerator.device)
     check_settings(config.output_dir, begun, settings)
     repo_id = Path(config.output_dir).resolve().name
     if config.push_to_hub and accelerator.is_main_process:
@@ -193,9 +234,9 @@ def tokenize_dataset(config: TokenizationConfig, accelerator: Accelerator) -> Co
         write_settings(Path(config.output_dir) / SETTINGS_FILE, settings)
     accelerator.wait_for_everyone()
     vqvae.to(accelerator.device)
-    schema = codes_schema(vqvae, stored_label)
+    schema = codes_schema(vqvae, others, text_fingerprint)
     paths = [codes_path(config.output_dir, unit, units.number) for unit in range(units.number)]
-    write_units(config, vqvae, units, paths, schema, accelerator)
+    write_units(config, vqvae, encoders, units, paths, schema, accelerator)
     accelerator.wait_for_everyone()
 
     missing = [path.name for path in paths if not path.exists()]
@@ -210,7 +251,15 @@ def tokenize_dataset(config: TokenizationConfig, accelerator: Accelerator) -> Co
     if accelerator.is_main_process:
         if count.broken_images > 0:
             logger.warning(f"{count.broken_images} of {count.images} images cannot be read and are left out.")
-        describe = partial(make_codes_card, config, vqvae, count, repo_id, has_labels=condition is not None)
+        describe = partial(
+            make_codes_card,
+            config,
+            vqvae,
+            count,
+            repo_id,
+            has_labels="label" in others,
+            has_captions=encoders is not None,
+        )
         describe().save(Path(config.output_dir) / "README.md")
         if config.push_to_hub:
             push_codes(config.output_dir, repo_id, describe(split=re.split(r"\W", str(dataset.split))[0]))
@@ -221,6 +270,7 @@ def tokenize_dataset(config: TokenizationConfig, accelerator: Accelerator) -> Co
 def write_units(
     config: TokenizationConfig,
     vqvae: Tokenizer,
+    encoders: TextEncoders | None,
     units: IndexedUnits | StreamedUnits,
     paths: list[Path],
     schema: pyarrow.Schema,
@@ -247,12 +297,31 @@ def write_units(
             crops = part.batch["pixel_values"].flatten(0, 1)  # (images * rows per image, channels, height, width)
             with accelerator.autocast():
                 codes = torch.cat([encode_codes(vqvae, batch) for batch in crops.split(config.batch_size)])
-            labels = part.batch.get("class_labels")
-            file.add(codes, None if labels is None else labels.repeat_interleave(config.rows_per_image))
+            others = []
+            if "class_labels" in part.batch:
+                others.append(pyarrow.array(part.batch["class_labels"].numpy()))
+            elif encoders is not None:
+                embedded = embed_captions(encoders, part.batch["caption_ids"])
+                others.append(pyarrow.array(embedded, type=schema.field(CAPTIONS_COLUMN).type))
+            numbers = np.arange(len(codes)) // config.rows_per_image
+            file.add(codes, *(values.take(pyarrow.array(numbers)) for values in others))
         if part.is_last:
             files.pop(part.unit).finish()
         progress.update(part.tally.seen)
     progress.close()
+
+
+def embed_captions(encoders: TextEncoders, ids: torch.Tensor) -> list[dict[str, np.ndarray | list[np.ndarray]]]:
+    """Rows of stored embeddings, without padding, of the ids `(batch, encoders, length)` of texts."""
+    text = encode_ids(encoders.pairs, ids.to(encoders.models[0].device))
+    states, pooled, mask = (values.cpu() for values in text)
+    return [
+        {
+            PROMPT_EMBEDS: list(states[row][mask[row] > 0].half().numpy()),
+            POOLED_PROMPT_EMBEDS: pooled[row].half().numpy(),
+        }
+        for row in range(len(ids))
+    ]
 
 
 # --------------------------------------------------------------------------------------------------------------------
@@ -265,6 +334,7 @@ def make_codes_card(
     count: CodesCount,
     repo_id: str,
     has_labels: bool,
+    has_captions: bool = False,
     split: str | None = None,
 ) -> DatasetCard:
     """
@@ -295,6 +365,7 @@ def make_codes_card(
         codebook_size=tokenizer.codebook_size,
         maps=[f"{height}x{width}" for height, width in tokenizer.scale_sizes],
         has_labels=has_labels,
+        has_captions=has_captions,
         model_class=type(vqvae).__name__,
         vqvae=without_folders(config.vqvae),
         fingerprint=tokenizer_fingerprint(vqvae),

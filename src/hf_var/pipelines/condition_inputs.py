@@ -6,13 +6,10 @@ from typing import Any
 
 import torch
 from torch.nn import functional
-from transformers import BatchEncoding, PreTrainedTokenizerBase
-from transformers.utils import logging
+from transformers import PreTrainedTokenizerBase
 
+from ..text_encoders import tokenize
 from .checks import as_tensor, check_code_range
-
-
-logger = logging.get_logger(__name__)
 
 
 def as_texts(name: str, value: Any) -> list[str]:
@@ -21,15 +18,6 @@ def as_texts(name: str, value: Any) -> list[str]:
     if not texts or not all(isinstance(text, str) for text in texts):
         raise ValueError(f"`{name}` must be a text or a list of texts, got {value!r}.")
     return texts
-
-
-def tokenize(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str], length: int) -> BatchEncoding:
-    """Ids and attention mask `(batch, length)` of texts, which are cut off or filled up."""
-    lengths = [len(ids) for ids in tokenizer(list(texts), verbose=False).input_ids]
-    if max(lengths) > length:
-        logger.warning(f"`prompt` has {max(lengths)} tokens, of which the model reads the first {length}.")
-    options: Any = {"padding": "max_length", "truncation": True, "max_length": length, "return_tensors": "pt"}
-    return tokenizer(list(texts), **options)
 
 
 def prompt_ids(tokenizer: PreTrainedTokenizerBase, prompt: str | Sequence[str], length: int) -> torch.Tensor:

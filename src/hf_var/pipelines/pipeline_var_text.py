@@ -11,6 +11,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from ..autoencoders import VQVAEModel
 from ..priors import TextVARConfig, TextVARTransformer
 from ..ranges import NonNegativeInt, checked
+from ..text_encoders import TextEmbeddings, encode_texts
 from .base import Prepared
 from .checks import check_count, check_flag
 from .components import check_components
@@ -21,10 +22,8 @@ from .pipeline_var import ScalePipeline
 from .sampling import SmoothRule
 from .text_encoding import (
     Prompts,
-    TextEmbeddings,
     check_negative,
     check_text_encoders,
-    encode_texts,
     size_pairs,
     text_condition,
 )

@@ -3,26 +3,15 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from transformers import CLIPTextModelWithProjection, PreTrainedTokenizerBase
 
 from ..priors import TextVARConfig
-from .checks import as_tensor, is_number
-from .condition_inputs import tokenize
+from ..text_encoders import TextEmbeddings
+from .checks import as_tensor
 from .conditions import Condition
-
-
-class TextEmbeddings(NamedTuple):
-    """Hidden states `(batch, length, width)`, pooled vectors `(batch, width)` and a mask of the tokens."""
-
-    hidden_states: torch.Tensor
-    pooled: torch.Tensor
-    mask: torch.Tensor
-
-    def to(self, device: torch.device) -> "TextEmbeddings":
-        return TextEmbeddings(*(values.to(device) for values in self))
 
 
 @dataclass(frozen=True)
@@ -99,47 +88,6 @@ def check_text_encoders(
             f"{listed} must have hidden states of {config.cross_attention_dim} channels side by side, and pooled "
             f"vectors of {config.pooled_projection_dim} from the last one, for `transformer`, got the widths {widths}."
         )
-
-
-def encode_texts(encoders: Sequence[tuple[Any, Any]], texts: Sequence[str], device: torch.device) -> TextEmbeddings:
-    """The same of texts, which are cut off where the shortest encoder ends."""
-    tokenizers = [tokenizer for _, tokenizer in encoders]
-    ids = text_ids(tokenizers, texts, text_length(encoders))
-    return encode_ids(encoders, ids.to(device))
-
-
-def text_length(encoders: Sequence[tuple[Any, Any]]) -> int:
-    """Tokens of a text that all of the encoders, each with its tokenizer, read."""
-    # Tokenizers that know no limit name an astronomical number.
-    limits = [tokenizer.model_max_length for _, tokenizer in encoders]
-    limits += [getattr(encoder.config, "max_position_embeddings", None) for encoder, _ in encoders]
-    return min(int(limit) for limit in limits if is_number(limit))
-
-
-def text_ids(tokenizers: Sequence[Any], texts: Sequence[str], length: int) -> torch.Tensor:
-    """Ids `(batch, tokenizers, length)` of texts, which are cut off or filled up with -1."""
-    found = []
-    for tokenizer in tokenizers:
-        tokens: Any = tokenize(tokenizer, texts, length)
-        found.append(tokens["input_ids"].masked_fill(tokens["attention_mask"] == 0, -1))
-    return torch.stack(found, dim=1)
-
-
-def encode_ids(encoders: Sequence[tuple[Any, Any]], ids: torch.Tensor) -> TextEmbeddings:
-    """
-    Hidden states by all encoders, each with its tokenizer, after their last normalisation, side by side; pooled
-    vectors and the mask of padding are those of the last one. `ids` are those of [`text_ids`].
-    """
-    hidden_states: list[torch.Tensor] = []
-    pooled = mask = None
-    for (encoder, tokenizer), own in zip(encoders, ids.unbind(1), strict=True):
-        mask = (own >= 0).long()
-        output = encoder(input_ids=own.masked_fill(own < 0, tokenizer.pad_token_id), attention_mask=mask)
-        hidden_states.append(output.last_hidden_state)
-        pooled = getattr(output, "pooler_output", None)
-    if pooled is None or mask is None:
-        raise ValueError("The last text encoder must return a `pooler_output`, as `CLIPTextModel` does.")
-    return TextEmbeddings(torch.cat(hidden_states, dim=-1), pooled, mask)
 
 
 def text_condition(

@@ -2,19 +2,23 @@
 """Training on captions: text encoders, and what a transformer is told of a text."""
 
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, cast
 
 import torch
 from torch import nn
-from transformers import AutoTokenizer, CLIPTextModel, PreTrainedModel, PreTrainedTokenizerBase
 
 from .. import data
 from ..autoencoders import VQVAEModel
-from ..pipelines.text_encoding import TextEmbeddings, encode_ids, text_ids, text_length
 from ..priors import TextVARTransformer
 from ..priors.modeling_outputs import VARTransformerOutput
 from ..ranges import CheckedFields, PartialShare, PositiveInt, argument
+from ..text_encoders import TextEmbeddings, TextEncoders, encode_ids, load_text_encoders, text_ids
 from .prior_inputs import prior_inputs
+
+
+# What a [`TextVARTransformer`] is told, in the order of [`TextEmbeddings`].
+TEXT_ARGUMENTS = ("encoder_hidden_states", "pooled_projections", "encoder_attention_mask")
 
 
 @dataclass(kw_only=True)
@@ -48,70 +52,16 @@ class CaptionConfig(CheckedFields):
             raise ValueError(f"`text_encoder_2` = {self.text_encoder_2!r} needs a first `text_encoder`.")
 
 
-@dataclass
-class TextEncoders:
-    """Text encoders, each with its tokenizer, and the tokens of a text that they read."""
-
-    pairs: list[tuple[PreTrainedModel, PreTrainedTokenizerBase]]
-    length: int
-
-    @property
-    def models(self) -> list[PreTrainedModel]:
-        return [model for model, _ in self.pairs]
-
-    @property
-    def tokenizers(self) -> list[PreTrainedTokenizerBase]:
-        return [tokenizer for _, tokenizer in self.pairs]
-
-    @property
-    def widths(self) -> dict[str, int]:
-        """The fields of a [`TextVARConfig`] that follow from them."""
-        widths = [model.config.hidden_size for model in self.models]
-        return {"cross_attention_dim": sum(widths), "pooled_projection_dim": widths[-1]}
-
-    @property
-    def components(self) -> dict[str, Any]:
-        """The components of a pipeline."""
-        found: dict[str, Any] = {}
-        for suffix, (model, tokenizer) in zip(("", "_2"), self.pairs, strict=False):
-            found |= {f"text_encoder{suffix}": model, f"tokenizer{suffix}": tokenizer}
-        return found
-
-
-def load_text_encoders(config: CaptionConfig, pretrained: Any = None) -> TextEncoders:
+def caption_encoders(config: CaptionConfig, pretrained: Any = None) -> TextEncoders:
     """The text encoders that the arguments name, or those of the pipeline that is trained further."""
-    if config.text_encoder is not None:
-        sources = {"text_encoder": config.text_encoder, "text_encoder_2": config.text_encoder_2}
-        pairs = [load_text_encoder(source, name) for name, source in sources.items() if source is not None]
-    else:
-        found = [] if pretrained is None else [pretrained.text_encoder, pretrained.text_encoder_2]
-        tokenizers = [] if pretrained is None else [pretrained.tokenizer, pretrained.tokenizer_2]
-        pairs = [pair for pair in zip(found, tokenizers, strict=True) if pair[0] is not None]
-    if not pairs:
-        raise ValueError("`text_encoder` must name a CLIPTextModel for `caption_column`, got None.")
-    for name, (_, tokenizer) in zip(("text_encoder", "text_encoder_2"), pairs, strict=False):
-        if tokenizer.pad_token_id is None:
-            raise ValueError(f"The tokenizer of `{name}` must have a `pad_token`.")
-    most = text_length(pairs)
-    length = config.max_caption_length or most
-    if length > most:
-        raise ValueError(f"`max_caption_length` must be at most {most}, which the text encoders read, got {length}.")
-    for model, tokenizer in pairs:
-        # The pipeline that is saved fills texts up to the same length.
-        tokenizer.model_max_length = length
-        model.float().requires_grad_(config.train_text_encoder)
-    return TextEncoders(pairs, length)
-
-
-def load_text_encoder(source: str, argument: str) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-    """A `CLIPTextModel` and its tokenizer, in one folder or repository."""
-    # transformers would go on with random weights in place of those that are not there.
-    loaded: Any = CLIPTextModel.from_pretrained(source, output_loading_info=True)
-    model, report = loaded
-    if report["missing_keys"]:
-        missing = sorted(report["missing_keys"])
-        raise ValueError(f"`{argument}` = {source!r} lacks weights of a CLIPTextModel, such as {missing[0]}.")
-    return model, AutoTokenizer.from_pretrained(source)
+    found = []
+    if pretrained is not None:
+        pairs = [(pretrained.text_encoder, pretrained.tokenizer), (pretrained.text_encoder_2, pretrained.tokenizer_2)]
+        found = [pair for pair in pairs if pair[0] is not None]
+    encoders = load_text_encoders(config.text_encoder, config.text_encoder_2, config.max_caption_length, found)
+    for model in encoders.models:
+        model.requires_grad_(config.train_text_encoder)
+    return encoders
 
 
 class CaptionedTransformer(nn.Module):
@@ -135,8 +85,9 @@ class CaptionedTransformer(nn.Module):
 @dataclass
 class CaptionInputs:
     """
-    The arguments of a transformer for a batch of `codes` or `pixel_values` and of `caption_ids`, some of which become the
-    empty text, by torch's own generator, as dropout has it. Text encoders that are trained come later.
+    The arguments of a transformer for a batch of `codes` or `pixel_values` and of captions, some of which become the empty
+    text, by torch's own generator, as dropout has it. Captions are `caption_ids` or stored embeddings; text encoders that
+    are trained come later.
     """
 
     vqvae: VQVAEModel
@@ -147,23 +98,28 @@ class CaptionInputs:
     @torch.no_grad()
     def __call__(self, batch: dict[str, torch.Tensor]) -> dict[str, Any]:
         inputs = prior_inputs(self.vqvae, batch)
-        ids = inputs.pop("caption_ids")
+        names = ["caption_ids"] if "caption_ids" in inputs else list(TEXT_ARGUMENTS)
         if self.dropout_prob > 0:
-            empty = text_ids(self.encoders.tokenizers, [""], self.encoders.length).to(ids.device)
-            is_dropped = torch.rand(len(ids), 1, 1, device=ids.device) < self.dropout_prob
-            ids = torch.where(is_dropped, empty, ids)
-        if not self.is_encoded:
-            return {**inputs, "caption_ids": ids}
-        return {**inputs, **text_arguments(encode_ids(self.encoders.pairs, ids))}
+            is_dropped = torch.rand(len(inputs["labels"]), device=inputs["labels"].device) < self.dropout_prob
+            for name in names:
+                value, empty = inputs[name], self._empty[name].to(inputs[name])
+                inputs[name] = torch.where(is_dropped.view(-1, *[1] * (value.ndim - 1)), empty, value)
+        if self.is_encoded and "caption_ids" in inputs:
+            inputs |= text_arguments(encode_ids(self.encoders.pairs, inputs.pop("caption_ids")))
+        return inputs
+
+    @cached_property
+    def _empty(self) -> dict[str, torch.Tensor]:
+        """The empty text in both forms."""
+        ids = text_ids(self.encoders.tokenizers, [""], self.encoders.length)
+        device = self.encoders.models[0].device
+        embeddings = text_arguments(encode_ids(self.encoders.pairs, ids.to(device))) if self.is_encoded else {}
+        return {"caption_ids": ids, **embeddings}
 
 
 def text_arguments(embeddings: TextEmbeddings) -> dict[str, torch.Tensor]:
     """The arguments of a [`TextVARTransformer`]."""
-    return {
-        "encoder_hidden_states": embeddings.hidden_states,
-        "encoder_attention_mask": embeddings.mask,
-        "pooled_projections": embeddings.pooled,
-    }
+    return dict(zip(TEXT_ARGUMENTS, embeddings, strict=True))
 
 
 def first_captions(dataset: data.AnyDataset, column: str, number: int) -> list[str]:
@@ -171,13 +127,33 @@ def first_captions(dataset: data.AnyDataset, column: str, number: int) -> list[s
     return [cast(Any, row)[column] for row in dataset.select_columns([column]).take(number)]
 
 
-def read_captions(encoders: TextEncoders) -> Any:
-    """What makes the condition of a column of captions, for [`load_prior_data`]."""
+def stored_captions(items: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """The stored embeddings of items as arguments of a pipeline."""
+    names = ("prompt_embeds", "pooled_prompt_embeds", "prompt_attention_mask")
+    return {name: items[argument] for name, argument in zip(names, TEXT_ARGUMENTS, strict=True)}
+
+
+def read_captions(config: CaptionConfig, encoders: TextEncoders) -> Any:
+    """What makes the condition of a column of captions, or of their stored embeddings, for [`load_prior_data`]."""
 
     def make(dataset: data.AnyDataset, column: str, augment: data.AugmentConfig | None) -> data.Condition:
-        return data.caption_condition(dataset, column, encoders.tokenizers, encoders.length)
+        if not data.holds_embedded_captions(dataset, column):
+            return data.caption_condition(dataset, column, encoders.tokenizers, encoders.length)
+        if config.train_text_encoder:
+            raise ValueError(f"`train_text_encoder` must be false for stored embeddings, which {column!r} holds.")
+        return data.EmbeddedCaptionCondition(column, encoders.length)
 
     return make
+
+
+def check_stored_embeddings(argument: str, source: str, encoders: TextEncoders) -> None:
+    """Raise a `ValueError` if the data that an argument names holds embeddings of other text encoders."""
+    made_by = data.codes_fingerprint(source, data.TEXT_ENCODER_KEY)
+    if made_by is not None and made_by != encoders.fingerprint:
+        raise ValueError(
+            f"The embeddings in `{argument}` = {source!r} were made by another text encoder than `text_encoder`, or of "
+            "captions of another length."
+        )
 
 
 def trained_module(transformer: TextVARTransformer, encoders: TextEncoders, config: CaptionConfig) -> nn.Module:
