@@ -184,7 +184,8 @@ def test_numbers_of_scales(pipe, name, value):
             "`refiner` must be a transformer like the pipeline's: pooled_projection_dim is 16 there, got 8",
         ),
     ],
-    ids=str,
+    # Not the values, among which are models and generators.
+    ids=lambda value: "+".join(value) if isinstance(value, dict) else None,
 )
 def test_values_of_options(pipe, settings, message):
     with pytest.raises(ValueError, match=message):
