@@ -33,11 +33,11 @@ SPATIAL_CHANNELS = 8
 
 
 class Classifier(nn.Module):
-    """Three convolutional stages of 32 to 128 channels."""
+    """Three convolutional stages of 32 to 128 channels, for images of any number of classes."""
 
     num_features = NUM_FEATURES
 
-    def __init__(self) -> None:
+    def __init__(self, num_classes: int = 10) -> None:
         super().__init__()
         layers: list[nn.Module] = []
         channels = 3
@@ -47,7 +47,7 @@ class Classifier(nn.Module):
                 channels = width
             layers.append(nn.MaxPool2d(2))
         self.layers = nn.Sequential(*layers)
-        self.head = nn.Linear(NUM_FEATURES, 10)
+        self.head = nn.Linear(NUM_FEATURES, num_classes)
 
     def outputs(self, images: torch.Tensor) -> dict[str, torch.Tensor]:
         pixels = images.float().div(127.5).sub(1).contiguous(memory_format=torch.channels_last)
@@ -77,7 +77,7 @@ def read_images(source: str) -> tuple[torch.Tensor, torch.Tensor]:
 
 def train(images: torch.Tensor, labels: torch.Tensor, epochs: int, seed: int) -> Classifier:
     torch.manual_seed(seed)
-    classifier = Classifier().to(memory_format=torch.channels_last).train()
+    classifier = Classifier(int(labels.max()) + 1).to(memory_format=torch.channels_last).train()
     optimizer = torch.optim.AdamW(classifier.parameters(), lr=2e-3, weight_decay=0.05)
     steps = epochs * (len(images) // 128)
     scheduler = torch.optim.lr_scheduler.OneCycleLR(optimizer, 2e-3, total_steps=steps)

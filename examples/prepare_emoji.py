@@ -8,8 +8,8 @@ Write emoji with their names as parquet files, from three packages of the npm re
 The pictures are Noto Emoji (Google, Apache-2.0) and Twemoji (Twitter and other contributors, CC-BY 4.0: name the source where
 pictures or weights that are made from it are published), the names and keywords those of Unicode's CLDR by emojibase (MIT).
 
-`train.parquet` and `test.parquet` have the columns `image` (64x64 pixels with transparency), `caption`, `category` and `vendor`.
-An emoji is in one of the files alone, whoever drew it. In training each picture comes in three rows: with its name, with its name
+`train.parquet` and `test.parquet` have the columns `image` (64x64 pixels with transparency), `caption`, `name`, `category`,
+`vendor` and `is_plain`, true in one row of each picture, which is as it was drawn. An emoji is in one of the files alone, whoever drew it. In training each picture comes in three rows: with its name, with its name
 and a keyword, and, where it has a main colour, with another one and its name: "blue apple". So a colour is more than a part of a
 name. People, flags, signs and skin tones are left out: they are many that look nearly alike.
 """
@@ -49,9 +49,8 @@ HUES = {"red": 2, "orange": 28, "yellow": 50, "green": 120, "blue": 214, "purple
 # A picture has a main colour if this share of what is seen is of about one hue; hues of so many degrees are about one.
 MAIN_SHARE = 0.4
 HUE_WIDTH = 30
-FEATURES = Features(
-    {"image": Image(), "caption": Value("string"), "category": Value("string"), "vendor": Value("string")}
-)
+TEXTS = ("caption", "name", "category", "vendor")
+FEATURES = Features({"image": Image(), **{name: Value("string") for name in TEXTS}, "is_plain": Value("bool")})
 # One emoji of so many is for tests.
 TEST_SHARE = 14
 
@@ -91,26 +90,36 @@ def with_keyword(entry: dict[str, Any], generator: random.Random) -> str:
     return ", ".join(parts)
 
 
+def distance(first: Any, second: Any) -> Any:
+    """Degrees between hues."""
+    return abs((first - second + 180) % 360 - 180)
+
+
+def split_colours(picture: PILImage.Image) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Hue in degrees, saturation and value in bytes, `(height, width)` each."""
+    bands = np.asarray(picture.convert("RGB").convert("HSV"), dtype=np.int64)
+    return bands[..., 0] * 360 // 256, bands[..., 1], bands[..., 2]
+
+
+def main_hue(picture: PILImage.Image) -> tuple[int | None, np.ndarray]:
+    """The hue of most of what is seen, in degrees, and where it is; `None` if there is no such hue."""
+    hue, saturation, value = split_colours(picture)
+    seen = np.asarray(picture.convert("RGBA"))[..., 3] > 127
+    coloured = seen & (saturation > 80) & (value > 60)
+    areas = {degrees: coloured & (distance(hue, degrees) <= HUE_WIDTH) for degrees in range(0, 360, 5)}
+    main = max(areas, key=lambda degrees: areas[degrees].sum())
+    return (main if areas[main].sum() >= MAIN_SHARE * seen.sum() else None), areas[main]
+
+
 def in_another_colour(content: bytes, entry: dict[str, Any], generator: random.Random) -> tuple[bytes, str] | None:
     """The picture with another main colour, and a name of it; `None` of a picture without a main colour."""
     picture = PILImage.open(io.BytesIO(content)).convert("RGBA")
-    hue, saturation, value = np.moveaxis(np.asarray(picture.convert("RGB").convert("HSV"), dtype=np.int64), -1, 0)
-    seen = np.asarray(picture)[..., 3] > 127
-    coloured = seen & (saturation > 80) & (value > 60)
-    hue = hue * 360 // 256
-
-    def distances(degrees: int) -> np.ndarray:
-        return np.abs((hue - degrees + 180) % 360 - 180)
-
-    shares = {
-        degrees: (coloured & (distances(degrees) <= HUE_WIDTH)).sum() / seen.sum() for degrees in range(0, 360, 5)
-    }
-    main = max(shares, key=lambda degrees: shares[degrees])
-    if shares[main] < MAIN_SHARE:
+    main, area = main_hue(picture)
+    if main is None:
         return None
-    others = [name for name, degrees in HUES.items() if abs((main - degrees + 180) % 360 - 180) > HUE_WIDTH]
-    colour = generator.choice(others)
-    moved = np.where(coloured & (distances(main) <= HUE_WIDTH), hue + HUES[colour] - main, hue) % 360
+    colour = generator.choice([name for name, degrees in HUES.items() if distance(main, degrees) > HUE_WIDTH])
+    hue, saturation, value = split_colours(picture)
+    moved = np.where(area, hue + HUES[colour] - main, hue) % 360
     bands = np.stack([moved * 256 // 360, saturation, value], axis=-1).astype(np.uint8)
     painted = PILImage.fromarray(bands, "HSV").convert("RGB")
     painted.putalpha(picture.getchannel("A"))
@@ -162,9 +171,9 @@ def main(argv: list[str] | None = None) -> None:
         # By the emoji alone, so that both vendors' pictures of it are in the same file.
         is_test = int(hashlib.sha256(code.encode()).hexdigest(), 16) % TEST_SHARE == 0
         found = [(content, entry["label"])] if is_test else training_rows(content, entry, f"{vendor} {code}")
-        for picture, caption in found:
-            row = {"image": {"bytes": picture}, "caption": caption.lower()}
-            row |= {"category": CATEGORIES[entry["group"]], "vendor": vendor}
+        for number, (picture, caption) in enumerate(found):
+            row = {"image": {"bytes": picture}, "caption": caption.lower(), "name": entry["label"].lower()}
+            row |= {"category": CATEGORIES[entry["group"]], "vendor": vendor, "is_plain": number == 0}
             rows["test" if is_test else "train"].append(row)
     args.output.mkdir(parents=True, exist_ok=True)
     for name, found in rows.items():
