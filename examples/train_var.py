@@ -54,6 +54,7 @@ from hf_var.conversion.common import check_overrides
 from hf_var.data import AugmentConfig, DataConfig
 from hf_var.hub.cards import write_pipeline_card
 from hf_var.hub.push import BackgroundPush, PipelineHubConfig, create_repository, push_result
+from hf_var.metrics.agreement import TextAgreement
 from hf_var.pipelines.base import load_pipeline
 from hf_var.pipelines.image_grids import image_grid
 from hf_var.ranges import CheckedFields, NonNegativeInt, OneOf, PositiveFloat, Share, argument, own_annotations
@@ -313,7 +314,7 @@ def make_pipeline(transformer: Any, models: Models) -> Any:
 
 def sample_images(
     args: Arguments, pipeline: Any, batches: data.TrainingBatches, prompts: list[str], accelerator: Accelerator
-) -> Image.Image:
+) -> list[Image.Image]:
     """Images of classes from the first to the last, of the embeddings of the first training images, or of `prompts`."""
     number = len(prompts) or args.samples.num_samples
     generators = [torch.Generator().manual_seed(args.run.seed + index) for index in range(number)]
@@ -326,7 +327,7 @@ def sample_images(
     else:
         condition = {"class_labels": spread_labels(pipeline.priors[0].config.num_labels, number)}
     with accelerator.autocast():
-        return image_grid(pipeline(**condition, generator=generators).images, columns=8)
+        return pipeline(**condition, generator=generators).images
 
 
 def choose_prompts(args: Arguments, images: PriorData) -> list[str]:
@@ -340,6 +341,15 @@ def choose_prompts(args: Arguments, images: PriorData) -> list[str]:
         if data.holds_embedded_captions(dataset, column)
         else first_captions(dataset, column, args.samples.num_samples)
     )
+
+
+def make_agreement(args: Arguments, prompts: list[str]) -> TextAgreement | None:
+    """What measures how well samples agree with `prompts`, if there is a CLIP."""
+    if args.captions.clip_model is None:
+        return None
+    if len(set(prompts)) < 2:
+        raise ValueError(f"`clip_model` needs two different `sample_prompts` at least, got {prompts}.")
+    return TextAgreement(args.captions.clip_model)
 
 
 def whole_transformer(args: Arguments, transformer: Any) -> Any:
@@ -385,6 +395,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     vqvae, encoders = models.vqvae, models.encoders
     images = load_data(args, models)
     config = make_config(args, models, images)
+    prompts = choose_prompts(args, images)
+    agreement = make_agreement(args, prompts)
 
     seed, batch_size = args.run.seed, args.data.train_batch_size
     accelerator = make_accelerator(args.run, batch_size, args.optimizer.max_grad_norm)
@@ -396,7 +408,6 @@ def main(argv: Sequence[str] | None = None) -> None:
     transformer = make_transformer(args, config, models.pretrained)
     set_seed(seed, device_specific=True)
     pipeline = make_pipeline(transformer, models).to(accelerator.device)
-    prompts = choose_prompts(args, images)
     if args.hub.push_to_hub and accelerator.is_main_process:
         args.hub.hub_model_id = create_repository(args.run.output_dir, args.hub.hub_model_id)
         pusher = BackgroundPush(args.hub.hub_model_id, args.run.output_dir)
@@ -426,7 +437,10 @@ def main(argv: Sequence[str] | None = None) -> None:
                 with optimization.averaged():
                     if is_sampled:
                         # In all processes, whose parts of a sharded model are needed.
-                        run.write_image("samples", sample_images(args, pipeline, batches, prompts, accelerator))
+                        samples = sample_images(args, pipeline, batches, prompts, accelerator)
+                        run.write_image("samples", image_grid(samples, columns=8))
+                        if agreement is not None and accelerator.is_main_process:
+                            run.write(agreement(samples, prompts), prefix="sample_")
                     if is_pushed:
                         whole = whole_transformer(args, transformer)
                         if accelerator.is_main_process:

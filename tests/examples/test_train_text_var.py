@@ -25,7 +25,8 @@ from examples.conftest import (
     wait_for,
 )
 from hf_var import VARTextToImagePipeline
-from pipelines.texts import make_text_encoder, make_tokenizer
+from hf_var.metrics.agreement import TextAgreement
+from pipelines.texts import make_clip, make_text_encoder, make_tokenizer
 
 
 SCRIPT = "examples/train_var.py"
@@ -150,6 +151,30 @@ def test_the_result_draws_prompts_and_describes_itself(
     assert (tmp_path / "samples.png").exists()
     metrics = read_log(tmp_path)[-1]
     assert {f"validation_loss_{k}" for k in range(len(pipe.vqvae.config.patch_nums))} <= metrics.keys()
+
+
+def test_samples_are_compared_with_their_prompts(
+    tmp_path: Path, captions_parquet: str, vqvae_folder: str, encoder_folders: list[str]
+) -> None:
+    model, processor = make_clip()
+    model.save_pretrained(tmp_path / "clip")
+    processor.save_pretrained(tmp_path / "clip")
+    arguments = [
+        *arguments_of(captions_parquet, vqvae_folder, *encoder_folders),
+        "--clip_model",
+        str(tmp_path / "clip"),
+    ]
+    train_var.main([*arguments, "--num_samples", "6", "--sample_steps", "1", "--output_dir", str(tmp_path / "run")])
+    pipe = VARTextToImagePipeline.from_pretrained(tmp_path / "run")
+    prompts = [TEXTS[number % 3] for number in range(6)]
+    generators = [torch.Generator().manual_seed(number) for number in range(6)]
+    expected = TextAgreement(model, processor)(pipe(prompts, generator=generators).images, prompts)
+    lines = [line for line in read_log(tmp_path / "run") if "sample_clip_score" in line]
+    assert [line["step"] for line in lines] == [1, 2]
+    found = {name: lines[-1][f"sample_{name}"] for name in expected}
+    assert found == pytest.approx(expected, rel=1e-4)
+    with pytest.raises(ValueError, match="`clip_model` needs two different `sample_prompts` at least, got .'a cat'"):
+        train_var.main([*arguments, "--sample_prompts", "a cat", "--output_dir", str(tmp_path / "no")])
 
 
 def test_validation_is_the_likelihood_of_the_saved_model(

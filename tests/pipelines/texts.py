@@ -4,7 +4,15 @@
 import functools
 
 import torch
-from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
+from transformers import (
+    CLIPConfig,
+    CLIPImageProcessor,
+    CLIPModel,
+    CLIPProcessor,
+    CLIPTextConfig,
+    CLIPTextModel,
+    CLIPTokenizer,
+)
 
 from hf_var import TextVARConfig, TextVARTransformer, VARTextToImagePipeline
 from parity import load_switti_case
@@ -33,6 +41,22 @@ def make_text_encoder(number: int, seed: int = 0, **config) -> CLIPTextModel:
             if parameter.ndim > 1:
                 parameter.normal_(std=parameter.shape[-1] ** -0.5, generator=seeded(seed + parameter.numel()))
     return model.eval()
+
+
+def make_clip() -> tuple[CLIPModel, CLIPProcessor]:
+    """A CLIP of pictures of 16 pixels and of the texts of the first tokenizer."""
+    tokenizer = CLIPTokenizer.from_pretrained(load_switti_case().folder / "tokenizer_1", model_max_length=20)
+    sizes = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
+    ids = {"bos_token_id": tokenizer.bos_token_id, "eos_token_id": tokenizer.eos_token_id}
+    text = {"vocab_size": len(tokenizer), "max_position_embeddings": 20, **ids, **sizes}
+    vision = {"image_size": 16, "patch_size": 8, **sizes}
+    model = CLIPModel(CLIPConfig(text_config=text, vision_config=vision, projection_dim=8))
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.ndim > 1:
+                parameter.normal_(std=parameter.shape[-1] ** -0.5, generator=seeded(parameter.numel()))
+    images = CLIPImageProcessor(size={"shortest_edge": 16}, crop_size={"height": 16, "width": 16})
+    return model.eval(), CLIPProcessor(images, tokenizer)
 
 
 def make_text_transformer(seed: int = 1, **config) -> TextVARTransformer:

@@ -41,11 +41,15 @@ class CaptionConfig(CheckedFields):
     caption_dropout_prob: PartialShare = argument(
         0.1, help="read the empty text in place of a caption with this probability, for guidance"
     )
+    clip_model: str | None = argument(
+        None, help="folder or repository of a CLIPModel that measures how well samples agree with their texts"
+    )
     sample_prompts: list[str] | None = argument(None, help="texts of the samples; default: captions of the data")
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        for name in ("text_encoder", "text_encoder_2", "train_text_encoder", "max_caption_length", "sample_prompts"):
+        needing = ("text_encoder", "text_encoder_2", "train_text_encoder", "max_caption_length", "clip_model")
+        for name in (*needing, "sample_prompts"):
             if self.caption_column is None and getattr(self, name):
                 raise ValueError(f"`{name}` = {getattr(self, name)!r} needs a `caption_column`.")
         if self.text_encoder_2 is not None and self.text_encoder is None:
