@@ -84,6 +84,20 @@ def test_augmentation_is_drawn_from_the_generator_and_off_by_default() -> None:
         flipping(image)
 
 
+@pytest.mark.parametrize("channels", [1, 3, 4])
+@pytest.mark.parametrize("fill", [0, 255, 100])
+def test_what_a_distortion_leaves_open_is_filled(fill: int, channels: int) -> None:
+    # What the picture itself covers is 200.
+    image = Image.new({1: "L", 3: "RGB", 4: "RGBA"}[channels], (16, 16), (200,) * channels if channels > 1 else 200)
+    distorting = make_transform(
+        make_arguments(augment_rotation=45.0, augment_zoom=0.5, augment_fill=fill), (16, 16), channels
+    )
+    results = torch.stack([distorting(image, random.Random(seed)) for seed in range(20)])
+    found = ((results + 1) * 127.5).round().int()
+    corners = found[:, :, 0, 0]
+    assert {fill, 200} <= set(corners.flatten().tolist())
+
+
 # --------------------------------------------------------------------------------------------------------------------
 # Arrays
 

@@ -68,3 +68,6 @@ class AugmentConfig(CheckedFields):
     augment_translation: NonNegativeFloat = argument(0.0, help="largest shift, as a share of the size")
     augment_zoom: NonNegativeFloat = argument(0.0, help="largest zoom in or out: 0.1 means 0.9 to 1.1 times")
     augment_shear: NonNegativeFloat = argument(0.0, help="largest shear in both directions, in degrees")
+    augment_fill: Annotated[int, Interval(minimum=0, maximum=255)] = argument(
+        0, help="brightness of what these leave open, 0 black to 255 white; of class maps it is class 0"
+    )

@@ -40,7 +40,7 @@ class ImageTransform:
     How images become model inputs: enlarged or reduced until they cover `resize_ratio` times the size, and cut to it:
     at random places and with random distortions if they are augmented, in the middle otherwise. Maps of `num_classes`
     classes are treated likewise, with the same random numbers, but no id lies between others: theirs is that of the
-    nearest pixel. What a distortion leaves open is black, or of class 0.
+    nearest pixel. What a distortion leaves open is of the brightness `augment_fill`, or of class 0.
     """
 
     def __init__(
@@ -59,8 +59,9 @@ class ImageTransform:
         self.interpolation = (
             INTERPOLATIONS[reading.interpolation] if num_classes is None else InterpolationMode.NEAREST
         )
-        self.flips, self.limits = False, None
+        self.flips, self.limits, self.fill = False, None, 0
         if augment is not None:
+            self.fill = augment.augment_fill if num_classes is None else 0
             self.flips = augment.horizontal_flip
             # Largest rotation, shifts to the right and down, zoom, and shear in both directions.
             limits = (
@@ -139,7 +140,8 @@ class ImageTransform:
         interpolation = InterpolationMode.BILINEAR if is_tensor else InterpolationMode.BICUBIC
         if self.num_classes is not None:
             interpolation = InterpolationMode.NEAREST
-        return transforms.affine(image, angle, [right, down], 1 + zoom, shear, interpolation=interpolation)
+        place = [right, down]
+        return transforms.affine(image, angle, place, 1 + zoom, shear, interpolation=interpolation, fill=self.fill)
 
     def _interpolation(self, image: Image.Image | torch.Tensor) -> InterpolationMode:
         if isinstance(image, Image.Image) or self.interpolation == InterpolationMode.BILINEAR:
