@@ -102,13 +102,18 @@ def split_colours(picture: PILImage.Image) -> tuple[np.ndarray, np.ndarray, np.n
 
 
 def main_hue(picture: PILImage.Image) -> tuple[int | None, np.ndarray]:
-    """The hue of most of what is seen, in degrees, and where it is; `None` if there is no such hue."""
+    """The mean hue of most of what is seen, in degrees, and where it is; `None` if there is no such hue."""
     hue, saturation, value = split_colours(picture)
     seen = np.asarray(picture.convert("RGBA"))[..., 3] > 127
     coloured = seen & (saturation > 80) & (value > 60)
     areas = {degrees: coloured & (distance(hue, degrees) <= HUE_WIDTH) for degrees in range(0, 360, 5)}
-    main = max(areas, key=lambda degrees: areas[degrees].sum())
-    return (main if areas[main].sum() >= MAIN_SHARE * seen.sum() else None), areas[main]
+    middle = max(areas, key=lambda degrees: areas[degrees].sum())
+    area = areas[middle]
+    if area.sum() < MAIN_SHARE * seen.sum():
+        return None, area
+    # On a circle: of the differences, which are small.
+    differences = (hue[area] - middle + 180) % 360 - 180
+    return round(middle + differences.mean()) % 360, area
 
 
 def in_another_colour(content: bytes, entry: dict[str, Any], generator: random.Random) -> tuple[bytes, str] | None:
