@@ -3,6 +3,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from textwrap import shorten
 from typing import Any, NamedTuple
 
 import torch
@@ -117,13 +118,13 @@ def encode_ids(encoders: Sequence[tuple[Any, Any]], ids: torch.Tensor) -> TextEm
 
 
 def load_text_encoder(source: str, argument: str) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-    """A `CLIPTextModel` and its tokenizer, in one folder or repository."""
+    """A `CLIPTextModel` and its tokenizer, in one folder or repository, which `argument` names."""
     # transformers would go on with random weights in place of those that are not there.
     loaded: Any = CLIPTextModel.from_pretrained(source, output_loading_info=True)
     model, report = loaded
     if report["missing_keys"]:
-        missing = sorted(report["missing_keys"])
-        raise ValueError(f"`{argument}` = {source!r} lacks weights of a CLIPTextModel, such as {missing[0]}.")
+        missing = shorten(str(sorted(report["missing_keys"])), 80)
+        raise ValueError(f"{argument} {source!r} lacks weights of a CLIPTextModel: {missing}.")
     return model, AutoTokenizer.from_pretrained(source)
 
 
@@ -135,9 +136,8 @@ def load_text_encoders(
 ) -> TextEncoders:
     """The text encoders that `text_encoder` and `text_encoder_2` name, else the `default`, for texts of `max_length`."""
     sources = {"text_encoder": first, "text_encoder_2": second}
-    pairs = [load_text_encoder(source, name) for name, source in sources.items() if source is not None] or list(
-        default
-    )
+    named = {f"`{name}` =": source for name, source in sources.items() if source is not None}
+    pairs = [load_text_encoder(source, name) for name, source in named.items()] or list(default)
     if not pairs:
         raise ValueError("`text_encoder` must name a CLIPTextModel for `caption_column`, got None.")
     for name, (_, tokenizer) in zip(sources, pairs, strict=False):

@@ -9,7 +9,7 @@ from textwrap import shorten
 from typing import Any
 
 from diffusers import DiffusionPipeline
-from transformers import CLIPTextModel, CLIPTokenizer, PreTrainedModel
+from transformers import PreTrainedModel
 
 from .. import ARPipeline, RQTransformer, VARPipeline, VARTextToImagePipeline
 from ..conversion import (
@@ -28,6 +28,7 @@ from ..conversion import (
 )
 from ..hub.cards import write_converted_card
 from ..hub.push import push_result
+from ..text_encoders import load_text_encoder
 from .common import check_output
 
 
@@ -155,13 +156,8 @@ def _text_encoders(options: argparse.Namespace) -> dict[str, Any]:
     for name in TEXT_ENCODERS:
         source = getattr(options, name)
         if source is not None:
-            # transformers would go on with random weights in place of those that are not there.
-            loaded: Any = CLIPTextModel.from_pretrained(source, output_loading_info=True)
-            parts[name], report = loaded
-            if report["missing_keys"]:
-                missing = shorten(str(sorted(report["missing_keys"])), 80)
-                raise ValueError(f"--{name.replace('_', '-')} {source!r} lacks weights of a CLIPTextModel: {missing}.")
-            parts[name.replace("text_encoder", "tokenizer")] = CLIPTokenizer.from_pretrained(source)
+            parts[name], tokenizer = load_text_encoder(source, f"--{name.replace('_', '-')}")
+            parts[name.replace("text_encoder", "tokenizer")] = tokenizer
     return parts
 
 
