@@ -88,7 +88,7 @@ def train_judge(args: argparse.Namespace) -> None:
     images = as_bytes([moved(picture, generator) for picture in pictures for _ in range(COPIES)])
     labels = torch.tensor([numbers[name] for name in names for _ in range(COPIES)])
     judge = cifar10_features.train(images, labels, args.epochs, args.seed)
-    save_file(judge.state_dict(), args.output)
+    save_file({name: values.contiguous() for name, values in judge.state_dict().items()}, args.output)
     own = torch.tensor([numbers[name] for name in names])
     print(
         f"training pictures as they are: {cifar10_features.accuracy(judge, as_bytes(pictures), own):.3f} named right"
@@ -220,7 +220,7 @@ def main(argv: list[str] | None = None) -> None:
     trained = commands.add_parser("judge", help="train the judge")
     trained.add_argument("--data", type=Path, required=True)
     trained.add_argument("--output", type=Path, required=True)
-    trained.add_argument("--epochs", type=int, default=30)
+    trained.add_argument("--epochs", type=int, default=20)
     trained.add_argument("--seed", type=int, default=0)
     trained.set_defaults(run=train_judge)
     measured = commands.add_parser("measure", help="measure a pipeline")

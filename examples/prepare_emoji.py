@@ -109,7 +109,7 @@ def main_hue(picture: PILImage.Image) -> tuple[int | None, np.ndarray]:
     areas = {degrees: coloured & (distance(hue, degrees) <= HUE_WIDTH) for degrees in range(0, 360, 5)}
     middle = max(areas, key=lambda degrees: areas[degrees].sum())
     area = areas[middle]
-    if area.sum() < MAIN_SHARE * seen.sum():
+    if area.sum() == 0 or area.sum() < MAIN_SHARE * seen.sum():
         return None, area
     # On a circle: of the differences, which are small.
     differences = (hue[area] - middle + 180) % 360 - 180

@@ -300,22 +300,15 @@ def test_without_the_extra_the_rest_works(digits, tmp_path):
         assert "Traceback" not in process.stderr
 
 
-def test_the_embedded_checkpoint_is_the_default(tmp_path):
-    output = tmp_path / "digits.png"
-    command = [
-        sys.executable,
-        "-m",
-        "hf_var.cli",
-        "generate",
-        "--class-labels",
-        "3",
-        "1",
-        "4",
-        "--output",
-        str(output),
-    ]
+@pytest.mark.parametrize(
+    ("condition", "side"),
+    [(["--class-labels", "3", "1", "4"], 16), (["--prompt", "a red heart", "ghost", "pizza"], 32)],
+)
+def test_the_embedded_checkpoints_are_the_default(condition, side, tmp_path):
+    output = tmp_path / "picture.png"
+    command = [sys.executable, "-m", "hf_var.cli", "generate", *condition, "--output", str(output)]
     subprocess.run(command, check=True, capture_output=True)
-    assert Image.open(output).size == (48, 16)
+    assert Image.open(output).size == (3 * side, side)
 
 
 def test_help_reads_well(capsys):
