@@ -177,7 +177,7 @@ class Models(NamedTuple):
     # Those of captions, if there are any.
     encoders: TextEncoders | None
     # Defaults of the pipeline that is saved.
-    sampling: dict[str, float]
+    sampling: dict[str, Any]
 
 
 def load_models(args: Arguments) -> Models:
@@ -194,10 +194,13 @@ def load_models(args: Arguments) -> Models:
             )
         if args.lora.lora_rank > 0 and pretrained.priors[0].config.is_raster:
             raise ValueError(f"`lora_rank` must be 0 for a transformer of raster order, got {args.lora.lora_rank}.")
-        sampling = {name: pretrained.config[name] for name in SAMPLING}
+        names = (*SAMPLING, *(["guidance_rule"] if reads_captions else []))
+        sampling = {name: pretrained.config[name] for name in names}
     sampling |= args.samples.defaults
     if reads_captions:
         encoders = caption_encoders(args.captions, pretrained)
+        if args.captions.guidance_rule is not None:
+            sampling["guidance_rule"] = args.captions.guidance_rule
     if args.script.vqvae is None:
         vqvae = pretrained.vqvae
     else:

@@ -132,10 +132,12 @@ def test_the_result_draws_prompts_and_describes_itself(
 ) -> None:
     arguments = arguments_of(captions_parquet, vqvae_folder, *encoder_folders)
     arguments += ["--validation_data", captions_parquet, "--top_p", "0.8", "--sample_prompts", "a cat", "two birds"]
+    arguments += ["--guidance_rule", "constant"]
     train_var.main([*arguments, "--max_caption_length", "9", "--output_dir", str(tmp_path)])
     pipe = VARTextToImagePipeline.from_pretrained(tmp_path)
     pipe.set_progress_bar_config(disable=True)
     assert pipe.config.top_p == 0.8
+    assert pipe.config.guidance_rule == "constant"
     assert pipe.tokenizer.model_max_length == pipe.tokenizer_2.model_max_length == 9
     assert pipe.encode_prompt("a red cat")[0].shape[:2] == (1, 9)
     # Frozen encoders are those that were given.
@@ -419,6 +421,8 @@ def test_what_needs_captions_or_an_encoder_is_refused(
     tmp_path: Path, captions_parquet: str, vqvae_folder: str, text_var_folder: str
 ) -> None:
     base = ["--train_data", captions_parquet, "--vqvae", vqvae_folder, "--output_dir", str(tmp_path / "run")]
+    with pytest.raises(ValueError, match="`guidance_rule` = 'constant' needs a `caption_column`"):
+        train_var.main([*base, "--guidance_rule", "constant"])
     with pytest.raises(ValueError, match="`train_text_encoder` = True needs a `caption_column`"):
         train_var.main([*base, "--train_text_encoder", "true"])
     with pytest.raises(ValueError, match="`text_encoder` must name a CLIPTextModel for `caption_column`, got None"):

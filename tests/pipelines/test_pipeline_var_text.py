@@ -12,7 +12,7 @@ from diffusers import AutoPipelineForText2Image, DiffusionPipeline
 from torch._dynamo.testing import CompileCounterWithBackend
 from transformers import LogitsProcessor
 
-from hf_var import VARPipelineOutput, VARTextToImagePipeline
+from hf_var import VARPipelineOutput, VARTextInpaintPipeline, VARTextToImagePipeline
 from hf_var.pipelines.options import TextCallOptions
 from hf_var.training.lora import add_lora, save_lora
 from pipelines.texts import (
@@ -210,6 +210,23 @@ def test_guidance_of_some_scales(pipe):
         draw(pipe, guidance_scale=lambda k, num_scales: 3.0, guidance_start=2),
         draw(pipe, guidance_scale=lambda k, num_scales: 3.0 if k == 2 else 1.0),
     )
+
+
+def test_constant_guidance_is_a_rule_of_the_checkpoint(pipe, tmp_path):
+    expected = draw(pipe, guidance_scale=lambda k, num_scales: 5.0)
+    constant = VARTextToImagePipeline(**pipe.components, guidance_rule="constant")
+    constant.set_progress_bar_config(disable=True)
+    assert_equal(draw(constant, guidance_scale=5.0), expected)
+    assert not torch.equal(draw(pipe, guidance_scale=5.0).codes, expected.codes)
+    window = {"guidance_start": 1, "guidance_end": 2}
+    in_window = draw(pipe, guidance_scale=lambda k, num_scales: 5.0, **window)
+    assert_equal(draw(constant, guidance_scale=5.0, **window), in_window)
+    constant.save_pretrained(tmp_path)
+    loaded = VARTextToImagePipeline.from_pretrained(tmp_path)
+    assert loaded.config.guidance_rule == "constant"
+    assert VARTextInpaintPipeline.from_pipe(loaded).config.guidance_rule == "constant"
+    with pytest.raises(ValueError, match="`guidance_rule` must be one of linear, constant, got 'cosine'"):
+        VARTextToImagePipeline(**pipe.components, guidance_rule="cosine")
 
 
 def test_a_negative_prompt_of_each_image(pipe):

@@ -26,7 +26,7 @@ from .checks import (
     check_top_p,
     is_number,
 )
-from .sampling import SMOOTH_RULES, Generators, Guidance, SamplingSettings
+from .sampling import GUIDANCE_RULES, SMOOTH_RULES, Generators, Guidance, SamplingSettings
 
 
 AnyCall = TypeVar("AnyCall", bound=Callable)
@@ -222,6 +222,7 @@ def resolve_sampling(tokenizer: Any, defaults: Mapping[str, Any], options: TextS
         values["logits_processor"] = processors
     values["refiner_start"] = _refiner_start(values["refiner"], values["refiner_start"], num_scales)
     rule = values["smooth_rule"] = defaults.get("smooth_rule", SMOOTH_RULES[0])
+    values["guidance_rule"] = defaults.get("guidance_rule", GUIDANCE_RULES[0])
     values["smooth"] = _smooth_scales(values, values.pop("smooth_start"), rule, num_scales)
     return SamplingSettings(**values)
 

@@ -135,7 +135,7 @@ class ScalePipeline(VARPipelineBase):
             for k in range(first_scale, num_scales):
                 if state.interrupt:
                     break
-                weight = guidance_weight(state.guidance_scale, k, num_scales, *window)
+                weight = guidance_weight(state.guidance_scale, k, num_scales, *window, call.sampling.guidance_rule)
                 logits = predictor.logits(k, scale_inputs, weight)
                 drawn, weights = sampler.draw(logits, k, codes)
                 content = drawn if weights is None else self.vqvae.mix_code_vectors(weights)

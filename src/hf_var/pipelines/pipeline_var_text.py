@@ -19,7 +19,7 @@ from .condition_inputs import as_texts
 from .conditions import Condition
 from .options import CallSettings, PromptOptions, TextCallOptions, last_guided_scale, show_options
 from .pipeline_var import ScalePipeline
-from .sampling import SmoothRule
+from .sampling import GuidanceRule, SmoothRule
 from .text_encoding import (
     Prompts,
     check_negative,
@@ -58,6 +58,9 @@ class VARTextToImagePipeline(ScalePipeline):
         smooth_rule (`str`, *optional*, defaults to `"plain"`):
             What `smooth=True` does: `"plain"` mixes the code vectors by all logits and draws no codes, as in Switti;
             `"filtered"` by those that the filters leave, and draws codes as well, as in VAR.
+        guidance_rule (`str`, *optional*, defaults to `"linear"`):
+            How guidance grows: `"linear"`, from 1 at the first scale, or `"constant"`, which binds the colours that the
+            first scales decide on to the text.
 
     Raises:
         `ValueError`: If models do not belong together (codebooks, latents, schedules, or widths of the text encoders
@@ -81,6 +84,7 @@ class VARTextToImagePipeline(ScalePipeline):
         top_p: float = 0.95,
         temperature: float = 1.0,
         smooth_rule: str = "plain",
+        guidance_rule: str = "linear",
     ):
         super().__init__()
         check_components(transformer, vqvae, TextVARConfig)
@@ -96,7 +100,8 @@ class VARTextToImagePipeline(ScalePipeline):
             tokenizer_2=tokenizer_2,
         )
         self._set_defaults(guidance_scale, top_p, temperature)
-        self.register_to_config(top_k=top_k, smooth_rule=smooth_rule)
+        guidance_rule = checked("guidance_rule", guidance_rule, GuidanceRule)
+        self.register_to_config(top_k=top_k, smooth_rule=smooth_rule, guidance_rule=guidance_rule)
 
     @show_options
     @torch.no_grad()
@@ -122,8 +127,8 @@ class VARTextToImagePipeline(ScalePipeline):
                 Height and width of the picture that the model shall take an image for a square crop of, for
                 `crop_conditioning`; other aspects than 1 give images that look cropped.
             guidance_scale (`float` or `Callable`, *optional*, defaults to the checkpoint's, 7.0 if it has none):
-                Classifier-free guidance at the last scale, 1 is off; it grows linearly from 1 at the first scale. The
-                official code's `cfg` is `guidance_scale - 1`. A callable of the scale k and the number of scales K
+                Classifier-free guidance at the last scale, 1 is off; it grows linearly from 1 at the first scale, or is
+                the same at all scales by the checkpoint's `guidance_rule`. The official code's `cfg` is `guidance_scale - 1`. A callable of the scale k and the number of scales K
                 gives the weight of each scale.
             guidance_start (`int`, *optional*, defaults to 0):
                 First scale that is guided (official `turn_on_cfg_start_si`), for more variety.

@@ -16,6 +16,8 @@ from ..ranges import CheckedFields, OneOf
 # How code vectors are mixed: VAR filters the logits and draws codes besides, Switti does neither.
 SMOOTH_RULES = ("filtered", "plain")
 SmoothRule = Annotated[str, OneOf(*SMOOTH_RULES)]
+GUIDANCE_RULES = ("linear", "constant")
+GuidanceRule = Annotated[str, OneOf(*GUIDANCE_RULES)]
 Generators = torch.Generator | list[torch.Generator] | None
 Guidance = float | Callable[[int, int], float]
 
@@ -35,6 +37,7 @@ class SamplingSettings(CheckedFields):
     guidance_start: int = 0
     guidance_end: int | None = None
     smooth_rule: SmoothRule = "filtered"
+    guidance_rule: GuidanceRule = "linear"
 
 
 class Sampler:
@@ -64,18 +67,24 @@ class Sampler:
 
 
 def guidance_weight(
-    guidance_scale: Guidance, k: int, num_scales: int, start: int = 0, end: int | None = None
+    guidance_scale: Guidance,
+    k: int,
+    num_scales: int,
+    start: int = 0,
+    end: int | None = None,
+    rule: GuidanceRule = "linear",
 ) -> float:
     """
     Weight of the conditional logits at scale `k`: it grows linearly from 1, no guidance, to `guidance_scale`, since
-    the coarse scales decide on the composition and suffer from guidance (Tian et al. 2024, official code); or what
-    `guidance_scale(k, num_scales)` returns. Before the scale `start` and from `end` on it is 1.
+    the coarse scales decide on the composition and suffer from guidance (Tian et al. 2024, official code); by the rule
+    "constant" it is `guidance_scale` from the first one on; or it is what `guidance_scale(k, num_scales)` returns. Before
+    the scale `start` and from `end` on it is 1.
     """
     if k < start or (end is not None and k >= end):
         return 1.0
     if callable(guidance_scale):
         return guidance_scale(k, num_scales)
-    depth = k / (num_scales - 1) if num_scales > 1 else 1.0
+    depth = k / (num_scales - 1) if num_scales > 1 and rule == "linear" else 1.0
     return 1 + (guidance_scale - 1) * depth
 
 

@@ -3,16 +3,17 @@
 
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, cast
+from typing import Annotated, Any, cast
 
 import torch
 from torch import nn
 
 from .. import data
 from ..autoencoders import VQVAEModel
+from ..pipelines.sampling import GUIDANCE_RULES
 from ..priors import TextVARTransformer
 from ..priors.modeling_outputs import VARTransformerOutput
-from ..ranges import CheckedFields, PartialShare, PositiveInt, argument
+from ..ranges import CheckedFields, OneOf, PartialShare, PositiveInt, argument
 from ..text_encoders import TextEmbeddings, TextEncoders, encode_ids, load_text_encoders, text_ids
 from .prior_inputs import prior_inputs
 
@@ -41,6 +42,9 @@ class CaptionConfig(CheckedFields):
     caption_dropout_prob: PartialShare = argument(
         0.1, help="read the empty text in place of a caption with this probability, for guidance"
     )
+    guidance_rule: Annotated[str, OneOf(*GUIDANCE_RULES)] | None = argument(
+        None, help="default of the pipeline that is saved: linear, guidance grows from the first scale on, or constant"
+    )
     clip_model: str | None = argument(
         None, help="folder or repository of a CLIPModel that measures how well samples agree with their texts"
     )
@@ -49,7 +53,7 @@ class CaptionConfig(CheckedFields):
     def __post_init__(self) -> None:
         super().__post_init__()
         needing = ("text_encoder", "text_encoder_2", "train_text_encoder", "max_caption_length", "clip_model")
-        for name in (*needing, "sample_prompts"):
+        for name in (*needing, "guidance_rule", "sample_prompts"):
             if self.caption_column is None and getattr(self, name):
                 raise ValueError(f"`{name}` = {getattr(self, name)!r} needs a `caption_column`.")
         if self.text_encoder_2 is not None and self.text_encoder is None:
