@@ -45,6 +45,7 @@ MAY_IMPORT: dict[str, tuple[set[str], set[str]]] = {
     "files": (set(), set()),
     "fingerprints": (set(), {"torch"}),
     "progress": (set(), {"tqdm"}),
+    "text_encoders": ({"fingerprints"}, {"torch", "transformers"}),
     "image_decoding": (set(), {"torch", "numpy", "PIL"}),
     "loading": ({"weight_files"}, {"torch", "transformers"}),
     "tensor_checks": (set(), {"torch"}),
@@ -53,7 +54,7 @@ MAY_IMPORT: dict[str, tuple[set[str], set[str]]] = {
     # PEFT is an extra, imported when adapters are loaded.
     "adapter_files": ({"priors", "weight_files"}, CORE | {"peft"}),
     "pipelines": (
-        STAGES | {"adapter_files", "image_decoding", "modes", "precision", "compatibility"},
+        STAGES | {"adapter_files", "image_decoding", "modes", "precision", "compatibility", "text_encoders"},
         CORE | {"diffusers", "peft"},
     ),
     "registration": (STAGES | {"pipelines"}, {"transformers", "diffusers"}),
@@ -67,12 +68,33 @@ MAY_IMPORT: dict[str, tuple[set[str], set[str]]] = {
     ),
     "hub": (STAGES | {"files", "metrics"}, CORE | {"yaml", AUTOENCODER_KL}),
     "data": (
-        {"scales", "ranges", "files", "fingerprints", "progress", "image_decoding", "autoencoders", "hub"},
+        {
+            "scales",
+            "ranges",
+            "files",
+            "fingerprints",
+            "progress",
+            "image_decoding",
+            "autoencoders",
+            "hub",
+            "text_encoders",
+        },
         CORE | READ,
     ),
     # Neither imports the other.
     "training": (
-        STAGES | FLOOR | {"adapter_files", "files", "modes", "precision", "progress", "compatibility", "weight_files"},
+        STAGES
+        | FLOOR
+        | {
+            "adapter_files",
+            "files",
+            "modes",
+            "precision",
+            "progress",
+            "compatibility",
+            "weight_files",
+            "text_encoders",
+        },
         CORE | {"accelerate", "datasets", "matplotlib", "peft", "sklearn", AVERAGE, AUTOENCODER_KL, POSTERIOR},
     ),
     "evaluation": (
@@ -82,7 +104,7 @@ MAY_IMPORT: dict[str, tuple[set[str], set[str]]] = {
     "__init__": (LIBRARY, {"transformers", "diffusers"}),
     # Its long jobs import what comes with an extra when they are called.
     "cli": (
-        LIBRARY | {"__init__", "image_decoding", "data", "evaluation", "hub"},
+        LIBRARY | {"__init__", "image_decoding", "data", "evaluation", "hub", "text_encoders"},
         CORE | {"diffusers", "accelerate", "yaml"},
     ),
 }

@@ -13,6 +13,8 @@ from .ranges import Interval, check_fields, checked
 PatchNums = Sequence[int | Sequence[int]]
 # transformers makes a name for every label.
 NumLabels = Annotated[int, Interval(minimum=0, maximum=2**20)]
+# How guidance grows over the scales: from 1 at the first one, or not at all.
+GUIDANCE_RULES = ("linear", "constant")
 
 
 def normalize_patch_nums(patch_nums: PatchNums) -> list[int | list[int]]:

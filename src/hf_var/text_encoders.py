@@ -15,6 +15,9 @@ from .fingerprints import fingerprint
 
 logger = logging.get_logger(__name__)
 
+# Components of a pipeline, in the order in which their hidden states stand side by side.
+TEXT_ENCODERS = ("text_encoder", "text_encoder_2")
+
 
 class TextEmbeddings(NamedTuple):
     """Hidden states `(batch, length, width)`, pooled vectors `(batch, width)` and a mask of the tokens."""
@@ -62,8 +65,8 @@ class TextEncoders:
     def components(self) -> dict[str, Any]:
         """The components of a pipeline."""
         found: dict[str, Any] = {}
-        for suffix, (model, tokenizer) in zip(("", "_2"), self.pairs, strict=False):
-            found |= {f"text_encoder{suffix}": model, f"tokenizer{suffix}": tokenizer}
+        for name, (model, tokenizer) in zip(TEXT_ENCODERS, self.pairs, strict=False):
+            found |= {name: model, name.replace("text_encoder", "tokenizer"): tokenizer}
         return found
 
 
@@ -135,7 +138,7 @@ def load_text_encoders(
     default: Sequence[tuple[PreTrainedModel, PreTrainedTokenizerBase]] = (),
 ) -> TextEncoders:
     """The text encoders that `text_encoder` and `text_encoder_2` name, else the `default`, for texts of `max_length`."""
-    sources = {"text_encoder": first, "text_encoder_2": second}
+    sources = dict(zip(TEXT_ENCODERS, (first, second), strict=True))
     named = {f"`{name}` =": source for name, source in sources.items() if source is not None}
     pairs = [load_text_encoder(source, name) for name, source in named.items()] or list(default)
     if not pairs:

@@ -327,7 +327,8 @@ def test_new_labels_keep_what_the_model_knows(tmp_path: Path, var_folder: str, i
     # Dropout may change, and is built into the layers.
     args = train_var.read_arguments([*arguments, "--drop_path_rate", "0.5", "--output_dir", ""])
     labels = PriorData(None, None, id2label={0: "cat"}, condition_size=None)
-    config = train_var.make_config(args, before.vqvae.config, labels, before.transformer)
+    models = train_var.Models(before.vqvae, before.transformer, None, {})
+    config = train_var.make_config(args, models, labels)
     transformer = train_var.make_transformer(args, config, before.transformer)
     assert [layer.drop_path.rate for layer in transformer.layers] == [0.0, 0.5]
     assert torch.equal(transformer.head.weight, before.transformer.head.weight)

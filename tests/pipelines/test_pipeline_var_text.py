@@ -145,7 +145,7 @@ def test_encoded_prompts_are_repeated(pipe):
 
 def test_long_prompts_are_cut_off_with_a_warning(pipe, monkeypatch):
     warnings = []
-    monkeypatch.setattr("hf_var.pipelines.condition_inputs.logger.warning", warnings.append)
+    monkeypatch.setattr("hf_var.text_encoders.logger.warning", warnings.append)
     text = "a red cat " * 8
     long = draw(pipe, text + "on the mat")
     assert len(warnings) == 2

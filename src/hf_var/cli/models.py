@@ -28,7 +28,7 @@ from ..conversion import (
 )
 from ..hub.cards import write_converted_card
 from ..hub.push import push_result
-from ..text_encoders import load_text_encoder
+from ..text_encoders import TEXT_ENCODERS, load_text_encoder
 from .common import check_output
 
 
@@ -49,7 +49,6 @@ LOADERS = {
 }
 # Priors that make a pipeline with the tokenizer of the same code.
 TOKENIZERS = {"var": "vqvae", "taming_gpt": "taming_vqgan", "rq_transformer": "rqvae", "switti": "vqvae"}
-TEXT_ENCODERS = ("text_encoder", "text_encoder_2")
 FIELDS = ("patch_nums", "map_size", "image_size", "section", "num_attention_heads", "is_causal")
 
 

@@ -15,23 +15,16 @@ from .codes import (
     tokenizer_fingerprint,
 )
 from .conditions import (
-    CaptionCondition,
     Condition,
-    EmbeddedCaptionCondition,
     EmbeddingCondition,
     LabelCondition,
     StoredCondition,
-    TextCondition,
     TokenCondition,
-    caption_condition,
     check_labels,
-    embedded_caption_feature,
     embedding_condition,
     find_label_column,
     has_label_names,
-    holds_embedded_captions,
     label_names,
-    token_condition,
     training_labels,
     validation_labels,
 )
@@ -39,6 +32,15 @@ from .config import AugmentConfig, DataConfig, ReadingConfig
 from .images import ImageCondition, ImageRows, ImageTransform, OrderedImages, image_condition, image_rows
 from .rows import collate
 from .sources import AnyDataset, find_image_column, load_source
+from .text_conditions import (
+    CaptionCondition,
+    EmbeddedCaptionCondition,
+    TextCondition,
+    caption_condition,
+    embedded_caption_feature,
+    holds_embedded_captions,
+    token_condition,
+)
 
 
 __all__ = [

@@ -15,7 +15,6 @@ import datasets
 import numpy as np
 import pyarrow
 import pyarrow.compute
-from transformers import PreTrainedTokenizerBase
 from transformers.utils import logging
 
 from .sources import AnyDataset, check_column, features_of
@@ -26,8 +25,6 @@ logger = logging.get_logger(__name__)
 # More classes suggest numbers with another meaning, such as ids of images.
 MOST_CLASSES = 2**20
 ROWS_AT_ONCE = 4096
-# Fields of a column of stored embeddings of texts.
-PROMPT_EMBEDS, POOLED_PROMPT_EMBEDS = "prompt_embeds", "pooled_prompt_embeds"
 TEXT_TYPES = ("string", "large_string", "string_view")
 
 
@@ -71,7 +68,7 @@ class LabelCondition:
 
 
 @dataclass(frozen=True)
-class _SizedCondition:
+class SizedCondition:
     """A column of as many numbers, `size`, in every row."""
 
     column: str
@@ -83,7 +80,7 @@ class _SizedCondition:
 
 
 @dataclass(frozen=True)
-class EmbeddingCondition(_SizedCondition):
+class EmbeddingCondition(SizedCondition):
     """A precomputed embedding of `size` numbers, `class_embeds`."""
 
     def read(self, row: dict[str, Any]) -> dict[str, Any]:
@@ -101,18 +98,17 @@ class EmbeddingCondition(_SizedCondition):
 
 
 @dataclass(frozen=True)
-class TokenCondition(_SizedCondition):
-    """`size` token ids below `num_ids`, if these are known, `condition_ids`: of another tokenizer, or of a text."""
+class TokenCondition(SizedCondition):
+    """`size` token ids below `num_ids`, `condition_ids`: those of another tokenizer, or of a text."""
 
-    num_ids: int | None = None
+    num_ids: int
 
     def read(self, row: dict[str, Any]) -> dict[str, Any]:
         ids = np.asarray([] if row[self.column] is None else row[self.column])
         if ids.ndim != 1 or not self.fits(ids):
-            limit = "of at least 0" if self.num_ids is None else f"from 0 to {self.num_ids - 1}"
             raise ValueError(
-                f"`condition_column` = {self.column!r} must hold {self.size} integers {limit} in every row, got "
-                f"{row[self.column]!r}."
+                f"`condition_column` = {self.column!r} must hold {self.size} integers from 0 to {self.num_ids - 1} in every "
+                f"row, got {row[self.column]!r}."
             )
         return {"condition_ids": ids.astype(np.int64)}
 
@@ -120,60 +116,7 @@ class TokenCondition(_SizedCondition):
         """Whether all of `values` `(..., size)` are token ids."""
         if values.shape[-1:] != (self.size,) or not np.issubdtype(values.dtype, np.integer):
             return False
-        return bool(values.min() >= 0 and (self.num_ids is None or values.max() < self.num_ids))
-
-
-@dataclass(frozen=True)
-class TextCondition(_SizedCondition):
-    """The first `size` tokens of a text, `condition_ids`, filled up to that number."""
-
-    tokenizer: PreTrainedTokenizerBase
-
-    def read(self, row: dict[str, Any]) -> dict[str, Any]:
-        text = row[self.column]
-        if not isinstance(text, str):
-            raise ValueError(f"`condition_column` = {self.column!r} must hold a text in every row, got {text!r}.")
-        encoded: Any = self.tokenizer(text, padding="max_length", truncation=True, max_length=self.size)
-        return {"condition_ids": np.asarray(encoded.input_ids, dtype=np.int64)}
-
-
-@dataclass(frozen=True)
-class CaptionCondition(_SizedCondition):
-    """
-    The first `size` tokens of a text by each of several tokenizers, `caption_ids` `(tokenizers, size)`, filled up with
-    -1.
-    """
-
-    tokenizers: tuple[PreTrainedTokenizerBase, ...]
-
-    def read(self, row: dict[str, Any]) -> dict[str, Any]:
-        text = row[self.column]
-        if not isinstance(text, str):
-            raise ValueError(f"`caption_column` = {self.column!r} must hold a text in every row, got {text!r}.")
-        ids = np.full((len(self.tokenizers), self.size), -1, dtype=np.int64)
-        for place, tokenizer in zip(ids, self.tokenizers, strict=True):
-            found: Any = tokenizer(text, truncation=True, max_length=self.size).input_ids
-            place[: len(found)] = found
-        return {"caption_ids": ids}
-
-
-@dataclass(frozen=True)
-class EmbeddedCaptionCondition(_SizedCondition):
-    """
-    A text as its encoders see it, stored without padding (`data.embedded_caption_feature`): `encoder_hidden_states`
-    `(size, width)`, filled up with zeros, `pooled_projections` and `encoder_attention_mask` `(size,)`.
-    """
-
-    def read(self, row: dict[str, Any]) -> dict[str, Any]:
-        stored = row[self.column]
-        found = np.stack([np.asarray(states, dtype=np.float32) for states in stored[PROMPT_EMBEDS]])
-        states = np.zeros((self.size, found.shape[1]), dtype=np.float32)
-        states[: len(found)] = found
-        return {
-            "encoder_hidden_states": states,
-            "pooled_projections": np.asarray(stored[POOLED_PROMPT_EMBEDS], dtype=np.float32),
-            "encoder_attention_mask": (np.arange(self.size) < len(found)).astype(np.int64),
-        }
+        return bool(values.min() >= 0 and values.max() < self.num_ids)
 
 
 @dataclass(frozen=True)
@@ -209,44 +152,13 @@ def embedding_condition(dataset: AnyDataset, column: str) -> EmbeddingCondition:
         raise ValueError(f"`condition_column` = {column!r} must hold lists of floating point numbers, got {feature}.")
     size = getattr(feature, "length", -1)
     if size < 0:
-        size = _first_length(dataset, column, "number")
+        size = first_length(dataset, column, "number")
     condition = EmbeddingCondition(column, size)
-    _check_rows(dataset, condition)
+    check_rows(dataset, condition)
     return condition
 
 
-def token_condition(
-    dataset: AnyDataset,
-    column: str,
-    num_ids: int | None = None,
-    size: int | None = None,
-    tokenizer: PreTrainedTokenizerBase | None = None,
-) -> TokenCondition | TextCondition:
-    """
-    The condition that a column of lists of token ids below `num_ids` is, as many in every row, or with a `tokenizer` one
-    of texts, of which the first `size` tokens count.
-    """
-    features = features_of(dataset)
-    check_column("condition_column", column, features)
-    feature: Any = features[column]
-    if tokenizer is not None:
-        if not _holds_texts(feature):
-            raise ValueError(f"`condition_column` = {column!r} must hold texts for `text_tokenizer`, got {feature}.")
-        if size is None:
-            raise ValueError("`condition_length` must say how many tokens of a text the prior reads.")
-        return TextCondition(column, size, tokenizer)
-    value = feature.feature if isinstance(feature, (datasets.List, datasets.LargeList)) else None
-    if not isinstance(value, datasets.Value) or not value.dtype.startswith(("int", "uint")):
-        hint = ": name its `text_tokenizer`" if _holds_texts(feature) else ""
-        raise ValueError(f"`condition_column` = {column!r} must hold lists of integers, got {feature}{hint}.")
-    if size is None:
-        size = _first_length(dataset, column, "integer")
-    condition = TokenCondition(column, size, num_ids)
-    _check_rows(dataset, condition)
-    return condition
-
-
-def _first_length(dataset: AnyDataset, column: str, kind: str) -> int:
+def first_length(dataset: AnyDataset, column: str, kind: str) -> int:
     """Length of the list in the first row."""
     first = next(iter(dataset.select_columns([column])), {column: None})[column]
     if not first:
@@ -254,43 +166,7 @@ def _first_length(dataset: AnyDataset, column: str, kind: str) -> int:
     return len(first)
 
 
-def embedded_caption_feature(hidden_width: int, pooled_width: int) -> dict[str, Any]:
-    """The type of a column of texts as their encoders see them."""
-    states = datasets.List(datasets.List(datasets.Value("float16"), length=hidden_width))
-    return {PROMPT_EMBEDS: states, POOLED_PROMPT_EMBEDS: datasets.List(datasets.Value("float16"), length=pooled_width)}
-
-
-def holds_embedded_captions(dataset: AnyDataset, column: str) -> bool:
-    """Whether a column holds stored embeddings of texts."""
-    features = features_of(dataset)
-    check_column("caption_column", column, features)
-    feature = features[column]
-    return isinstance(feature, Mapping) and {PROMPT_EMBEDS, POOLED_PROMPT_EMBEDS} <= feature.keys()
-
-
-def caption_condition(
-    dataset: AnyDataset, column: str, tokenizers: Sequence[PreTrainedTokenizerBase], size: int
-) -> CaptionCondition:
-    """The condition that a column of captions is, for text encoders that read `size` tokens."""
-    features = features_of(dataset)
-    check_column("caption_column", column, features)
-    if not _holds_texts(features[column]):
-        raise ValueError(f"`caption_column` = {column!r} must hold texts, got {features[column]}.")
-    if isinstance(dataset, datasets.Dataset):
-        texts: Any = cast(Any, dataset.select_columns([column]).with_format("arrow")[:])[column]
-        if texts.null_count > 0:
-            raise ValueError(
-                f"`caption_column` = {column!r} must hold a text in every row, got {texts.null_count} of {len(texts)} rows "
-                "without one."
-            )
-        if cast(Any, pyarrow.compute).max(cast(Any, pyarrow.compute).utf8_length(texts)).as_py() == 0:
-            raise ValueError(
-                f"`caption_column` = {column!r} must hold texts, got empty ones in all {len(texts)} rows."
-            )
-    return CaptionCondition(column, size, tuple(tokenizers))
-
-
-def _check_rows(dataset: AnyDataset, condition: EmbeddingCondition | TokenCondition) -> None:
+def check_rows(dataset: AnyDataset, condition: EmbeddingCondition | TokenCondition) -> None:
     """Raise a `ValueError` that shows the first row without the condition; those of a stream are checked when read."""
     if not isinstance(dataset, datasets.Dataset):
         return
@@ -326,13 +202,13 @@ def find_label_column(dataset: AnyDataset, column: str | None) -> str:
 def label_feature(dataset: AnyDataset, column: str | None) -> Any:
     """The type of the column of labels, `ClassLabel` or `Value` of numbers; that of texts is `None`."""
     feature = _feature(features_of(dataset), find_label_column(dataset, column))
-    return None if _holds_texts(feature) else feature
+    return None if holds_texts(feature) else feature
 
 
 def label_condition(dataset: AnyDataset, column: str, id2label: Mapping[int, str] | None = None) -> LabelCondition:
     """The condition that a column of labels is, with `id2label` if the classes are known."""
     features = features_of(dataset)
-    holds_names = id2label is not None and _holds_texts(_feature(features, column))
+    holds_names = id2label is not None and holds_texts(_feature(features, column))
     names = tuple(id2label.values()) if id2label is not None and holds_names else None
     num_labels = None if id2label is None else len(id2label)
     return LabelCondition(column, num_labels, names, is_nested=column not in features)
@@ -344,13 +220,13 @@ def label_names(dataset: AnyDataset, column: str) -> dict[int, str]:
     if isinstance(feature, datasets.ClassLabel):
         return dict(enumerate(feature.names))
     if isinstance(dataset, datasets.IterableDataset):
-        hint = "choose a column of numbers" if _holds_texts(feature) else "set `num_labels`"
+        hint = "choose a column of numbers" if holds_texts(feature) else "set `num_labels`"
         raise ValueError(
             f"`label_column` = {column!r} of a stream does not tell how many labels there are: {hint}, or read the data "
             "without `streaming`."
         )
     labels = _labels(dataset, column)
-    if _holds_texts(feature):
+    if holds_texts(feature):
         return dict(enumerate(sorted(labels.unique().to_pylist())))
     _, highest = _extremes(labels)
     if highest >= MOST_CLASSES:
@@ -366,7 +242,7 @@ def check_labels(dataset: AnyDataset, column: str, num_labels: int, names: Seque
     if isinstance(dataset, datasets.IterableDataset):
         return
     labels = _labels(dataset, column)
-    if _holds_texts(_feature(dataset.features, column)):
+    if holds_texts(_feature(dataset.features, column)):
         unknown = sorted(set(labels.unique().to_pylist()) - set(names or ()))
         if unknown:
             raise ValueError(f"`label_column` = {column!r} holds {unknown}, which are not among {list(names or ())}.")
@@ -411,14 +287,14 @@ def _feature(features: datasets.Features, column: str) -> Any:
             f"`label_column` = {column!r} holds structures. Name one of {[f'{column}.{name}' for name in feature]}."
         )
     is_integer = isinstance(feature, datasets.Value) and feature.dtype.startswith(("int", "uint"))
-    if not is_integer and not isinstance(feature, datasets.ClassLabel) and not _holds_texts(feature):
+    if not is_integer and not isinstance(feature, datasets.ClassLabel) and not holds_texts(feature):
         raise ValueError(
             f"`label_column` = {column!r} must hold integers or texts, got {feature}. Convert it, or name another column."
         )
     return feature
 
 
-def _holds_texts(feature: Any) -> bool:
+def holds_texts(feature: Any) -> bool:
     return isinstance(feature, datasets.Value) and feature.dtype in TEXT_TYPES
 
 
@@ -434,8 +310,8 @@ def training_labels(
         return None, None
     column = find_label_column(dataset, label_column)
     feature = _feature(features_of(dataset), column)
-    is_number = not isinstance(feature, datasets.ClassLabel) and not _holds_texts(feature)
-    is_unknown_stream = _holds_texts(feature) and isinstance(dataset, datasets.IterableDataset)
+    is_number = not isinstance(feature, datasets.ClassLabel) and not holds_texts(feature)
+    is_unknown_stream = holds_texts(feature) and isinstance(dataset, datasets.IterableDataset)
     if (is_number or is_unknown_stream) and known and num_labels in (None, len(known)):
         id2label = dict(known)
     elif is_number and num_labels is not None:

@@ -140,8 +140,10 @@ class ImageTransform:
         interpolation = InterpolationMode.BILINEAR if is_tensor else InterpolationMode.BICUBIC
         if self.num_classes is not None:
             interpolation = InterpolationMode.NEAREST
+        # A number is right for any number of channels, whatever the stubs say.
+        fill: Any = self.fill
         place = [right, down]
-        return transforms.affine(image, angle, place, 1 + zoom, shear, interpolation=interpolation, fill=self.fill)
+        return transforms.affine(image, angle, place, 1 + zoom, shear, interpolation=interpolation, fill=fill)
 
     def _interpolation(self, image: Image.Image | torch.Tensor) -> InterpolationMode:
         if isinstance(image, Image.Image) or self.interpolation == InterpolationMode.BILINEAR:

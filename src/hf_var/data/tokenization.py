@@ -40,11 +40,7 @@ from .codes_files import (
     read_codes_settings,
 )
 from .conditions import (
-    POOLED_PROMPT_EMBEDS,
-    PROMPT_EMBEDS,
     LabelCondition,
-    caption_condition,
-    embedded_caption_feature,
     find_label_column,
     label_condition,
     label_feature,
@@ -55,6 +51,7 @@ from .images import ImageRows, ImageTransform, image_rows
 from .resumable_settings import check_settings, write_settings
 from .rows import Tally
 from .sources import AnyDataset, load_source
+from .text_conditions import POOLED_PROMPT_EMBEDS, PROMPT_EMBEDS, caption_condition, embedded_caption_feature
 from .work_units import IndexedUnits, StreamedUnits
 
 

@@ -21,11 +21,12 @@ logger = logging.get_logger(__name__)
 # What makes a result: a model, or the two of a pipeline and an adapter, and what tells of it. All other folders stay here,
 # such as checkpoints and the trackers' logs.
 MODELS = ("transformer", "prior", "middle_prior", "bottom_prior", "vqvae", "condition_vqvae", "lora")
-MODELS += ("text_encoder", "text_encoder_2", "tokenizer", "tokenizer_2")
+MODELS += ("text_encoder", "text_encoder_2")
+TOKENIZERS = ("tokenizer", "tokenizer_2")
 RESULT_FILES = ["README.md", "*.json", "*.safetensors", "train_log.jsonl", "*.png"]
-RESULT_FILES += [f"{model}/*.{kind}" for model in MODELS for kind in ("json", "safetensors")]
+RESULT_FILES += [f"{model}/*.{kind}" for model in (*MODELS, *TOKENIZERS) for kind in ("json", "safetensors")]
 # Vocabularies of the tokenizers that have no single file.
-RESULT_FILES += [f"tokenizer{suffix}/*.{kind}" for suffix in ("", "_2") for kind in ("txt", "model", "jinja")]
+RESULT_FILES += [f"{tokenizer}/*.{kind}" for tokenizer in TOKENIZERS for kind in ("txt", "model", "jinja")]
 PREFIX = "push-"
 
 

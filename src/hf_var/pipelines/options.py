@@ -16,6 +16,7 @@ from transformers import LogitsProcessor, LogitsProcessorList
 from ..priors import TextVARConfig
 from ..priors.modeling_blocks import BlockTransformer
 from ..ranges import CheckedFields, PositiveInt
+from ..scales import GUIDANCE_RULES
 from .checks import (
     check_callable,
     check_flag,
@@ -26,7 +27,7 @@ from .checks import (
     check_top_p,
     is_number,
 )
-from .sampling import GUIDANCE_RULES, SMOOTH_RULES, Generators, Guidance, SamplingSettings
+from .sampling import SMOOTH_RULES, Generators, Guidance, SamplingSettings
 
 
 AnyCall = TypeVar("AnyCall", bound=Callable)

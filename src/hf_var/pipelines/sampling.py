@@ -11,12 +11,12 @@ from transformers import LogitsProcessorList
 
 from ..priors.modeling_blocks import BlockTransformer
 from ..ranges import CheckedFields, OneOf
+from ..scales import GUIDANCE_RULES
 
 
 # How code vectors are mixed: VAR filters the logits and draws codes besides, Switti does neither.
 SMOOTH_RULES = ("filtered", "plain")
 SmoothRule = Annotated[str, OneOf(*SMOOTH_RULES)]
-GUIDANCE_RULES = ("linear", "constant")
 GuidanceRule = Annotated[str, OneOf(*GUIDANCE_RULES)]
 Generators = torch.Generator | list[torch.Generator] | None
 Guidance = float | Callable[[int, int], float]

@@ -10,10 +10,10 @@ from torch import nn
 
 from .. import data
 from ..autoencoders import VQVAEModel
-from ..pipelines.sampling import GUIDANCE_RULES
 from ..priors import TextVARTransformer
 from ..priors.modeling_outputs import VARTransformerOutput
 from ..ranges import CheckedFields, OneOf, PartialShare, PositiveInt, argument
+from ..scales import GUIDANCE_RULES
 from ..text_encoders import TextEmbeddings, TextEncoders, encode_ids, load_text_encoders, text_ids
 from .prior_inputs import prior_inputs
 
