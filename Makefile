@@ -7,7 +7,8 @@ BIN := .venv/bin
 LOCK := requirements/lock.txt
 # Two processes of one thread each (tests/conftest.py sees to that), a whole file at a time to share its fixtures.
 PYTEST_FLAGS ?= -n 2 --dist loadfile
-DRAW := generate --class-labels 3 1 4 1 5 --resize 128 --output
+DRAW := generate --prompt "a red heart" "a green heart" "a blue heart" "smiling face with sunglasses" \
+	"winking face with tongue" "a purple cat face" "a blue apple" "a green book" --columns 4 --resize 128 --output
 # The lower bounds of pyproject.toml, one a line.
 LOWER_BOUNDS := grep -oE '"[A-Za-z0-9-]+>=[0-9.]+' pyproject.toml | tr -d '"'
 
@@ -15,8 +16,8 @@ LOWER_BOUNDS := grep -oE '"[A-Za-z0-9-]+>=[0-9.]+' pyproject.toml | tr -d '"'
 .NOTPARALLEL:
 
 demo: .venv/.core
-	$(BIN)/hf-var $(DRAW) digits.png
-	@echo "The picture is $(CURDIR)/digits.png"
+	$(BIN)/hf-var $(DRAW) emoji.png
+	@echo "The picture is $(CURDIR)/emoji.png"
 
 test: .venv/.test
 	$(BIN)/python -m pytest $(PYTEST_FLAGS)
@@ -70,7 +71,7 @@ test-upstream: newest
 
 # The part of the newest releases' tests that takes a few minutes.
 smoke-newest: newest
-	.venv-newest/bin/hf-var $(DRAW) .venv-newest/digits.png
+	.venv-newest/bin/hf-var $(DRAW) .venv-newest/emoji.png
 	.venv-newest/bin/python -m pytest $(PYTEST_FLAGS) -m contract
 
 newest: .venv-newest/.created

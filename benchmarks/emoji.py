@@ -43,7 +43,7 @@ import prepare_emoji
 SIZE = 32
 BATCH = 50
 COPIES = 8
-# New combinations: none of these names has a colour.
+# What is drawn in all colours.
 NAMES = ("apple", "cat face", "car", "book", "rose", "ghost", "fish", "t-shirt")
 # Darker pixels are part of a picture.
 WHITE = 235
@@ -115,6 +115,14 @@ def nearest(features: torch.Tensor, reference: torch.Tensor) -> tuple[torch.Tens
     return (features @ reference.T).max(dim=1)
 
 
+def new_combinations(path: Path) -> list[str]:
+    """Colours and names that no caption of the training has together."""
+    rows = datasets.load_dataset("parquet", data_files=str(path), split="train")
+    known = {caption.removeprefix("a ").removeprefix("an ") for caption in rows["caption"]}
+    pairs = [f"{colour} {name}" for name in NAMES for colour in prepare_emoji.HUES]
+    return [f"a {pair}" for pair in pairs if pair not in known]
+
+
 def draw(pipe: VARTextToImagePipeline, prompts: Sequence[str], generator: torch.Generator) -> list[Image.Image]:
     """A picture of each prompt."""
     found: list[Image.Image] = []
@@ -164,7 +172,7 @@ def measure(args: argparse.Namespace) -> None:
     order = np.random.default_rng(args.seed).permutation(len(train))
     prompts = [train_names[order[number % len(order)]] for number in range(args.number)]
     held_out = list(dict.fromkeys(test_names))
-    combinations = [f"a {colour} {name}" for name in NAMES for colour in prepare_emoji.HUES]
+    combinations = new_combinations(args.data / "train.parquet")
 
     pictures, unseen_pictures = draw(pipe, prompts, generator), draw(pipe, held_out, generator)
     coloured = draw(pipe, combinations, generator)
@@ -189,7 +197,7 @@ def measure(args: argparse.Namespace) -> None:
     reference = moments(real.double())
     for name, values in (("pictures", of_pictures), ("reconstructions", of_decoded), ("held-out real ones", unseen)):
         print(f"frechet, {name}: {frechet_distance(moments(values.double()), reference):.4f}")
-    asked = [colour for _ in NAMES for colour in prepare_emoji.HUES]
+    asked = [prompt.split()[1] for prompt in combinations]
     right = [main_colour(picture) == colour for picture, colour in zip(coloured, asked, strict=True)]
     print(f"coloured, new combinations: {np.mean(right):.3f}, by chance {1 / len(prepare_emoji.HUES):.3f}")
 

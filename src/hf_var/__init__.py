@@ -46,13 +46,16 @@ from .registration import register
 
 __version__ = "0.1.0"
 
-# Folder of the checkpoint that ships with the package: handwritten digits, 16x16 pixels, labels 0 to 9.
+# Folders of the checkpoints that ship with the package: handwritten digits, 16x16 pixels, labels 0 to 9, and emoji of 32x32
+# pixels from texts.
 DIGITS_CHECKPOINT = str(Path(__file__).parent / "checkpoints" / "digits")
+EMOJI_CHECKPOINT = str(Path(__file__).parent / "checkpoints" / "emoji")
 
 register()
 
 __all__ = [
     "DIGITS_CHECKPOINT",
+    "EMOJI_CHECKPOINT",
     "ARPipeline",
     "HierarchicalVQVAEConfig",
     "HierarchicalVQVAEModel",

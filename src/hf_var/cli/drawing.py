@@ -6,7 +6,7 @@ import inspect
 from collections.abc import Callable
 from typing import Any
 
-from .. import VARImg2ImgPipeline, VARInpaintPipeline
+from .. import DIGITS_CHECKPOINT, EMOJI_CHECKPOINT, VARImg2ImgPipeline, VARInpaintPipeline
 from ..pipelines.base import load_pipeline
 from .common import (
     add_labels,
@@ -27,8 +27,8 @@ def add_generate(commands) -> None:
         "generate",
         help="sample images of classes, texts or other images",
         description="Sample one image per class label, prompt or condition and save them side by side. Without --model, "
-        "handwritten digits are sampled with the checkpoint that ships with the package.",
-        epilog="example: hf-var generate --class-labels 3 1 4 1 5 --resize 128 --output digits.png",
+        "the checkpoints that ship with the package sample emoji of prompts, and handwritten digits of class labels.",
+        epilog='example: hf-var generate --prompt "a red heart" "a blue apple" --resize 128 --output emoji.png',
     )
     parser.set_defaults(run=_generate)
     condition = parser.add_mutually_exclusive_group()
@@ -52,9 +52,12 @@ def add_generate(commands) -> None:
             f"--{side}", type=int, metavar="PIXELS", help=f"{side} of the images, above the model's own"
         )
     _add_shared(parser)
+    parser.set_defaults(model=None)
 
 
 def _generate(options: argparse.Namespace) -> None:
+    if options.model is None:
+        options.model = DIGITS_CHECKPOINT if options.prompt is None else EMOJI_CHECKPOINT
     names = ("prompt", "negative_prompt", "condition_image", "height", "width")
     given = {name: getattr(options, name) for name in names}
     if given["negative_prompt"] is not None and len(given["negative_prompt"]) == 1:
