@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from hf_var import DIGITS_CHECKPOINT
 from hf_var.cli import main
 from pipelines.stacked import image_pipeline, text_pipeline
 from pipelines.tiny import seeded
@@ -113,5 +114,5 @@ def test_a_model_without_prompts(tmp_path, model, capsys):
     output = ["--output", str(tmp_path / "out.png")]
     assert main(["generate", *model, "--prompt", "a three", *output]) == 2
     assert "`prompt` needs an `RQTransformer`" in capsys.readouterr().err
-    assert main(["generate", "--prompt", "a three", *output]) == 2
+    assert main(["generate", "--model", DIGITS_CHECKPOINT, "--prompt", "a three", *output]) == 2
     assert "--prompt is not an option of a VARPipeline" in capsys.readouterr().err

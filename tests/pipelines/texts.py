@@ -50,7 +50,10 @@ def make_clip() -> tuple[CLIPModel, CLIPProcessor]:
     ids = {"bos_token_id": tokenizer.bos_token_id, "eos_token_id": tokenizer.eos_token_id}
     text = {"vocab_size": len(tokenizer), "max_position_embeddings": 20, **ids, **sizes}
     vision = {"image_size": 16, "patch_size": 8, **sizes}
-    model = CLIPModel(CLIPConfig(text_config=text, vision_config=vision, projection_dim=8))
+    # Vectors such as the class embedding come from torch's own generator.
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        model = CLIPModel(CLIPConfig(text_config=text, vision_config=vision, projection_dim=8))
     with torch.no_grad():
         for parameter in model.parameters():
             if parameter.ndim > 1:
