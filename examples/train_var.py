@@ -217,11 +217,14 @@ def load_data(args: Arguments, models: Models) -> PriorData:
     if models.encoders is not None:
         conditions = ConditionConfig(condition_column=args.captions.caption_column)
         makers["make_condition"] = read_captions(args.captions, models.encoders)
-        for name in ("train_data", "validation_data"):
-            if (source := getattr(args.data, name)) is not None:
-                check_stored_embeddings(name, source, models.encoders)
     known_labels = models.pretrained and models.pretrained.config.id2label
-    return load_prior_data(args.data, args.augment, conditions, args.run, models.vqvae, known_labels, **makers)
+    images = load_prior_data(args.data, args.augment, conditions, args.run, models.vqvae, known_labels, **makers)
+    if models.encoders is not None:
+        sources = {"train_data": args.data.train_data, "validation_data": args.data.validation_data}
+        for (name, source), rows in zip(sources.items(), (images.train, images.validation), strict=True):
+            if rows is not None:
+                check_stored_embeddings(name, str(source), rows, models.encoders)
+    return images
 
 
 def make_config(args: Arguments, models: Models, images: PriorData) -> VARConfig | TextVARConfig:

@@ -21,7 +21,7 @@ On a laptop's CPU, in a minute:
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Annotated, NamedTuple
+from typing import Annotated, Any, NamedTuple
 
 import torch
 from accelerate.utils import set_seed
@@ -191,6 +191,14 @@ def to_device(args: Arguments, pixel_values: torch.Tensor, device: torch.device)
 # Results
 
 
+def log_validation(run: TrainingRun, metrics: dict[str, float], images: dict[str, Any]) -> None:
+    """Write what a validation measured, and its pictures."""
+    run.write(metrics, prefix="validation_")
+    for name, image in images.items():
+        run.write_image(name, image)
+    run.restart_clock()
+
+
 def describe(args: Arguments, vqvae: Tokenizer, run: TrainingRun) -> None:
     """Plot the training's curves and write the model card."""
     marks = {"quantizer": args.codebook.unquantized_steps} if args.codebook.unquantized_steps > 0 else {}
@@ -283,13 +291,10 @@ def main(argv: Sequence[str] | None = None) -> None:
                 run.show(usage=f"{usage['usage']:.0%}")
             if validation is not None and run.is_due(args.run.validation_steps):
                 with optimization.averaged():
-                    metrics, images = measure_reconstruction(
+                    measured = measure_reconstruction(
                         vqvae, validation, accelerator, perceptual_loss, feature_extractor
                     )
-                run.write(metrics, prefix="validation_")
-                for name, image in images.items():
-                    run.write_image(name, image)
-                run.restart_clock()
+                log_validation(run, *measured)
             run.save_if_due()
 
         accelerator.wait_for_everyone()

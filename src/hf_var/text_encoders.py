@@ -120,6 +120,12 @@ def encode_ids(encoders: Sequence[tuple[Any, Any]], ids: torch.Tensor) -> TextEm
     return TextEmbeddings(torch.cat(hidden_states, dim=-1), pooled, mask)
 
 
+def check_padding(name: str, tokenizer: PreTrainedTokenizerBase) -> None:
+    """Raise a `ValueError` if a tokenizer cannot fill texts up."""
+    if tokenizer.pad_token_id is None:
+        raise ValueError(f"`{name}` must have a `pad_token`, since texts are filled up to one length.")
+
+
 def load_text_encoder(source: str, argument: str) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """A `CLIPTextModel` and its tokenizer, in one folder or repository, which `argument` names."""
     # transformers would go on with random weights in place of those that are not there.
@@ -143,9 +149,8 @@ def load_text_encoders(
     pairs = [load_text_encoder(source, name) for name, source in named.items()] or list(default)
     if not pairs:
         raise ValueError("`text_encoder` must name a CLIPTextModel for `caption_column`, got None.")
-    for name, (_, tokenizer) in zip(sources, pairs, strict=False):
-        if tokenizer.pad_token_id is None:
-            raise ValueError(f"The tokenizer of `{name}` must have a `pad_token`.")
+    for name, (_, tokenizer) in zip(TEXT_ENCODERS, pairs, strict=False):
+        check_padding(name.replace("text_encoder", "tokenizer"), tokenizer)
     most = text_length(pairs)
     length = max_length or most
     if length > most:

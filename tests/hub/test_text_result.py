@@ -7,6 +7,8 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+from examples.conftest import TINY_VQVAE
+
 
 EXAMPLES = Path(__file__).resolve().parents[2] / "examples"
 RUN = ["--max_train_steps", "2", "--train_batch_size", "4", "--lr_warmup_steps", "0", "--report_to", "none"]
@@ -32,20 +34,8 @@ def test_a_folder_with_captions_becomes_a_pipeline_on_the_hub(hub, run_in_hub_pr
     lines = ["file_name,text", *(f'{number}.png,"a cat, {number}"' for number in range(12))]
     (folder / "metadata.csv").write_text("\n".join(lines))
 
-    sizes = [
-        "--base_channels",
-        "8",
-        "--channel_multipliers",
-        "1",
-        "2",
-        "--num_res_blocks",
-        "1",
-        "--norm_num_groups",
-        "4",
-    ]
-    sizes += ["--latent_channels", "4", "--codebook_size", "16", "--patch_nums", "1", "2", "4"]
     data, vqvae, encoder = ["--train_data", folder], tmp_path / "vqvae", tmp_path / "text_encoder"
-    run_in_hub_process(EXAMPLES / "train_vqvae.py", *data, *sizes, *RUN, "--output_dir", vqvae)
+    run_in_hub_process(EXAMPLES / "train_vqvae.py", *data, *TINY_VQVAE, *RUN, "--output_dir", vqvae)
     words = ["--caption_column", "text", "--output", encoder, "--hidden_size", "16", "--vocab_size", "300"]
     run_in_hub_process(EXAMPLES / "make_text_encoder.py", folder, *words)
     prior = ["--caption_column", "text", "--vqvae", vqvae, "--text_encoder", encoder, "--train_text_encoder", "true"]

@@ -76,9 +76,10 @@ class TextAgreement:
         """Directions of pictures and of texts, `(number, width)`."""
         found: tuple[list[torch.Tensor], list[torch.Tensor]] = ([], [])
         with evaluation_mode(self.model):
-            for first in range(0, max(len(images), len(texts)), BATCH_SIZE):
+            most = max(len(images), len(texts))
+            for first in range(0, most, BATCH_SIZE):
                 # Both go through the model together; the shorter list ends with its last element again.
-                piece = range(first, first + BATCH_SIZE)
+                piece = range(first, min(first + BATCH_SIZE, most))
                 inputs = self.processor(
                     images=[images[min(number, len(images) - 1)].convert("RGB") for number in piece],
                     text=[texts[min(number, len(texts) - 1)] for number in piece],

@@ -59,8 +59,7 @@ class VARTextToImagePipeline(ScalePipeline):
             What `smooth=True` does: `"plain"` mixes the code vectors by all logits and draws no codes, as in Switti;
             `"filtered"` by those that the filters leave, and draws codes as well, as in VAR.
         guidance_rule (`str`, *optional*, defaults to `"linear"`):
-            How guidance grows: `"linear"`, from 1 at the first scale, or `"constant"`, which binds the colours that the
-            first scales decide on to the text.
+            How guidance grows over the scales: `"linear"`, from 1 at the first one, or `"constant"`, not at all.
 
     Raises:
         `ValueError`: If models do not belong together (codebooks, latents, schedules, or widths of the text encoders

@@ -9,7 +9,7 @@ import torch
 from transformers import CLIPTextModelWithProjection, PreTrainedTokenizerBase
 
 from ..priors import TextVARConfig
-from ..text_encoders import TextEmbeddings
+from ..text_encoders import TextEmbeddings, check_padding
 from .checks import as_tensor
 from .conditions import Condition
 
@@ -78,8 +78,7 @@ def check_text_encoders(
             raise ValueError(
                 f"`tokenizer{suffix}` must be the tokenizer of `text_encoder{suffix}`, got {type(tokenizer).__name__}."
             )
-        if tokenizer.pad_token_id is None:
-            raise ValueError(f"`tokenizer{suffix}` must have a `pad_token`, since texts are filled up to one length.")
+        check_padding(f"tokenizer{suffix}", tokenizer)
         names.append(f"text_encoder{suffix}")
         widths.append(width)
     if names and (sum(widths) != config.cross_attention_dim or widths[-1] != config.pooled_projection_dim):

@@ -16,6 +16,7 @@ from ..ranges import CheckedFields, OneOf, PartialShare, PositiveInt, argument
 from ..scales import GUIDANCE_RULES
 from ..text_encoders import TextEmbeddings, TextEncoders, encode_ids, load_text_encoders, text_ids
 from .prior_inputs import prior_inputs
+from .setup import Rows
 
 
 # What a [`TextVARTransformer`] is told, in the order of [`TextEmbeddings`].
@@ -154,8 +155,11 @@ def read_captions(config: CaptionConfig, encoders: TextEncoders) -> Any:
     return make
 
 
-def check_stored_embeddings(argument: str, source: str, encoders: TextEncoders) -> None:
+def check_stored_embeddings(argument: str, source: str, rows: Rows, encoders: TextEncoders) -> None:
     """Raise a `ValueError` if the data that an argument names holds embeddings of other text encoders."""
+    reader: Any = rows.reader
+    if not isinstance(reader.condition, data.EmbeddedCaptionCondition):
+        return
     made_by = data.codes_fingerprint(source, data.TEXT_ENCODER_KEY)
     if made_by is not None and made_by != encoders.fingerprint:
         raise ValueError(
