@@ -388,6 +388,26 @@ def test_score_prints_bits_or_classes(drawn, capsys):
     assert re.search(r"3\.png: 3 [01]\.\d+, \d [01]\.\d+$", first)
     assert re.search(r"8\.png: 8 ", second)
     assert main(["score", "--images", *drawn, "--classify", "0"]) == 2
+    assert main(["score", "--images", *drawn, "--prompt", "three", "--model", str(DIGITS_CHECKPOINT)]) == 2
+    assert "--prompt is not an option of a VARPipeline" in capsys.readouterr().err
+
+
+def test_score_prints_bits_of_texts_or_the_best_of_them(tmp_path, capsys):
+    pictures = [str(tmp_path / f"{name}.png") for name in ("heart", "apple")]
+    prompts = ["a red heart", "a green apple"]
+    for picture, prompt in zip(pictures, prompts, strict=True):
+        assert main(["generate", "--prompt", prompt, "--output", picture]) == 0
+    capsys.readouterr()
+    assert main(["score", "--images", *pictures, "--prompt", *prompts]) == 0
+    right = [float(line.split(": ")[1].split(" bits per token")[0]) for line in capsys.readouterr().out.splitlines()]
+    assert main(["score", "--images", *pictures, "--prompt", *prompts[::-1]]) == 0
+    wrong = [float(line.split(": ")[1].split(" bits per token")[0]) for line in capsys.readouterr().out.splitlines()]
+    assert right[0] < wrong[0]
+    assert right[1] < wrong[1]
+    assert main(["score", "--images", *pictures, "--prompt", *prompts, "--classify", "1"]) == 0
+    heart, apple = capsys.readouterr().out.splitlines()
+    assert "heart.png: a red heart " in heart
+    assert "apple.png: a green apple " in apple
 
 
 def deep(pixels):

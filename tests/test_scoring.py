@@ -300,9 +300,3 @@ def test_wrong_labels_priors_and_models(pipe, codes):
         classify(unconditional, codes=codes)
     with pytest.raises(ValueError, match="`pipe` must be a pipeline such as `VARPipeline`, got VARTransformer"):
         log_likelihood(pipe.transformer, codes=codes)
-
-
-def test_models_of_embeddings_are_refused():
-    pipe = make_pipeline(transformer={"num_labels": 0, "condition_channels": 8})
-    with pytest.raises(ValueError, match="`pipe` is conditioned on embeddings"):
-        log_likelihood(pipe, torch.rand(1, 3, 8, 8))

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """Exact likelihoods of images' codes, and classification by Bayes' rule."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypedDict, Unpack
 
 import numpy as np
 import torch
@@ -11,8 +11,10 @@ from diffusers.image_processor import PipelineImageInput
 
 from .pipelines.base import PipelineBase
 from .pipelines.checks import as_tensor, checked_codes
-from .pipelines.conditions import Labels
+from .pipelines.condition_inputs import as_texts
+from .pipelines.conditions import Condition, Labels
 from .pipelines.images import image_pixels
+from .pipelines.options import check_names
 from .ranges import PositiveInt, checked
 
 
@@ -45,8 +47,9 @@ class Classification:
         posterior (`torch.FloatTensor` of shape `(batch, num_labels)`): p(class | codes); each row adds up to 1.
         log_likelihood (`torch.FloatTensor` of shape `(batch, num_labels)`):
             log p(codes | class) in nats; NaN for classes of prior 0, which are not computed.
-        label_ids (`torch.LongTensor` of shape `(batch,)`): The most probable class of each image.
-        label_names (`list[str]`): Its name.
+        label_ids (`torch.LongTensor` of shape `(batch,)`):
+            The most probable class of each image, or the index of its most probable text.
+        label_names (`list[str]`): Its name, or the text.
     """
 
     posterior: torch.Tensor
@@ -55,12 +58,26 @@ class Classification:
     label_names: list[str]
 
 
+class ScoredConditions(TypedDict, total=False):
+    """What images are scored under in place of classes; each kind of pipeline knows some, see [`log_likelihood`]."""
+
+    class_embeds: torch.Tensor | None
+    prompt: str | Sequence[str] | None
+    prompt_embeds: torch.Tensor | None
+    pooled_prompt_embeds: torch.Tensor | None
+    prompt_attention_mask: torch.Tensor | None
+    original_size: tuple[int, int] | Sequence[tuple[int, int]] | None
+    condition_image: PipelineImageInput | None
+    condition_codes: torch.Tensor | None
+
+
 def log_likelihood(
     pipe: PipelineBase,
     images: PipelineImageInput | None = None,
     class_labels: Labels = None,
     codes: torch.Tensor | None = None,
     batch_size: int = 32,
+    **condition: Unpack[ScoredConditions],
 ) -> LogLikelihood:
     r"""
     The exact log-likelihood of images' codes under the model. It is the sum over the tokens of the log-probabilities
@@ -80,6 +97,17 @@ def log_likelihood(
         codes (`torch.LongTensor` of shape `(batch, length)`, *optional*):
             In place of `images`, such as a pipeline's call returns.
         batch_size (`int`, *optional*, defaults to 32): Images that the models see at once.
+        prompt (`str` or `list[str]`, *optional*):
+            Texts, of a pipeline that reads them, such as [`VARTextToImagePipeline`]; here and below one for each image
+            or one for all. The empty text is what guidance leads away from.
+        prompt_embeds (`torch.FloatTensor`, *optional*):
+            In place of `prompt`, with `pooled_prompt_embeds` and `prompt_attention_mask`, as
+            [`~VARTextToImagePipeline.encode_prompt`] returns them.
+        original_size (`tuple[int, int]`, *optional*): As for a call of [`VARTextToImagePipeline`].
+        class_embeds (`torch.FloatTensor` of shape `(batch, condition_size)`, *optional*):
+            Embeddings in place of `class_labels`, as for a call of [`VARPipeline`].
+        condition_image (images, *optional*): Conditions of an [`ARPipeline`] with a `condition_vqvae`.
+        condition_codes (`torch.LongTensor`, *optional*): Their tokens, as for a call of [`ARPipeline`].
 
     Returns:
         [`LogLikelihood`], on the pipeline's device.
@@ -87,6 +115,7 @@ def log_likelihood(
     Raises:
         `ValueError`: If not exactly one of `images` and `codes` is given, or an argument has the wrong size or is out
             of range.
+        `TypeError`: If the pipeline is not conditioned on what is passed.
 
     Example:
 
@@ -104,18 +133,16 @@ def log_likelihood(
     torch.Size([2, 5])
     ```
     """
+    _check_pipeline(pipe)
     batch_size = checked("batch_size", batch_size, PositiveInt)
+    given = _given(pipe, "log_likelihood", condition)
     codes = _codes(pipe, images, codes, batch_size)
-    prior: Any = pipe.priors[0].config
-    if getattr(prior, "condition_channels", None) is not None or not getattr(prior, "has_classes", True):
-        kind = "embeddings" if hasattr(prior, "condition_channels") else "tokens"
-        kind = "texts" if hasattr(prior, "cross_attention_dim") else kind
-        raise ValueError(f"`pipe` is conditioned on {kind}, and only likelihoods given classes can be computed.")
-    ids = pipe.get_label_ids(class_labels)
-    if len(ids) not in (1, len(codes)):
-        raise ValueError(f"`class_labels` must be one label or {len(codes)}, one per image, got {len(ids)}.")
-    labels = torch.tensor(ids).expand(len(codes)).unsqueeze(1)  # (batch, 1)
-    per_token = _score(pipe, codes, labels, batch_size)[:, 0]
+    scored = pipe._scored_condition(class_labels, given)
+    if len(scored) not in (1, len(codes)):
+        one = "label" if scored.name == "class_labels" else "condition"
+        raise ValueError(f"`{scored.name}` must be one {one} or {len(codes)}, one per image, got {len(scored)}.")
+    chosen = torch.arange(len(scored)).expand(len(codes)).unsqueeze(1)  # (batch, 1)
+    per_token = _score(pipe, codes, scored, chosen, batch_size)[:, 0]
     scales = per_token.split(pipe.vqvae.config.scale_lengths, dim=1)
     per_scale = torch.stack([scale.sum(dim=1) for scale in scales], dim=1)
     return LogLikelihood(per_scale.sum(dim=1), per_scale, per_token, codes)
@@ -127,6 +154,7 @@ def classify(
     codes: torch.Tensor | None = None,
     prior: Sequence[float] | np.ndarray | torch.Tensor | None = None,
     batch_size: int = 32,
+    **condition: Unpack[ScoredConditions],
 ) -> Classification:
     r"""
     Classify images with a generative model by Bayes' rule: p(class | codes) is p(codes | class) p(class), divided by
@@ -134,7 +162,8 @@ def classify(
     al. (2025, A-VARC) with VAR, whose likelihood is exact; their smoothing, pruning of candidates and fine-tuning are
     not part of this.
 
-    The transformer sees each image once for each class; the images are encoded once.
+    The transformer sees each image once for each class; the images are encoded once. A pipeline of texts chooses among
+    those of `prompt`: which of these captions fits the image best.
 
     Args:
         pipe ([`VARPipeline`] or another of our pipelines): The two models.
@@ -144,6 +173,9 @@ def classify(
         prior (`list[float]`, `np.ndarray` or `torch.Tensor` of shape `(num_labels,)`, *optional*, defaults to uniform):
             How probable each class is beforehand, up to a factor. A class of prior 0 is left out and costs nothing.
         batch_size (`int`, *optional*, defaults to 32): Pairs of an image and a class that the transformer sees at once.
+        prompt (`list[str]`, *optional*):
+            Texts to choose from in place of the classes; `prior` then has a number for each. Other conditions that
+            [`log_likelihood`] knows serve as well.
 
     Returns:
         [`Classification`], on the pipeline's device.
@@ -166,16 +198,15 @@ def classify(
     ```
     """
     _check_pipeline(pipe)
-    names = pipe.id2label
-    if not names:
-        raise ValueError("`pipe` must have a transformer of several classes, got num_labels=0.")
-    log_prior = _log_prior(prior, len(names))
     batch_size = checked("batch_size", batch_size, PositiveInt)
+    given = _given(pipe, "classify", condition)
+    scored, names = _candidates(pipe, given)
+    log_prior = _log_prior(prior, len(scored))
     codes = _codes(pipe, images, codes, batch_size)
     candidates = log_prior.isfinite().nonzero()[:, 0]
-    totals = _score(pipe, codes, candidates.expand(len(codes), -1), batch_size, sum_tokens=True)
+    totals = _score(pipe, codes, scored, candidates.expand(len(codes), -1), batch_size, sum_tokens=True)
     candidates = candidates.to(totals.device)
-    likelihood = totals.new_full((len(codes), len(names)), torch.nan)
+    likelihood = totals.new_full((len(codes), len(scored)), torch.nan)
     likelihood[:, candidates] = totals
     posterior = torch.zeros_like(likelihood)
     posterior[:, candidates] = (totals + log_prior.to(totals)[candidates]).softmax(dim=1)
@@ -185,21 +216,26 @@ def classify(
 
 @torch.no_grad()
 def _score(
-    pipe: PipelineBase, codes: torch.Tensor, labels: torch.Tensor, batch_size: int, sum_tokens: bool = False
+    pipe: PipelineBase,
+    codes: torch.Tensor,
+    condition: Condition,
+    chosen: torch.Tensor,
+    batch_size: int,
+    sum_tokens: bool = False,
 ) -> torch.Tensor:
     """
-    Log-probabilities of `(batch, length)` codes under `(batch, candidates)` labels: of shape
-    `(batch, candidates, length)`, or `(batch, candidates)` if the tokens are summed up.
+    Log-probabilities of `(batch, length)` codes under the `(batch, candidates)` entries of the condition that are `chosen`:
+    of shape `(batch, candidates, length)`, or `(batch, candidates)` if the tokens are summed up.
     """
-    num_candidates, batch_size = labels.shape[1], min(batch_size, labels.numel())
+    num_candidates, batch_size = chosen.shape[1], min(batch_size, chosen.numel())
     pieces = torch.arange(len(codes)).split(max(1, batch_size // num_candidates))
     found = []
-    with pipe._at_work(), pipe.progress_bar(total=len(pieces)) as progress_bar:  # pyright: ignore
+    with pipe._at_work() as device, pipe.progress_bar(total=len(pieces)) as progress_bar:  # pyright: ignore
         for piece in pieces:
             scorer = pipe._scorer(codes[piece])
             for pairs in torch.arange(len(piece) * num_candidates).split(batch_size):
-                classes = labels[piece].flatten()[pairs].to(codes.device)
-                per_token = scorer(pairs // num_candidates, classes)  # (pairs, length)
+                entries = condition.select(chosen[piece].flatten()[pairs].tolist())
+                per_token = scorer(pairs // num_candidates, entries.arguments(device, guided=False))  # (pairs, length)
                 found.append(per_token.sum(dim=1) if sum_tokens else per_token)
             progress_bar.update()
     return torch.cat(found).unflatten(0, (len(codes), num_candidates))
@@ -216,9 +252,27 @@ def _check_pipeline(pipe: Any) -> None:
         raise ValueError(f"`pipe` must be a pipeline such as `VARPipeline`, got {type(pipe).__name__}.")
 
 
+def _given(pipe: PipelineBase, function: str, condition: Mapping[str, Any]) -> dict[str, Any]:
+    """What is given in place of classes; a `TypeError` if the pipeline does not know it."""
+    check_names(function, condition, pipe.scored_conditions)
+    return {name: value for name, value in condition.items() if value is not None}
+
+
+def _candidates(pipe: PipelineBase, given: Mapping[str, Any]) -> tuple[Condition, list[str]]:
+    """The classes to choose from, or what is given in their place, and their names."""
+    if given:
+        scored = pipe._scored_condition(None, given)
+        texts = as_texts("prompt", given["prompt"]) if "prompt" in given else map(str, range(len(scored)))
+        return scored, list(texts)
+    names = list(pipe.id2label.values())
+    if not names:
+        others = " or ".join(f"`{name}`" for name in pipe.scored_conditions)
+        raise ValueError(f"`pipe` must have a transformer of several classes, got num_labels=0: pass {others}.")
+    return pipe._scored_condition(list(range(len(names))), given), names
+
+
 def _codes(pipe: PipelineBase, images: Any, codes: Any, batch_size: int) -> torch.Tensor:
     """The codes to score, `(batch, length)`, on the pipeline's device."""
-    _check_pipeline(pipe)
     if (images is None) == (codes is None):
         raise ValueError("Pass exactly one of `images` and `codes`.")
     if codes is None:

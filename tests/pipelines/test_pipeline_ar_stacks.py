@@ -312,8 +312,17 @@ def test_likelihoods():
     torch.testing.assert_close(found.total, expected.sum(dim=(1, 2)))
     torch.testing.assert_close(found.per_scale, expected.sum(dim=1))
     assert classify(pipe, codes=codes).posterior.shape == (2, 5)
-    with pytest.raises(ValueError, match="conditioned on tokens"):
-        log_likelihood(text_pipeline(), codes=torch.zeros(1, 18, dtype=torch.long))
+    # Without a text, as a call without one samples.
+    texts, codes = text_pipeline(), codes[:1] % 8
+    stacks = stack_codes(codes, texts.prior.config.depth)
+    read = (
+        {"code_vectors": texts.vqvae.code_vectors(stacks)}
+        if texts.prior.config.code_inputs == "vectors"
+        else {"codes": stacks}
+    )
+    logits = texts.prior(condition_ids=torch.full((1, 4), -1), **read).logits
+    expected = logits.log_softmax(-1).gather(3, stacks[..., None]).sum()
+    torch.testing.assert_close(log_likelihood(texts, codes=codes).total, expected[None])
 
 
 def test_folders(tmp_path):

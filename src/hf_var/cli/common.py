@@ -12,7 +12,7 @@ import torch
 from diffusers.utils import load_image
 from PIL import Image
 
-from .. import DIGITS_CHECKPOINT
+from .. import DIGITS_CHECKPOINT, EMOJI_CHECKPOINT
 from ..pipelines.base import load_pipeline
 from ..pipelines.image_grids import image_grid, save_progress_gif
 from ..pipelines.options import PLAIN_OPTIONS
@@ -99,6 +99,12 @@ def _device(name: str | None) -> torch.device:
             f"--device {name!r} cannot be used on this machine: {str(error).partition('.')[0]}."
         ) from error
     return device
+
+
+def choose_model(options: argparse.Namespace) -> None:
+    """Without `--model`, one of the embedded checkpoints: that of texts if there is a prompt."""
+    if options.model is None:
+        options.model = DIGITS_CHECKPOINT if options.prompt is None else EMOJI_CHECKPOINT
 
 
 def open_pipeline(options: argparse.Namespace, load: Callable[..., Any] = load_pipeline) -> Any:

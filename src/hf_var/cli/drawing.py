@@ -6,7 +6,7 @@ import inspect
 from collections.abc import Callable
 from typing import Any
 
-from .. import DIGITS_CHECKPOINT, EMOJI_CHECKPOINT, VARImg2ImgPipeline, VARInpaintPipeline
+from .. import VARImg2ImgPipeline, VARInpaintPipeline
 from ..pipelines.base import load_pipeline
 from .common import (
     add_labels,
@@ -14,6 +14,7 @@ from .common import (
     add_picture,
     add_sampling,
     check_picture,
+    choose_model,
     open_pipeline,
     read_images,
     sampling_arguments,
@@ -56,8 +57,7 @@ def add_generate(commands) -> None:
 
 
 def _generate(options: argparse.Namespace) -> None:
-    if options.model is None:
-        options.model = DIGITS_CHECKPOINT if options.prompt is None else EMOJI_CHECKPOINT
+    choose_model(options)
     names = ("prompt", "negative_prompt", "condition_image", "height", "width")
     given = {name: getattr(options, name) for name in names}
     if given["negative_prompt"] is not None and len(given["negative_prompt"]) == 1:

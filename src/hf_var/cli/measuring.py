@@ -11,7 +11,16 @@ from PIL import Image
 from ..image_decoding import decode_picture
 from ..pipelines.images import image_pixels
 from ..scoring import classify, log_likelihood
-from .common import add_model, add_picture, check_picture, label, open_pipeline, read_images, save_result
+from .common import (
+    add_model,
+    add_picture,
+    check_picture,
+    choose_model,
+    label,
+    open_pipeline,
+    read_images,
+    save_result,
+)
 
 
 def add_score(commands) -> None:
@@ -19,33 +28,41 @@ def add_score(commands) -> None:
     parser = commands.add_parser(
         "score",
         help="how likely images are, or which classes they show",
-        description="Print how likely a model finds images of a class, in bits per token, for all tokens and for each "
-        "scale; or, with --classify, which classes it takes them for.",
+        description="Print how likely a model finds images of a class or of a text, in bits per token, for all tokens and "
+        "for each scale; or, with --classify, which classes it takes them for, or which texts of --prompt.",
         epilog="example: hf-var score --images a.png b.png --classify 3 --model REPO",
     )
     parser.set_defaults(run=_score)
     parser.add_argument("--images", nargs="+", required=True, metavar="FILE", help="pictures, or their addresses")
     task = parser.add_mutually_exclusive_group()
     task.add_argument("--class-label", default="none", metavar="LABEL", help="id or name (none: unconditional)")
+    parser.add_argument(
+        "--prompt", nargs="+", metavar="TEXT", help="one text for all images or one for each, or those to choose from"
+    )
     task.add_argument("--classify", type=int, metavar="N", help="print the N most probable classes instead")
     parser.add_argument("--batch-size", type=int, default=32, metavar="N", help="images at once (32)")
     add_model(parser)
+    parser.set_defaults(model=None)
 
 
 def _score(options: argparse.Namespace) -> None:
     if options.classify is not None and options.classify < 1:
         raise ValueError(f"--classify must be at least 1, got {options.classify}.")
     images = read_images(options.images)
+    choose_model(options)
     pipe = open_pipeline(options)
+    if options.prompt is not None and "prompt" not in pipe.scored_conditions:
+        raise ValueError(f"--prompt is not an option of a {type(pipe).__name__}.")
+    condition: Any = {} if options.prompt is None else {"prompt": options.prompt}
     if options.classify is not None:
-        names = pipe.id2label
-        posterior = classify(pipe, images, batch_size=options.batch_size).posterior
+        names = options.prompt or pipe.id2label
+        posterior = classify(pipe, images, batch_size=options.batch_size, **condition).posterior
         best = posterior.sort(dim=1, descending=True)
         for path, shares, ids in zip(options.images, best.values.tolist(), best.indices.tolist(), strict=True):
             found = [f"{names[label_id]} {share:.3f}" for share, label_id in zip(shares, ids, strict=True)]
             print(f"{path}: {', '.join(found[: options.classify])}")
         return
-    found = log_likelihood(pipe, images, label(options.class_label), batch_size=options.batch_size)
+    found = log_likelihood(pipe, images, label(options.class_label), batch_size=options.batch_size, **condition)
     lengths = pipe.vqvae.config.scale_lengths
     for path, total, scales in zip(options.images, found.total.tolist(), found.per_scale.tolist(), strict=True):
         bits = [-value / length / math.log(2) for value, length in zip(scales, lengths, strict=True)]

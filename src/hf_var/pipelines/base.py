@@ -26,8 +26,8 @@ from .pipeline_output import VARPipelineOutput
 from .sampling import Guidance, SamplingSettings
 
 
-# Log-probabilities `(pairs, length)` in nats, in fp32, from indices of images `(pairs,)` and their class labels.
-TokenScorer = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
+# Log-probabilities `(pairs, length)` in nats, in fp32, from indices of images `(pairs,)` and the condition of each pair.
+TokenScorer = Callable[[torch.Tensor, Mapping[str, torch.Tensor]], torch.Tensor]
 # The checked arguments of a call, the condition of each image, and its items of the other inputs.
 Prepared = tuple[CallSettings, Condition, dict[str, list[int]]]
 
@@ -64,6 +64,8 @@ class PipelineBase(DiffusionPipeline):
 
     # Names of the options of its call.
     call_options: Collection[str] = CallOptions.__optional_keys__
+    # What images can be scored under, beside class labels.
+    scored_conditions: Collection[str] = ("class_embeds",)
     # What a callback may ask for.
     _callback_tensor_inputs: list[str]
     _prefers_onednn = False
@@ -295,8 +297,12 @@ class PipelineBase(DiffusionPipeline):
         return scores.detach().to(images.device)
 
     def _scorer(self, codes: torch.Tensor) -> TokenScorer:
-        """What gives codes `(batch, length)` their log-probabilities under class labels."""
+        """What gives codes `(batch, length)` their log-probabilities under conditions."""
         raise NotImplementedError
+
+    def _scored_condition(self, class_labels: Labels, given: Mapping[str, Any]) -> Condition:
+        """The condition that images are scored under: of labels, or of what is `given` in their place."""
+        return class_condition(self.priors[0], class_labels, **given)
 
     def _decode(self, latents: Any) -> torch.Tensor:
         """Images in [-1, 1], or logits of class maps."""

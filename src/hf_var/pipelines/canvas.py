@@ -42,10 +42,10 @@ class Canvas:
 def make_canvas(
     vqvae: Any,
     prior: Any,
-    codes: torch.Tensor | None,
-    num_given_rows: int | None,
-    height: int | None,
-    width: int | None,
+    codes: torch.Tensor | None = None,
+    num_given_rows: int | None = None,
+    height: int | None = None,
+    width: int | None = None,
 ) -> Canvas:
     """The canvas of a call, see [`ARPipeline.__call__`]; `prior` is the configuration of the prior."""
     is_stacked, size = isinstance(prior, RQTransformerConfig), None

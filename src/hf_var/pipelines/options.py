@@ -2,7 +2,7 @@
 """The arguments that all pipelines share: their names, defaults and checks."""
 
 import inspect
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from difflib import get_close_matches
 from functools import partial
@@ -181,6 +181,14 @@ def show_options(call: AnyCall, **own_defaults: Any) -> AnyCall:
     return call
 
 
+def check_names(function: str, names: Iterable[str], known: Collection[str]) -> None:
+    """Raise a `TypeError` as Python does for arguments of a function that are not among the `known` ones."""
+    for name in set(names) - set(known):
+        near = get_close_matches(name, known, n=1)
+        hint = f"did you mean `{near[0]}`?" if near else f"it takes {', '.join(sorted(known))}."
+        raise TypeError(f"`{function}` got an unexpected keyword argument {name!r}; {hint}")
+
+
 def resolve_call(
     known: Collection[str], tokenizer: Any, defaults: Mapping[str, Any], options: Mapping[str, Any]
 ) -> CallSettings:
@@ -188,10 +196,7 @@ def resolve_call(
     Check the `options` of a call, which must be among the `known` ones; `defaults` are the checkpoint's, for those that are
     `None`. The configuration of the `tokenizer` says how many codes and scales there are.
     """
-    for name in options.keys() - known:
-        near = get_close_matches(name, known, n=1)
-        hint = f"did you mean `{near[0]}`?" if near else f"it takes {', '.join(sorted(known))}."
-        raise TypeError(f"`__call__` got an unexpected keyword argument {name!r}; {hint}")
+    check_names("__call__", options, known)
     of_sampling = SAMPLING_DEFAULTS.keys() | TEXT_SAMPLING_DEFAULTS.keys()
     sampling: Any = {name: options[name] for name in of_sampling & options.keys()}
     others: Any = {name: options[name] for name in options.keys() - of_sampling}

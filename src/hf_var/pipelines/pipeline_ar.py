@@ -14,7 +14,7 @@ from torch import nn
 from transformers import PreTrainedTokenizerBase
 
 from ..priors import RQTransformerConfig, VARConfig
-from ..priors.likelihood import log_probs, stack_log_probs, token_log_probs
+from ..priors.likelihood import level_log_probs, stack_log_probs, token_log_probs
 from .base import CallState, PipelineBase, TokenScorer
 from .canvas import Canvas, make_canvas
 from .checks import check_output, checked_codes
@@ -58,6 +58,7 @@ class ARPipeline(PipelineBase):
     model_cpu_offload_seq = "condition_vqvae->prior->middle_prior->bottom_prior->vqvae"
     _optional_components = ["middle_prior", "bottom_prior", "condition_vqvae", "tokenizer"]
     call_options = ARCallOptions.__optional_keys__
+    scored_conditions = ("class_embeds", "prompt", "condition_image", "condition_codes")
     _callback_tensor_inputs = ["codes", "images"]
 
     def __init__(
@@ -365,30 +366,28 @@ class ARPipeline(PipelineBase):
             vqvae = vqvae.at_size(*(side * config.downsampling_factor for side in latents.shape[2:]))
         return vqvae.decode(latents=latents).sample
 
+    def _scored_condition(self, class_labels: Labels, given: Mapping[str, Any]) -> Condition:
+        of_class = {name: value for name, value in given.items() if name == "class_embeds"}
+        of_tokens = {name: value for name, value in given.items() if name not in of_class}
+        canvas = make_canvas(self.vqvae, self.prior.config)
+        condition, _ = self._token_condition(of_tokens, class_labels, canvas)
+        if condition is None:
+            condition = super()._scored_condition(class_labels, of_class)
+        self._check_unconditional(1.0, condition)
+        return condition
+
     def _scorer(self, codes: torch.Tensor) -> TokenScorer:
         config = self.prior.config
         if isinstance(config, VARConfig):
             inputs = self.vqvae.teacher_forcing(codes, is_raster=True)
-            return lambda images, class_labels: token_log_probs(
-                self.prior, codes[images], inputs[images], class_labels=class_labels
-            )
+            return lambda images, condition: token_log_probs(self.prior, codes[images], inputs[images], **condition)
         if isinstance(config, RQTransformerConfig):
             vectors = self.vqvae.code_vectors(codes) if config.code_inputs == "vectors" else None
-            return lambda images, class_labels: stack_log_probs(
-                self.prior, codes[images], None if vectors is None else vectors[images], class_labels=class_labels
+            return lambda images, condition: stack_log_probs(
+                self.prior, codes[images], None if vectors is None else vectors[images], **condition
             )
         levels = codes.split(self.vqvae.config.scale_lengths, dim=1)
-
-        def score(images: torch.Tensor, class_labels: torch.Tensor) -> torch.Tensor:
-            found = []
-            for prior, coarser, level in zip(self.priors, [None, *levels], levels, strict=False):
-                arguments = {"class_labels": class_labels} if prior.config.num_labels else {}
-                if coarser is not None:
-                    arguments["condition_codes"] = coarser[images]
-                found.append(log_probs(prior(codes=level[images], **arguments).logits, level[images]))
-            return torch.cat(found, dim=1)
-
-        return score
+        return lambda images, condition: level_log_probs(self.priors, [level[images] for level in levels], condition)
 
 
 def _weight(guidance_scale: Guidance, k: int, num_maps: int) -> float:

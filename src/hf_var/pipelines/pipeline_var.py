@@ -112,6 +112,12 @@ class ScalePipeline(VARPipelineBase):
             latents, codes = self._draw_best(call, condition, GivenCodes(codes, config.scale_lengths, first_scale))
             return self._output(call, self._images(latents, call.output_type), codes)
 
+    def _scorer(self, codes: torch.Tensor) -> TokenScorer:
+        # What the transformer reads is made once per image, whatever the number of candidates.
+        transformer = self.transformer
+        scale_inputs = self.vqvae.teacher_forcing(codes)
+        return lambda images, condition: token_log_probs(transformer, codes[images], scale_inputs[images], **condition)
+
     def _draw(
         self, call: CallSettings, condition: Condition, given: GivenCodes | None = None
     ) -> tuple[torch.Tensor, torch.Tensor]:
@@ -323,11 +329,3 @@ class VARPipeline(ScalePipeline):
             `ValueError`: If a label is out of range, unknown or ambiguous, or the weights are offloaded.
         """
         return self.transformer.get_class_embeds(torch.tensor(self.get_label_ids(labels)))
-
-    def _scorer(self, codes: torch.Tensor) -> TokenScorer:
-        # What the transformer reads is made once per image, whatever the number of candidates.
-        transformer = self.transformer
-        scale_inputs = self.vqvae.teacher_forcing(codes)
-        return lambda images, class_labels: token_log_probs(
-            transformer, codes[images], scale_inputs[images], class_labels=class_labels
-        )

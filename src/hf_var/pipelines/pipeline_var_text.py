@@ -16,7 +16,7 @@ from .base import Prepared
 from .checks import check_count, check_flag
 from .components import check_components
 from .condition_inputs import as_texts
-from .conditions import Condition
+from .conditions import Condition, Labels
 from .options import CallSettings, PromptOptions, TextCallOptions, last_guided_scale, show_options
 from .pipeline_var import ScalePipeline
 from .sampling import GuidanceRule, SmoothRule
@@ -69,6 +69,7 @@ class VARTextToImagePipeline(ScalePipeline):
     model_cpu_offload_seq = "text_encoder->text_encoder_2->transformer"
     _optional_components = ["text_encoder", "tokenizer", "text_encoder_2", "tokenizer_2"]
     call_options = TextCallOptions.__optional_keys__
+    scored_conditions = ("prompt", "prompt_embeds", "pooled_prompt_embeds", "prompt_attention_mask", "original_size")
 
     def __init__(
         self,
@@ -304,13 +305,25 @@ class VARTextToImagePipeline(ScalePipeline):
         of_text = {name: options[name] for name in PromptOptions.__optional_keys__ & options.keys()}
         others = {name: value for name, value in options.items() if name not in of_text}
         original_size = of_text.pop("original_size", None)
-        condition = partial(self._text_condition, Prompts(prompt, **of_text), original_size)
+        condition = partial(self._condition_of_call, Prompts(prompt, **of_text), original_size)
         return partial(self._prepare, None, others, condition)
 
-    def _text_condition(self, prompts: Prompts, original_size: Any, call: CallSettings) -> Condition:
+    def _condition_of_call(self, prompts: Prompts, original_size: Any, call: CallSettings) -> Condition:
         settings, num_scales = call.sampling, len(self.vqvae.config.patch_nums)
         window = settings.guidance_start, settings.guidance_end
         guided = last_guided_scale(settings.guidance_scale, num_scales, *window) >= 0
+        return self._text_condition(prompts, original_size, guided)
+
+    def _scored_condition(self, class_labels: Labels, given: Mapping[str, Any]) -> Condition:
+        if class_labels is not None:
+            raise ValueError(
+                f"`class_labels` must be None for a pipeline of texts, which `prompt` has, got {class_labels!r}."
+            )
+        others = dict(given)
+        original_size = others.pop("original_size", None)
+        return self._text_condition(Prompts(**others), original_size, guided=False)
+
+    def _text_condition(self, prompts: Prompts, original_size: Any, guided: bool) -> Condition:
         text, negative = self._encode_texts(prompts, guided)
         crop_sizes = None
         if self.transformer.config.crop_conditioning:

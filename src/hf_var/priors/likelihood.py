@@ -1,6 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """Teacher-forced log-probabilities of codes, for scoring and for the validation of a training."""
 
+from collections.abc import Mapping, Sequence
+from typing import Any, cast
+
 import torch
 from torch import nn
 from torch.nn import functional
@@ -40,6 +43,22 @@ def stack_log_probs(
     inputs = {"codes": codes} if code_vectors is None else {"code_vectors": code_vectors}
     stacks = {name: stack_codes(values, depth) for name, values in inputs.items()}
     return log_probs(unstack_codes(transformer(**condition, **stacks, use_cache=False).logits), codes)
+
+
+def level_log_probs(
+    priors: Sequence[nn.Module], levels: Sequence[torch.Tensor], condition: Mapping[str, torch.Tensor]
+) -> torch.Tensor:
+    """
+    The same of a hierarchy: each of the `levels` `(batch, length of the level)`, coarse to fine, under its prior, given the
+    next coarser one and, if it knows classes, the condition.
+    """
+    found = []
+    for prior, coarser, level in zip(priors, [None, *levels], levels, strict=False):
+        arguments: dict[str, Any] = dict(condition) if cast(Any, prior).config.num_labels else {}
+        if coarser is not None:
+            arguments["condition_codes"] = coarser
+        found.append(log_probs(prior(codes=level, **arguments).logits, level))
+    return torch.cat(found, dim=1)
 
 
 def log_probs(logits: torch.Tensor, codes: torch.Tensor) -> torch.Tensor:
