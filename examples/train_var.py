@@ -65,7 +65,6 @@ from hf_var.training.captions import (
     CaptionInputs,
     caption_encoders,
     check_stored_embeddings,
-    first_captions,
     read_captions,
     stored_captions,
     trained_module,
@@ -345,7 +344,7 @@ def choose_prompts(args: Arguments, images: PriorData) -> list[str]:
     return (
         []
         if data.holds_embedded_captions(dataset, column)
-        else first_captions(dataset, column, args.samples.num_samples)
+        else data.first_captions(dataset, column, args.samples.num_samples)
     )
 
 
@@ -426,7 +425,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         make_inputs = partial(prior_inputs, vqvae, is_raster=config.is_raster)
     else:
         model = trained_module(transformer, encoders, args.captions)
-        validation_inputs = CaptionInputs(vqvae, encoders, is_encoded=model is transformer)
+        validation_inputs = CaptionInputs(vqvae, encoders, model is transformer, transformer.config.learned_empty_text)
         make_inputs = replace(validation_inputs, dropout_prob=args.captions.caption_dropout_prob)
     optimization = Optimization(accelerator, model, args.optimizer, args.run.max_train_steps)
     if model is not transformer and is_sharded(transformer):

@@ -273,6 +273,8 @@ def test_what_the_official_code_cannot():
             ValueError, match="`patch_nums` must be square maps and begin with 1 for the official code"
         ):
             export_switti(model)
+    with pytest.raises(ValueError, match="`learned_empty_text` must be false for the official code"):
+        export_switti(TextVARTransformer(text_config(learned_empty_text=True, patch_nums=(1, 2, 3))))
 
 
 def test_its_licences():

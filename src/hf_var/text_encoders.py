@@ -26,6 +26,11 @@ class TextEmbeddings(NamedTuple):
     pooled: torch.Tensor
     mask: torch.Tensor
 
+    @property
+    def nothing(self) -> "TextEmbeddings":
+        """No text at all, for a transformer with `learned_empty_text`."""
+        return TextEmbeddings(*(torch.zeros_like(values[:1]) for values in self))
+
     def to(self, device: torch.device) -> "TextEmbeddings":
         return TextEmbeddings(*(values.to(device) for values in self))
 

@@ -310,6 +310,42 @@ def test_a_small_text_encoder_is_made(tmp_path: Path, captions_parquet: str, vqv
     torch.testing.assert_close(pooled[0], states[0, int(mask.sum()) - 1])
 
 
+@pytest.mark.parametrize("train_text_encoder", ["false", "true"])
+def test_caption_dropout_reads_learned_vectors(
+    train_text_encoder: str, tmp_path: Path, captions_parquet: str, vqvae_folder: str, encoder_folders: list[str]
+) -> None:
+    arguments = arguments_of(captions_parquet, vqvae_folder, encoder_folders[0])
+    arguments += ["--learned_empty_text", "true", "--caption_dropout_prob", "0.5", "--learning_rate", "1e-3"]
+    train_var.main([*arguments, "--train_text_encoder", train_text_encoder, "--output_dir", str(tmp_path)])
+    pipe = VARTextToImagePipeline.from_pretrained(tmp_path)
+    pipe.set_progress_bar_config(disable=True)
+    # The seed of the weights is the same in all runs.
+    untrained = tmp_path / "untrained"
+    train_var.main([*arguments, "--caption_dropout_prob", "0", "--output_dir", str(untrained)])
+    before = VARTextToImagePipeline.from_pretrained(untrained).transformer.embeddings.empty_text.state_dict()
+    for name, values in pipe.transformer.embeddings.empty_text.state_dict().items():
+        assert (values - before[name]).abs().max() > 1e-4
+    drawn = [
+        pipe("a cat", generator=torch.Generator().manual_seed(0), **more).codes
+        for more in ({}, {"negative_prompt": ""})
+    ]
+    assert not torch.equal(*drawn)
+
+
+def test_names_of_classes_are_captions(
+    tmp_path: Path, captions_parquet: str, vqvae_folder: str, encoder_folders: list[str]
+) -> None:
+    rows = Dataset.from_parquet(captions_parquet).cast_column("label", ClassLabel(names=TEXTS))
+    source = str(tmp_path / "named.parquet")
+    rows.to_parquet(source)
+    arguments = arguments_of(source, vqvae_folder, encoder_folders[0])
+    found = []
+    for name in ("label", "caption"):
+        train_var.main([*arguments, "--caption_column", name, "--output_dir", str(tmp_path / name)])
+        found.append(losses(tmp_path / name))
+    assert found[0] == found[1]
+
+
 @pytest.fixture(scope="module")
 def embedded_folder(
     tmp_path_factory: pytest.TempPathFactory, captions_parquet: str, vqvae_folder: str, encoder_folders: list[str]
@@ -339,9 +375,15 @@ def test_embeddings_of_captions_are_stored_without_padding(embedded_folder: str,
 
 
 @pytest.mark.parametrize("dropout", ["0", "0.5"])
-@pytest.mark.parametrize("streaming", ["false", "true"])
+@pytest.mark.parametrize(("streaming", "is_learned"), [("false", "false"), ("true", "false"), ("false", "true")])
 def test_stored_embeddings_train_as_captions_do(
-    dropout: str, streaming: str, tmp_path: Path, embedded_folder: str, vqvae_folder: str, encoder_folders: list[str]
+    dropout: str,
+    streaming: str,
+    is_learned: str,
+    tmp_path: Path,
+    embedded_folder: str,
+    vqvae_folder: str,
+    encoder_folders: list[str],
 ) -> None:
     # The same codes with the texts themselves.
     rows = Dataset.from_parquet(f"{embedded_folder}/*.parquet")
@@ -352,6 +394,7 @@ def test_stored_embeddings_train_as_captions_do(
     for source, column in ((f"{embedded_folder}/*.parquet", "caption_embeds"), (plain, "caption")):
         arguments = arguments_of(source, vqvae_folder, encoder_folders[0])
         arguments += ["--caption_column", column, "--caption_dropout_prob", dropout, "--streaming", streaming]
+        arguments += ["--learned_empty_text", is_learned]
         arguments += ["--validation_data", source, "--max_train_steps", "4", "--learning_rate", "1e-3"]
         train_var.main([*arguments, "--output_dir", str(tmp_path / column)])
         found.append(losses(tmp_path / column))
@@ -397,7 +440,7 @@ def test_captions_that_cannot_be_stored_are_refused(
     ("more", "message"),
     [
         (["--caption_column", "text"], "`caption_column` = 'text' is not among the columns"),
-        (["--caption_column", "label"], "`caption_column` = 'label' must hold texts"),
+        (["--caption_column", "image"], "`caption_column` = 'image' must hold texts or class labels"),
         (["--caption_column", "some"], "`caption_column` = 'some' must hold a text in every row, got 12 of 24 rows"),
         (["--caption_column", "none"], "`caption_column` = 'none' must hold texts, got empty ones in all 24 rows"),
         (["--label_column", "label"], "`label_column` = 'label' and `caption_column` exclude each other"),

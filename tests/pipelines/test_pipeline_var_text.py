@@ -449,3 +449,30 @@ def test_adapters_are_trained_saved_and_loaded(pipe, tmp_path):
     pipe.unfuse_lora()
     pipe.unload_lora_weights()
     torch.testing.assert_close(draw(pipe).images, expected.images, atol=1e-4, rtol=0)
+
+
+# --- no text ---------------------------------------------------------------------------------------------------------
+
+
+def test_guidance_leads_away_from_learned_vectors():
+    pipe = make_text_pipeline(transformer={"learned_empty_text": True})
+    expected = draw(pipe, guidance_scale=4.0)
+    embeddings = embeddings_of(pipe, PROMPTS)
+    assert not embeddings["negative_prompt_attention_mask"].any()
+    assert_equal(draw(pipe, guidance_scale=4.0, **embeddings), expected)
+    # The empty text is a text like any other.
+    assert not torch.equal(draw(pipe, guidance_scale=4.0, negative_prompt="").codes, expected.codes)
+    assert_equal(draw(pipe, guidance_scale=1.0), draw(pipe, guidance_scale=1.0, negative_prompt=""))
+    without = make_text_pipeline(transformer={"learned_empty_text": True}, has_encoders=False)
+    text = {name: values for name, values in embeddings.items() if not name.startswith("negative")}
+    assert_equal(draw(without, guidance_scale=4.0, **text), expected)
+
+
+def test_images_of_no_text():
+    pipe = make_text_pipeline(transformer={"learned_empty_text": True})
+    embeddings = embeddings_of(pipe, PROMPTS)
+    text = {name: values for name, values in embeddings.items() if not name.startswith("negative")}
+    nothing = {name: torch.zeros_like(values) for name, values in text.items()}
+    assert_equal(
+        draw(pipe, guidance_scale=1.0, **nothing), draw(pipe, guidance_scale=lambda k, num_scales: 0.0, **text)
+    )

@@ -120,8 +120,8 @@ def test_embeddings_and_texts(pipe, embeddings):
         ("prompt_attention_mask", lambda x: x[:2], r"must have the shape \(3, 20\) of `prompt_embeds`, got \(2, 20\)"),
         ("prompt_attention_mask", lambda x: x.float(), "must be a tensor of 0 and 1, got torch.float32"),
         ("prompt_attention_mask", lambda x: x.tolist(), "must be a tensor of 0 and 1, got list"),
-        ("prompt_attention_mask", lambda x: x * 2, "must be 0 or 1, and 1 for at least one token of each text"),
-        ("prompt_attention_mask", lambda x: x * 0, "must be 0 or 1, and 1 for at least one token of each text"),
+        ("prompt_attention_mask", lambda x: x * 2, "must be 0 or 1"),
+        ("prompt_attention_mask", lambda x: x * 0, "must be 1 for at least one token of each text"),
         ("negative_prompt_embeds", lambda x: x[..., 1:], r"must have the shape \(batch, length, 40\), got"),
         (
             "negative_pooled_prompt_embeds",
@@ -256,5 +256,7 @@ def test_widths_of_text_encoders(pipe):
 def test_the_pipeline_of_classes_refuses_it(pipe):
     with pytest.raises(ValueError, match="`transformer` must be a model with a VARConfig, got TextVARTransformer"):
         VARPipeline(make_text_transformer(), make_vqvae())
-    with pytest.raises(ValueError, match="`pipe` is conditioned on texts, and only likelihoods given classes"):
+    with pytest.raises(
+        ValueError, match="`class_labels` must be None for a pipeline of texts, which `prompt` has, got 0"
+    ):
         log_likelihood(pipe, torch.rand(1, 3, 8, 8), 0)

@@ -311,3 +311,47 @@ def test_contrast_of_these_tests(model, inputs):
     logits = logits_in_one_call(model, inputs)
     assert min(logits.std(dim).mean() for dim in (0, 1, 2)) > 0.3
     assert set(text_of(inputs)) == set(TEXT)
+
+
+# --- no text ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("implementation", ["sdpa", "eager"])
+@pytest.mark.parametrize("is_causal", [False, True], ids=["own_scale", "causal"])
+def test_learned_vectors_take_the_place_of_no_text(is_causal, implementation):
+    model = text_model(implementation, is_causal=is_causal, learned_empty_text=True)
+    inputs = text_inputs(model.config)
+    expected = logits_in_one_call(model, inputs)
+    empty = model.embeddings.empty_text
+    inputs["encoder_attention_mask"][1] = 0
+    logits = logits_in_one_call(model, inputs)
+    torch.testing.assert_close(logits[[0, 2]], expected[[0, 2]], **CLOSE)
+    torch.testing.assert_close(logits_scale_by_scale(model, inputs), logits, **CLOSE)
+    # What the text would have been does not matter.
+    for name in ("encoder_hidden_states", "pooled_projections"):
+        changed = {
+            **inputs,
+            name: inputs[name] + torch.tensor([0.0, 1.0, 0.0]).view(3, *[1] * (inputs[name].ndim - 1)),
+        }
+        assert torch.equal(logits_in_one_call(model, changed), logits)
+    given = {name: values[1:2] for name, values in inputs.items()}
+    given["encoder_hidden_states"] = empty.hidden_state.data.view(1, 1, -1)
+    given["pooled_projections"] = empty.pooled.data[None]
+    given["encoder_attention_mask"] = torch.ones(1, 1, dtype=torch.long)
+    torch.testing.assert_close(logits_in_one_call(model, given), logits[1:2], **CLOSE)
+
+
+def test_learned_vectors_are_trained_by_texts_that_are_missing():
+    model = text_model(learned_empty_text=True)
+    inputs = text_inputs(model.config)
+    model(**inputs).loss.backward()
+    empty = model.embeddings.empty_text
+    assert all(parameter.grad is not None and not parameter.grad.any() for parameter in empty.parameters())
+    inputs["encoder_attention_mask"][0] = 0
+    model(**inputs).loss.backward()
+    assert all(parameter.grad.any() for parameter in empty.parameters())
+
+
+def test_other_models_have_no_such_vectors(model, inputs):
+    assert not any("empty_text" in name for name, _ in model.named_parameters())
+    assert model.embeddings.empty_text is None

@@ -91,13 +91,16 @@ def export_switti(model: TextVARTransformer) -> StateDict:
     `use_ar=model.config.is_causal`.
 
     Raises:
-        `ValueError`: If maps are not square, or the first one has several tokens, which the official code cannot.
+        `ValueError`: If maps are not square, the first one has several tokens, or the empty text is a learned vector,
+            which the official code cannot.
     """
     config = model.config
     if config.scale_lengths[0] != 1 or any(height != width for height, width in config.scale_sizes):
         raise ValueError(
             f"`patch_nums` must be square maps and begin with 1 for the official code, got {config.patch_nums}."
         )
+    if config.learned_empty_text:
+        raise ValueError("`learned_empty_text` must be false for the official code, which encodes the empty text.")
     exported = official_weights(model, _switti_names(model), _official_view)
     return exported | schedule_buffers(config, exported["pos_start"])
 

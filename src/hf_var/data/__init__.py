@@ -38,6 +38,7 @@ from .text_conditions import (
     TextCondition,
     caption_condition,
     embedded_caption_feature,
+    first_captions,
     holds_embedded_captions,
     token_condition,
 )
@@ -76,6 +77,7 @@ __all__ = [
     "encode_codes",
     "find_image_column",
     "find_label_column",
+    "first_captions",
     "has_label_names",
     "holds_embedded_captions",
     "image_condition",

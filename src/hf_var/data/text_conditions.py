@@ -36,13 +36,14 @@ class TextCondition(SizedCondition):
 class CaptionCondition(SizedCondition):
     """
     The first `size` tokens of a text by each of several tokenizers, `caption_ids` `(tokenizers, size)`, filled up with
-    -1.
+    -1. Rows of class labels have the `names` of these.
     """
 
     tokenizers: tuple[PreTrainedTokenizerBase, ...]
+    names: tuple[str, ...] | None = None
 
     def read(self, row: dict[str, Any]) -> dict[str, Any]:
-        text = row[self.column]
+        text = _caption(row[self.column], self.names)
         if not isinstance(text, str):
             raise ValueError(f"`caption_column` = {self.column!r} must hold a text in every row, got {text!r}.")
         ids = np.full((len(self.tokenizers), self.size), -1, dtype=np.int64)
@@ -120,15 +121,36 @@ def holds_embedded_captions(dataset: AnyDataset, column: str) -> bool:
     return isinstance(feature, Mapping) and {PROMPT_EMBEDS, POOLED_PROMPT_EMBEDS} <= feature.keys()
 
 
+def first_captions(dataset: AnyDataset, column: str, number: int) -> list[str]:
+    """The first captions of a data set."""
+    names = _names(features_of(dataset)[column])
+    return [_caption(cast(Any, row)[column], names) for row in dataset.select_columns([column]).take(number)]
+
+
+def _names(feature: Any) -> tuple[str, ...] | None:
+    """The texts that the class labels of a column stand for; `None` of other columns."""
+    return tuple(feature.names) if isinstance(feature, datasets.ClassLabel) else None
+
+
+def _caption(value: Any, names: Sequence[str] | None) -> Any:
+    """The text of a row: itself, or the name of its class; what is neither is returned."""
+    is_class = names is not None and isinstance(value, int) and 0 <= value < len(names)
+    return cast(Any, names)[value] if is_class else value
+
+
 def caption_condition(
     dataset: AnyDataset, column: str, tokenizers: Sequence[PreTrainedTokenizerBase], size: int
 ) -> CaptionCondition:
-    """The condition that a column of captions is, for text encoders that read `size` tokens."""
+    """
+    The condition that a column of captions is, for text encoders that read `size` tokens; of class labels, the names of the
+    classes are the captions.
+    """
     features = features_of(dataset)
     check_column("caption_column", column, features)
-    if not holds_texts(features[column]):
-        raise ValueError(f"`caption_column` = {column!r} must hold texts, got {features[column]}.")
-    if isinstance(dataset, datasets.Dataset):
+    names = _names(features[column])
+    if not holds_texts(features[column]) and names is None:
+        raise ValueError(f"`caption_column` = {column!r} must hold texts or class labels, got {features[column]}.")
+    if names is None and isinstance(dataset, datasets.Dataset):
         texts: Any = cast(Any, dataset.select_columns([column]).with_format("arrow")[:])[column]
         if texts.null_count > 0:
             raise ValueError(
@@ -139,4 +161,4 @@ def caption_condition(
             raise ValueError(
                 f"`caption_column` = {column!r} must hold texts, got empty ones in all {len(texts)} rows."
             )
-    return CaptionCondition(column, size, tuple(tokenizers))
+    return CaptionCondition(column, size, tuple(tokenizers), names)

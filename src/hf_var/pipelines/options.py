@@ -287,7 +287,7 @@ def check_refiner(transformer: BlockTransformer, refiner: BlockTransformer | Non
         return
     names = ["codebook_size", "latent_channels", "patch_nums", "num_labels"]
     if isinstance(transformer.config, TextVARConfig):
-        names += ["cross_attention_dim", "pooled_projection_dim", "crop_conditioning"]
+        names += ["cross_attention_dim", "pooled_projection_dim", "crop_conditioning", "learned_empty_text"]
     else:
         names += ["block_sizes"]
     for name in [*names, "model_type"]:

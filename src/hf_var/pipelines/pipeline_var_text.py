@@ -112,7 +112,8 @@ class VARTextToImagePipeline(ScalePipeline):
         Args:
             prompt (`str` or `list[str]`, *optional*): Texts, one image each. Longer ones are cut off, with a warning.
             negative_prompt (`str` or `list[str]`, *optional*, defaults to the empty text):
-                What guidance leads away from, one text for all images or one for each prompt.
+                What guidance leads away from, one text for all images or one for each prompt. By default, a model with
+                `learned_empty_text` reads its own vectors.
             prompt_embeds (`torch.FloatTensor` of shape `(batch, length, cross_attention_dim)`, *optional*):
                 Hidden states of texts in place of `prompt`, see [`~VARTextToImagePipeline.encode_prompt`], which also
                 describes the following five.
@@ -280,12 +281,15 @@ class VARTextToImagePipeline(ScalePipeline):
         negative = prompts.given(config, "negative_") if guided else None
         if text is None:
             texts["prompt"] = as_texts("prompt", prompts.prompt)
-        if guided and negative is None:
+        is_learned = config.learned_empty_text and prompts.negative_prompt is None
+        if guided and negative is None and not is_learned:
             empty = prompts.negative_prompt is None
             texts["negative_prompt"] = [""] if empty else as_texts("negative_prompt", prompts.negative_prompt)
         encoded = self._run_encoders(texts) if texts else {}
         text = encoded["prompt"] if text is None else text
         negative = encoded.get("negative_prompt", negative)
+        if guided and negative is None:
+            negative = text.nothing
         if negative is not None:
             check_negative(text, negative)
         return text, negative

@@ -51,7 +51,10 @@ class Prompts:
                 f"`{names[1]}` must be those of as many texts as `{names[0]}`, {len(hidden_states)}, got "
                 f"{len(pooled)}."
             )
-        return TextEmbeddings(hidden_states, pooled, _checked_mask(names[2], mask, hidden_states, names[0]))
+        mask = _checked_mask(names[2], mask, hidden_states, names[0])
+        if not config.learned_empty_text and not mask.bool().any(dim=1).all():
+            raise ValueError(f"`{names[2]}` must be 1 for at least one token of each text.")
+        return TextEmbeddings(hidden_states, pooled, mask)
 
 
 def check_text_encoders(
@@ -151,6 +154,6 @@ def _checked_mask(name: str, mask: Any, hidden_states: torch.Tensor, of: str) ->
         raise ValueError(
             f"`{name}` must have the shape {tuple(hidden_states.shape[:2])} of `{of}`, got {tuple(mask.shape)}."
         )
-    if not ((mask == 0) | (mask == 1)).all() or not mask.bool().any(dim=1).all():
-        raise ValueError(f"`{name}` must be 0 or 1, and 1 for at least one token of each text.")
+    if not ((mask == 0) | (mask == 1)).all():
+        raise ValueError(f"`{name}` must be 0 or 1.")
     return mask

@@ -44,6 +44,9 @@ class TextVARConfig(LabelSetMixin, BlocksMixin, CheckedConfigMixin, PreTrainedCo
             Position of the last column and row in every scale; the first is at 0.
         crop_conditioning (`bool`, *optional*, defaults to `True`):
             Whether the model is told the size of the picture that an image was cropped from, `crop_sizes`.
+        learned_empty_text (`bool`, *optional*, defaults to `False`):
+            Whether learned vectors take the place of a text without tokens, which training and guidance then have for no
+            text at all, as VAR-CLIP has it. Otherwise that is the empty text, as the text encoders see it.
         rms_norm_eps (`float`, *optional*, defaults to 1e-6):
             Epsilon of the normalisations before and after every branch.
         layer_norm_eps (`float`, *optional*, defaults to 1e-6):
@@ -100,6 +103,7 @@ class TextVARConfig(LabelSetMixin, BlocksMixin, CheckedConfigMixin, PreTrainedCo
     rope_theta: PositiveFloat = 10000.0
     rope_size: PositiveFloat = 128.0
     crop_conditioning: bool = True
+    learned_empty_text: bool = False
     rms_norm_eps: PositiveFloat = 1e-6
     layer_norm_eps: PositiveFloat = 1e-6
     dropout: PartialShare = 0.0

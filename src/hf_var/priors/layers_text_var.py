@@ -211,12 +211,31 @@ def fourier_features(coordinates: torch.Tensor, frequencies: torch.Tensor) -> to
     return torch.cat([angles.sin(), angles.cos()], dim=-1).flatten(1)
 
 
+class EmptyText(nn.Module):
+    """Learned vectors in place of texts without tokens."""
+
+    def __init__(self, config: TextVARConfig):
+        super().__init__()
+        self.hidden_state = nn.Parameter(torch.zeros(config.cross_attention_dim))
+        self.pooled = nn.Parameter(torch.zeros(config.pooled_projection_dim))
+
+    def forward(
+        self, hidden_states: torch.Tensor, mask: torch.Tensor, pooled: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """`(batch, length, width)`, `(batch, length)` and `(batch, width)`; the vector of a text without tokens is its first."""
+        is_empty = ~mask.any(dim=1, keepdim=True)  # (batch, 1)
+        first = torch.arange(mask.shape[1], device=mask.device) == 0
+        hidden_states = torch.where(is_empty[..., None], self.hidden_state.to(hidden_states), hidden_states)
+        return hidden_states, mask | (is_empty & first), torch.where(is_empty, self.pooled.to(pooled), pooled)
+
+
 class TextVAREmbeddings(BlockEmbeddings):
     """Tokens of a text and its image; positions are rotary, in the attention."""
 
     def _add_condition(self, config: TextVARConfig) -> None:
         self.condition_proj = nn.Linear(config.pooled_projection_dim, config.hidden_size)
         self.crop_embedding = CropEmbedding(config) if config.crop_conditioning else None
+        self.empty_text = EmptyText(config) if config.learned_empty_text else None
 
 
 __all__ = ["TextVARAttention", "TextVARBlock", "TextVAREmbeddings"]

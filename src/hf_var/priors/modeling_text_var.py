@@ -17,6 +17,7 @@ from .layers import VARHeadNorm
 from .layers_text_var import (
     CROP_BASE,
     CropEmbedding,
+    EmptyText,
     TextVARAttention,
     TextVARBlock,
     TextVARCrossAttention,
@@ -93,6 +94,10 @@ class TextVARTransformer(BlockTransformer):
             init.zeros_(module.crop_scale)
         elif isinstance(module, CropEmbedding):
             init.normal_(module.frequencies)
+        elif isinstance(module, EmptyText):
+            # As large as what text encoders return after their last normalisation.
+            init.normal_(module.hidden_state)
+            init.normal_(module.pooled)
 
     def _layer_factors(self, layer: TextVARBlock, residual: list[float]) -> dict[nn.Module, list[float]]:
         return {
@@ -126,7 +131,8 @@ class TextVARTransformer(BlockTransformer):
                 Hidden states of the text, of several encoders side by side. A [`VARCache`] remembers all of the text,
                 so this and the following three are passed with an image's first scale only.
             encoder_attention_mask (`torch.Tensor` of shape `(batch, length)`, *optional*):
-                1 for tokens of the text, 0 for padding, in integers or truth values. `None` means all ones.
+                1 for tokens of the text, 0 for padding, in integers or truth values. `None` means all ones, a row of
+                zeros no text at all, for `config.learned_empty_text`.
             pooled_projections (`torch.FloatTensor` of shape `(batch, pooled_projection_dim)`, *optional*):
                 The text as one vector. It is needed wherever `encoder_hidden_states` are.
             crop_sizes (`torch.LongTensor` of shape `(batch, 2)`, *optional*):
@@ -155,7 +161,7 @@ class TextVARTransformer(BlockTransformer):
         call = self._begin_call(cache, past_key_values, use_cache, scale_inputs, labels, kwargs)
         text = {
             "encoder_hidden_states": encoder_hidden_states,
-            "encoder_attention_mask": as_text_mask(encoder_attention_mask, encoder_hidden_states),
+            "encoder_attention_mask": as_text_mask(encoder_attention_mask, encoder_hidden_states, self.config),
             "pooled_projections": pooled_projections,
             "crop_sizes": as_crop_sizes(crop_sizes, self.config),
         }
@@ -218,6 +224,11 @@ class TextVARTransformer(BlockTransformer):
         crop_sizes: torch.Tensor | None,
     ) -> TextCondition:
         dtype = self.embeddings.start_position.dtype
+        empty_text = self.embeddings.empty_text
+        if empty_text is not None and encoder_attention_mask is not None:
+            encoder_hidden_states, encoder_attention_mask, pooled_projections = empty_text(
+                encoder_hidden_states, encoder_attention_mask, pooled_projections
+            )
         pooled = self.embeddings.condition_proj(pooled_projections.to(dtype))
         crop = None
         if self.embeddings.crop_embedding is not None:

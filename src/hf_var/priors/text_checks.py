@@ -37,7 +37,7 @@ def check_text(config: TextVARConfig, is_remembered: bool, text: Mapping[str, An
             raise ValueError(f"`{name}` must have the shape ({expected}), got {tuple(value.shape)}.")
 
 
-def as_text_mask(mask: Any, states: Any) -> Any:
+def as_text_mask(mask: Any, states: Any, config: TextVARConfig) -> Any:
     """`encoder_attention_mask` as truth values; a `ValueError` unless it is one for the tokens of `states`."""
     if mask is None:
         return None
@@ -54,8 +54,11 @@ def as_text_mask(mask: Any, states: Any) -> Any:
     if mask.dtype != torch.bool:
         check_range("encoder_attention_mask", mask, 0, 1, "0 or 1")
     mask = mask.bool()
-    if is_readable(mask) and not bool(mask.any(dim=-1).all()):
-        raise ValueError("`encoder_attention_mask` must leave each text a token, got a row of zeros.")
+    if not config.learned_empty_text and is_readable(mask) and not bool(mask.any(dim=-1).all()):
+        raise ValueError(
+            "`encoder_attention_mask` must leave each text a token, got a row of zeros, which needs a model with "
+            "learned_empty_text=True."
+        )
     return mask
 
 

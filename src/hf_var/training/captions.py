@@ -3,7 +3,7 @@
 
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Annotated, Any, cast
+from typing import Annotated, Any
 
 import torch
 from torch import nn
@@ -28,7 +28,8 @@ class CaptionConfig(CheckedFields):
     """Captions in place of classes."""
 
     caption_column: str | None = argument(
-        None, help="column of texts that the images are conditioned on: a TextVARTransformer is trained"
+        None,
+        help="column of texts, or of labels with names, that the images are conditioned on: trains a TextVARTransformer",
     )
     text_encoder: str | None = argument(
         None, help="folder or repository of a CLIPTextModel with its tokenizer; default: those of pretrained_var"
@@ -41,7 +42,7 @@ class CaptionConfig(CheckedFields):
         None, help="tokens of a caption; default: as many as the text encoders read"
     )
     caption_dropout_prob: PartialShare = argument(
-        0.1, help="read the empty text in place of a caption with this probability, for guidance"
+        0.1, help="read the empty text, or that of learned_empty_text, in place of a caption with this probability"
     )
     guidance_rule: Annotated[str, OneOf(*GUIDANCE_RULES)] | None = argument(
         None, help="default of the pipeline that is saved: linear, guidance grows from the first scale on, or constant"
@@ -87,21 +88,27 @@ class CaptionedTransformer(nn.Module):
         """That of the transformer."""
         return self.transformer.config
 
-    def forward(self, caption_ids: torch.Tensor, **inputs: torch.Tensor) -> VARTransformerOutput:
-        return self.transformer(**text_arguments(encode_ids(self.encoders.pairs, caption_ids)), **inputs)
+    def forward(
+        self, caption_ids: torch.Tensor, is_dropped: torch.Tensor | None = None, **inputs: torch.Tensor
+    ) -> VARTransformerOutput:
+        text = text_arguments(encode_ids(self.encoders.pairs, caption_ids))
+        if is_dropped is not None:
+            text["encoder_attention_mask"] = text["encoder_attention_mask"].masked_fill(is_dropped[:, None], 0)
+        return self.transformer(**text, **inputs)
 
 
 @dataclass
 class CaptionInputs:
     """
     The arguments of a transformer for a batch of `codes` or `pixel_values` and of captions, some of which become the empty
-    text, by torch's own generator, as dropout has it. Captions are `caption_ids` or stored embeddings; text encoders that
-    are trained come later.
+    text, by torch's own generator, as dropout has it; if that is `learned`, the transformer puts its vectors in the place
+    of texts without tokens. Captions are `caption_ids` or stored embeddings; text encoders that are trained come later.
     """
 
     vqvae: VQVAEModel
     encoders: TextEncoders
     is_encoded: bool
+    is_learned: bool
     dropout_prob: float = 0.0
 
     @torch.no_grad()
@@ -110,11 +117,16 @@ class CaptionInputs:
         names = ["caption_ids"] if "caption_ids" in inputs else list(TEXT_ARGUMENTS)
         if self.dropout_prob > 0:
             is_dropped = torch.rand(len(inputs["labels"]), device=inputs["labels"].device) < self.dropout_prob
-            for name in names:
+            if self.is_learned:
+                inputs["is_dropped"] = is_dropped
+            for name in [] if self.is_learned else names:
                 value, empty = inputs[name], self._empty[name].to(inputs[name])
                 inputs[name] = torch.where(is_dropped.view(-1, *[1] * (value.ndim - 1)), empty, value)
         if self.is_encoded and "caption_ids" in inputs:
             inputs |= text_arguments(encode_ids(self.encoders.pairs, inputs.pop("caption_ids")))
+        if self.is_encoded and "is_dropped" in inputs:
+            is_dropped = inputs.pop("is_dropped")
+            inputs["encoder_attention_mask"] = inputs["encoder_attention_mask"].masked_fill(is_dropped[:, None], 0)
         return inputs
 
     @cached_property
@@ -129,11 +141,6 @@ class CaptionInputs:
 def text_arguments(embeddings: TextEmbeddings) -> dict[str, torch.Tensor]:
     """The arguments of a [`TextVARTransformer`]."""
     return dict(zip(TEXT_ARGUMENTS, embeddings, strict=True))
-
-
-def first_captions(dataset: data.AnyDataset, column: str, number: int) -> list[str]:
-    """The first captions of a data set."""
-    return [cast(Any, row)[column] for row in dataset.select_columns([column]).take(number)]
 
 
 def stored_captions(items: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
