@@ -38,6 +38,8 @@ READ |= {"fsspec", "pyarrow"}  # datasets always brings these, and yaml
 MAY_IMPORT: dict[str, tuple[set[str], set[str]]] = {
     "scales": ({"ranges"}, set()),
     "ranges": (set(), set()),
+    "lazy": (set(), set()),
+    "plain_options": (set(), set()),
     "modes": (set(), {"torch"}),
     "precision": (set(), {"torch"}),
     "compatibility": (set(), {"transformers", "peft"}),
@@ -46,7 +48,7 @@ MAY_IMPORT: dict[str, tuple[set[str], set[str]]] = {
     "fingerprints": (set(), {"torch"}),
     "progress": (set(), {"tqdm"}),
     "text_encoders": ({"fingerprints"}, {"torch", "transformers"}),
-    "image_decoding": (set(), {"torch", "numpy", "PIL"}),
+    "image_decoding": ({"ranges"}, {"torch", "numpy", "PIL"}),
     "loading": ({"weight_files"}, {"torch", "transformers"}),
     "tensor_checks": (set(), {"torch"}),
     "autoencoders": ({"scales", "ranges", "tensor_checks", "loading"}, {"torch", "transformers", OFFLOAD_DECORATOR}),
@@ -54,7 +56,16 @@ MAY_IMPORT: dict[str, tuple[set[str], set[str]]] = {
     # PEFT is an extra, imported when adapters are loaded.
     "adapter_files": ({"priors", "weight_files"}, CORE | {"peft"}),
     "pipelines": (
-        STAGES | {"adapter_files", "image_decoding", "modes", "precision", "compatibility", "text_encoders"},
+        STAGES
+        | {
+            "adapter_files",
+            "image_decoding",
+            "modes",
+            "precision",
+            "compatibility",
+            "plain_options",
+            "text_encoders",
+        },
         CORE | {"diffusers", "peft"},
     ),
     "registration": (STAGES | {"pipelines"}, {"transformers", "diffusers"}),
@@ -71,6 +82,7 @@ MAY_IMPORT: dict[str, tuple[set[str], set[str]]] = {
         {
             "scales",
             "ranges",
+            "lazy",
             "files",
             "fingerprints",
             "progress",
@@ -98,13 +110,15 @@ MAY_IMPORT: dict[str, tuple[set[str], set[str]]] = {
         CORE | {"accelerate", "datasets", "matplotlib", "peft", "sklearn", AVERAGE, AUTOENCODER_KL, POSTERIOR},
     ),
     "evaluation": (
-        STAGES | FLOOR | {"__init__", "downloads", "files", "fingerprints", "pipelines", "progress"},
+        STAGES | FLOOR | {"__init__", "downloads", "files", "fingerprints", "pipelines", "plain_options", "progress"},
         CORE | {"accelerate", "datasets", "matplotlib"},
     ),
-    "__init__": (LIBRARY, {"transformers", "diffusers"}),
-    # Its long jobs import what comes with an extra when they are called.
+    "public": (LIBRARY, set()),
+    "__init__": ({"public", "lazy"}, set()),
+    "__main__": ({"cli"}, set()),
+    # Its commands import what takes long to import, or comes with an extra, when they are called.
     "cli": (
-        LIBRARY | {"__init__", "image_decoding", "data", "evaluation", "hub", "text_encoders"},
+        LIBRARY | {"__init__", "image_decoding", "plain_options", "data", "evaluation", "hub", "text_encoders"},
         CORE | {"diffusers", "accelerate", "yaml"},
     ),
 }

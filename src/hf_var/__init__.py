@@ -1,47 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
 """Visual autoregressive models for the Hugging Face ecosystem."""
 
+import sys
+from importlib import import_module
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from .autoencoders import (
-    HierarchicalVQVAEConfig,
-    HierarchicalVQVAEModel,
-    VQVAEConfig,
-    VQVAEDecoderOutput,
-    VQVAEEncoderOutput,
-    VQVAEModel,
-    VQVAEOutput,
-)
-from .pipelines import (
-    ARPipeline,
-    VARImg2ImgPipeline,
-    VARInpaintPipeline,
-    VARPipeline,
-    VARPipelineOutput,
-    VARTextImg2ImgPipeline,
-    VARTextInpaintPipeline,
-    VARTextToImagePipeline,
-)
-from .priors import (
-    PixelCNN,
-    PixelCNNConfig,
-    PixelPriorOutput,
-    PixelSNAIL,
-    PixelSNAILConfig,
-    RowCache,
-    RQTransformer,
-    RQTransformerConfig,
-    RQTransformerOutput,
-    TextVARConfig,
-    TextVARTransformer,
-    VARCache,
-    VARConfig,
-    VARTransformer,
-    VARTransformerOutput,
-    stack_codes,
-    unstack_codes,
-)
-from .registration import register
+from .lazy import names_on_use
 
 
 __version__ = "0.1.0"
@@ -50,8 +15,6 @@ __version__ = "0.1.0"
 # pixels from texts.
 DIGITS_CHECKPOINT = str(Path(__file__).parent / "checkpoints" / "digits")
 EMOJI_CHECKPOINT = str(Path(__file__).parent / "checkpoints" / "emoji")
-
-register()
 
 __all__ = [
     "DIGITS_CHECKPOINT",
@@ -90,3 +53,18 @@ __all__ = [
     "stack_codes",
     "unstack_codes",
 ]
+
+
+def _is_command() -> bool:
+    """Whether this process is `hf-var` or `python -m hf_var`."""
+    # Python sets the first argument so while it looks for the module that comes with -m, which imports this package.
+    is_module = sys.argv[:1] == ["-m"] and sys.orig_argv[-len(sys.argv)] in ("hf_var", "hf_var.cli")
+    return is_module or getattr(sys.modules.get("hf_var_command"), "is_running", False)
+
+
+# What follows imports torch, transformers and diffusers and takes seconds. The command answers --help and mistakes without
+# it, and then calls `register`.
+if TYPE_CHECKING or not _is_command():
+    from .public import *
+else:
+    __getattr__ = names_on_use(__name__, __all__, lambda: import_module("hf_var.public"))

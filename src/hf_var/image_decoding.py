@@ -16,12 +16,12 @@ import numpy as np
 import torch
 from PIL import Image, ImageOps
 
+from .ranges import MOST_PIXELS
+
 
 PIL_MODES = {1: "L", 2: "LA", 3: "RGB", 4: "RGBA"}
 # Whose pixels are numbers: black and white, gray, the indices of a palette, and the integers of 16 and 32 bits.
 CLASS_MAP_MODES = ("1", "L", "P", "I", "I;16", "I;16L", "I;16B", "I;16N")
-# Pillow itself refuses larger images.
-MOST_PIXELS = 178_956_970
 EXIF_ORIENTATION = 0x0112
 # Depths of sensors, whose values are often stored in 16 bits as they are.
 USUAL_BITS = (8, 10, 12, 14)

@@ -76,6 +76,8 @@ Share = Annotated[float, Interval(minimum=0, maximum=1)]
 PartialShare = Annotated[float, Interval(minimum=0, below=1)]
 # The weight of the past in a moving average; 1 would never move.
 Decay = Annotated[float, Interval(minimum=0, below=1)]
+# Of an image; Pillow itself refuses larger ones.
+MOST_PIXELS = 178_956_970
 
 _KINDS: dict[type, tuple[Any, str]] = {
     bool: (bool, "true or false"),

@@ -5,7 +5,8 @@ import pytest
 
 from hf_var.evaluation.generate import image_label, image_seed
 from hf_var.evaluation.protocol import EvaluationConfig, SamplingConfig
-from hf_var.pipelines.options import PLAIN_OPTIONS, SAMPLING_DEFAULTS
+from hf_var.pipelines.options import SAMPLING_DEFAULTS
+from hf_var.plain_options import PLAIN_OPTIONS
 
 
 PUBLISHED = {

@@ -7,7 +7,8 @@ import pytest
 import torch
 
 from hf_var import VARImg2ImgPipeline, VARInpaintPipeline, VARPipeline
-from hf_var.pipelines.options import PLAIN_OPTIONS, SAMPLING_DEFAULTS, CallOptions, SamplingOptions
+from hf_var.pipelines.options import SAMPLING_DEFAULTS, CallOptions, SamplingOptions
+from hf_var.plain_options import PLAIN_OPTIONS
 
 
 PIPELINES = [VARPipeline, VARImg2ImgPipeline, VARInpaintPipeline]

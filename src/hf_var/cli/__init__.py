@@ -11,9 +11,15 @@ from safetensors import SafetensorError
 
 from .. import __version__
 from .drawing import add_generate, add_inpaint, add_vary
+from .flags import load_library
 from .jobs import JOBS
 from .measuring import add_reconstruct, add_score
 from .models import add_convert
+
+
+# Each adds its parser, which sets two functions of the options: `check`, before anything that takes seconds is imported, and
+# `run`, which imports that itself.
+COMMANDS = (add_generate, add_inpaint, add_vary, add_score, add_reconstruct, add_convert)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -26,6 +32,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
             run(arguments[1:])
         else:
             options = _parser().parse_args(arguments)
+            options.check(options)
+            load_library()
             options.run(options)
         sys.stdout.flush()
     except KeyboardInterrupt:
@@ -61,7 +69,7 @@ def _parser() -> argparse.ArgumentParser:
     parser = _Parser(prog="hf-var", description="Visual autoregressive models (VAR).")
     parser.add_argument("--version", action="version", version=f"hf-var {__version__}")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    for add in (add_generate, add_inpaint, add_vary, add_score, add_reconstruct, add_convert):
+    for add in COMMANDS:
         add(commands)
     # Their own parsers, made when they are called, need what comes with an extra.
     for name, (_, text) in JOBS.items():

@@ -27,13 +27,13 @@ def parse_arguments(configurations: Sequence[type], argv: Sequence[str], **texts
     if arguments and not arguments[0].startswith("-"):
         recipe_arguments = _recipe_arguments(arguments.pop(0), known)
     # argparse keeps the last value of an argument that comes twice.
-    *parsed, unknown = parser.parse_args_into_dataclasses(
-        recipe_arguments + arguments, return_remaining_strings=True, look_for_args_file=False
-    )
-    for word in unknown:
+    arguments = recipe_arguments + arguments
+    # Before the configurations are checked: what a wrong word was to set is missing there.
+    for word in parser.parse_known_args(arguments)[1]:
         if word.startswith("--"):
             _raise_unknown(word[2:].split("=")[0], "the command line", known)
         raise ValueError(f"The command line has the value {word!r} that belongs to no argument.")
+    parsed = parser.parse_args_into_dataclasses(arguments, look_for_args_file=False)
     return tuple(parsed)
 
 

@@ -6,20 +6,7 @@ import inspect
 from collections.abc import Callable
 from typing import Any
 
-from .. import VARImg2ImgPipeline, VARInpaintPipeline
-from ..pipelines.base import load_pipeline
-from .common import (
-    add_labels,
-    add_model,
-    add_picture,
-    add_sampling,
-    check_picture,
-    choose_model,
-    open_pipeline,
-    read_images,
-    sampling_arguments,
-    save_result,
-)
+from .flags import add_labels, add_model, add_picture, add_sampling, check_picture, choose_model
 
 
 def add_generate(commands) -> None:
@@ -31,7 +18,7 @@ def add_generate(commands) -> None:
         "the checkpoints that ship with the package sample emoji of prompts, and handwritten digits of class labels.",
         epilog='example: hf-var generate --prompt "a red heart" "a blue apple" --resize 128 --output emoji.png',
     )
-    parser.set_defaults(run=_generate)
+    parser.set_defaults(check=check_picture, run=_generate)
     condition = parser.add_mutually_exclusive_group()
     condition.add_argument(
         "--prompt", nargs="+", metavar="TEXT", help="texts, for a model that is conditioned on them"
@@ -62,7 +49,7 @@ def _generate(options: argparse.Namespace) -> None:
     given = {name: getattr(options, name) for name in names}
     if given["negative_prompt"] is not None and len(given["negative_prompt"]) == 1:
         (given["negative_prompt"],) = given["negative_prompt"]
-    _run(load_pipeline, options, **{name: value for name, value in given.items() if value is not None})
+    _run(options, **{name: value for name, value in given.items() if value is not None})
 
 
 def add_inpaint(commands) -> None:
@@ -74,7 +61,7 @@ def add_inpaint(commands) -> None:
         "the middle extends the image.",
         epilog="example: hf-var inpaint --image dog.png --mask mask.png --class-labels cat --model REPO --output cat.png",
     )
-    parser.set_defaults(run=_inpaint)
+    parser.set_defaults(check=_check_inpaint, run=_inpaint)
     parser.add_argument("--image", required=True, metavar="FILE", help="picture to edit, or its address")
     parser.add_argument("--mask", required=True, metavar="FILE", help="picture that is white where to repaint")
     parser.add_argument(
@@ -84,11 +71,17 @@ def add_inpaint(commands) -> None:
     _add_shared(parser)
 
 
-def _inpaint(options: argparse.Namespace) -> None:
+def _check_inpaint(options: argparse.Namespace) -> None:
     if options.feather_width is not None and not options.paste_original:
         raise ValueError(f"--feather-width {options.feather_width} needs --paste-original.")
+    check_picture(options)
+
+
+def _inpaint(options: argparse.Namespace) -> None:
+    from .. import VARInpaintPipeline
+
     edits = {"paste_original": options.paste_original, "feather_width": options.feather_width}
-    _run(VARInpaintPipeline.from_pretrained, options, image=options.image, mask_image=options.mask, **edits)
+    _run(options, VARInpaintPipeline.from_pretrained, image=options.image, mask_image=options.mask, **edits)
 
 
 def add_vary(commands) -> None:
@@ -100,7 +93,7 @@ def add_vary(commands) -> None:
         "becomes a large one in this way.",
         epilog="example: hf-var vary --image dog.png --strength 0.4 --class-labels dog --model REPO --output dogs.png",
     )
-    parser.set_defaults(run=_vary)
+    parser.set_defaults(check=check_picture, run=_vary)
     parser.add_argument("--image", required=True, metavar="FILE", help="picture to vary, or its address")
     amount = parser.add_mutually_exclusive_group()
     amount.add_argument("--strength", type=float, metavar="X", help="share of the scales that are sampled (0.5)")
@@ -109,8 +102,10 @@ def add_vary(commands) -> None:
 
 
 def _vary(options: argparse.Namespace) -> None:
+    from .. import VARImg2ImgPipeline
+
     kept = {"strength": options.strength, "num_kept_scales": options.num_kept_scales}
-    _run(VARImg2ImgPipeline.from_pretrained, options, image=options.image, **kept)
+    _run(options, VARImg2ImgPipeline.from_pretrained, image=options.image, **kept)
 
 
 def _add_shared(parser: argparse.ArgumentParser) -> None:
@@ -118,9 +113,10 @@ def _add_shared(parser: argparse.ArgumentParser) -> None:
         add(parser)
 
 
-def _run(load: Callable[..., Any], options: argparse.Namespace, **arguments: Any) -> None:
+def _run(options: argparse.Namespace, load: Callable[..., Any] | None = None, **arguments: Any) -> None:
     """Call a pipeline with the shared arguments and its own; those that name images are read first."""
-    check_picture(options)
+    from .common import open_pipeline, read_images, sampling_arguments, save_result
+
     for name in arguments.keys() & {"image", "mask_image"}:
         (arguments[name],) = read_images([arguments[name]])
     if "condition_image" in arguments:

@@ -6,7 +6,7 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
-from .arguments import parse_arguments
+from .flags import load_library
 
 
 RESUME = (
@@ -18,10 +18,7 @@ TRUTH_VALUES = {"true", "t", "yes", "y", "1", "false", "f", "no", "n", "0"}
 
 def tokenize(argv: Sequence[str]) -> None:
     """Turn the images of a data set into codes."""
-    # What it needs comes with an extra.
-    from accelerate import Accelerator
-
-    from ..data.tokenization import TokenizationConfig, tokenize_dataset
+    from ..data.tokenization_config import TokenizationConfig
 
     config = _parse(
         TokenizationConfig,
@@ -31,6 +28,11 @@ def tokenize(argv: Sequence[str]) -> None:
         description=f"Encode the images of a data set once, into parquet files of codes for the training of a transformer. {RESUME}",
         epilog="example: hf-var tokenize --data user/images --vqvae user/vqvae --horizontal-flip --output codes",
     )
+    # What it needs comes with an extra.
+    from accelerate import Accelerator
+
+    from ..data.tokenization import tokenize_dataset
+
     accelerator = Accelerator(mixed_precision=config.mixed_precision)
     count = tokenize_dataset(config, accelerator)
     accelerator.print(
@@ -41,12 +43,7 @@ def tokenize(argv: Sequence[str]) -> None:
 
 def evaluate(argv: Sequence[str]) -> None:
     """Evaluate a pipeline, a tokenizer or existing images."""
-    # What it needs comes with an extra.
-    from accelerate import Accelerator
-    from accelerate.utils import InitProcessGroupKwargs
-
     from ..evaluation.protocol import EvaluationConfig
-    from ..evaluation.run import evaluate
 
     config = _parse(
         EvaluationConfig,
@@ -57,6 +54,12 @@ def evaluate(argv: Sequence[str]) -> None:
         f"the reconstructions of a tokenizer. {RESUME}",
         epilog="example: hf-var evaluate --model user/var-d16-256 --preset imagenet256 --output outputs/evaluation",
     )
+    # What it needs comes with an extra.
+    from accelerate import Accelerator
+    from accelerate.utils import InitProcessGroupKwargs
+
+    from ..evaluation.run import evaluate
+
     # A long timeout: the processes' shares differ, and the reference may have to be downloaded.
     accelerator = Accelerator(kwargs_handlers=[InitProcessGroupKwargs(timeout=timedelta(days=7))])
     evaluate(config, accelerator)
@@ -74,6 +77,8 @@ JOBS: dict[str, tuple[Callable[[Sequence[str]], None], str]] = {
 
 def _parse(config_class: type, argv: Sequence[str], repository: str, **texts: str) -> Any:
     """The configuration on a command line, on which the words of the other commands work as well."""
+    from .arguments import parse_arguments
+
     words: list[str] = []
     for word, following in zip(argv, [*argv[1:], "--"], strict=True):
         flag, equals, value = word.partition("=")
@@ -87,4 +92,5 @@ def _parse(config_class: type, argv: Sequence[str], repository: str, **texts: st
             flag = f"--{repository}"
         words.append(flag + equals + value)
     (config,) = parse_arguments([config_class], words, **texts)
+    load_library()
     return config

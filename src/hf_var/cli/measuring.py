@@ -5,22 +5,9 @@ import argparse
 import math
 from typing import Any
 
-import numpy as np
 from PIL import Image
 
-from ..image_decoding import decode_picture
-from ..pipelines.images import image_pixels
-from ..scoring import classify, log_likelihood
-from .common import (
-    add_model,
-    add_picture,
-    check_picture,
-    choose_model,
-    label,
-    open_pipeline,
-    read_images,
-    save_result,
-)
+from .flags import add_model, add_picture, check_picture, choose_model, label
 
 
 def add_score(commands) -> None:
@@ -32,7 +19,7 @@ def add_score(commands) -> None:
         "for each scale; or, with --classify, which classes it takes them for, or which texts of --prompt.",
         epilog="example: hf-var score --images a.png b.png --classify 3 --model REPO",
     )
-    parser.set_defaults(run=_score)
+    parser.set_defaults(check=_check_score, run=_score)
     parser.add_argument("--images", nargs="+", required=True, metavar="FILE", help="pictures, or their addresses")
     task = parser.add_mutually_exclusive_group()
     task.add_argument("--class-label", default="none", metavar="LABEL", help="id or name (none: unconditional)")
@@ -45,9 +32,15 @@ def add_score(commands) -> None:
     parser.set_defaults(model=None)
 
 
-def _score(options: argparse.Namespace) -> None:
+def _check_score(options: argparse.Namespace) -> None:
     if options.classify is not None and options.classify < 1:
         raise ValueError(f"--classify must be at least 1, got {options.classify}.")
+
+
+def _score(options: argparse.Namespace) -> None:
+    from ..scoring import classify, log_likelihood
+    from .common import open_pipeline, read_images
+
     images = read_images(options.images)
     choose_model(options)
     pipe = open_pipeline(options)
@@ -79,14 +72,15 @@ def add_reconstruct(commands) -> None:
         "reconstructions below.",
         epilog="example: hf-var reconstruct --images a.png b.png --model REPO --output reconstructions.png",
     )
-    parser.set_defaults(run=_reconstruct)
+    parser.set_defaults(check=check_picture, run=_reconstruct)
     parser.add_argument("--images", nargs="+", required=True, metavar="FILE", help="pictures, or their addresses")
     add_picture(parser)
     add_model(parser)
 
 
 def _reconstruct(options: argparse.Namespace) -> None:
-    check_picture(options)
+    from .common import open_pipeline, read_images, save_result
+
     images = read_images(options.images)
     pipe = open_pipeline(options)
     codes = pipe.encode_images(images)
@@ -96,6 +90,11 @@ def _reconstruct(options: argparse.Namespace) -> None:
 
 def _originals(images: list[Image.Image], found: Image.Image, pipe: Any) -> list[Image.Image]:
     """What the tokenizer read, of the size and mode of a reconstruction."""
+    import numpy as np
+
+    from ..image_decoding import decode_picture
+    from ..pipelines.images import image_pixels
+
     config = pipe.vqvae.config
     if config.num_pixel_classes is not None:
         ids = image_pixels(images, config).numpy()  # pyright: ignore[reportArgumentType]

@@ -1,47 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """Images or codes from any source that `datasets` reads, in an order that resumed runs reproduce exactly."""
 
-from .batches import TrainingBatches, ValidationBatches
-from .codes import (
-    CODES_COLUMN,
-    TEXT_ENCODER_KEY,
-    CodesRows,
-    check_codes_column,
-    codes_fingerprint,
-    codes_schema,
-    encode_codes,
-    is_codes_dataset,
-    tokenized_copies,
-    tokenizer_fingerprint,
-)
-from .conditions import (
-    Condition,
-    EmbeddingCondition,
-    LabelCondition,
-    StoredCondition,
-    TokenCondition,
-    check_labels,
-    embedding_condition,
-    find_label_column,
-    has_label_names,
-    label_names,
-    training_labels,
-    validation_labels,
-)
-from .config import AugmentConfig, DataConfig, ReadingConfig
-from .images import ImageCondition, ImageRows, ImageTransform, OrderedImages, image_condition, image_rows
-from .rows import collate
-from .sources import AnyDataset, find_image_column, load_source
-from .text_conditions import (
-    CaptionCondition,
-    EmbeddedCaptionCondition,
-    TextCondition,
-    caption_condition,
-    embedded_caption_feature,
-    first_captions,
-    holds_embedded_captions,
-    token_condition,
-)
+from importlib import import_module
+from typing import TYPE_CHECKING
+
+from ..lazy import names_on_use
 
 
 __all__ = [
@@ -91,3 +54,9 @@ __all__ = [
     "training_labels",
     "validation_labels",
 ]
+
+# The command line needs the configurations alone, without torch.
+if TYPE_CHECKING:
+    from .public import *
+else:
+    __getattr__ = names_on_use(__name__, __all__, lambda: import_module("hf_var.data.public"))

@@ -4,8 +4,17 @@
 from dataclasses import dataclass
 from typing import Annotated
 
-from ..image_decoding import MOST_PIXELS
-from ..ranges import CheckedFields, Interval, NonNegativeFloat, NonNegativeInt, OneOf, PositiveInt, Share, argument
+from ..ranges import (
+    MOST_PIXELS,
+    CheckedFields,
+    Interval,
+    NonNegativeFloat,
+    NonNegativeInt,
+    OneOf,
+    PositiveInt,
+    Share,
+    argument,
+)
 
 
 INTERPOLATION_NAMES = ("lanczos", "bicubic", "bilinear", "hamming", "box")

@@ -8,10 +8,10 @@ number alone, and it is written atomically. Processes share the units, and a res
 
 import random
 import re
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from functools import partial
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Any
 
 import datasets
 import numpy as np
@@ -26,7 +26,6 @@ from ..autoencoders import Tokenizer, TokenizerConfig, load_tokenizer
 from ..hub.names import is_hub_name, public_recipe, without_folders
 from ..hub.push import push_card
 from ..progress import progress_bar
-from ..ranges import NonNegativeInt, OneOf, PositiveInt, argument
 from ..text_encoders import TextEncoders, encode_ids, load_text_encoders
 from .batches import warn_of_broken
 from .codes import codes_schema, encode_codes, is_codes_dataset, tokenizer_fingerprint
@@ -46,12 +45,12 @@ from .conditions import (
     label_feature,
     training_labels,
 )
-from .config import AugmentConfig, ReadingConfig
 from .images import ImageRows, ImageTransform, image_rows
 from .resumable_settings import check_settings, write_settings
 from .rows import Tally
 from .sources import AnyDataset, load_source
 from .text_conditions import POOLED_PROMPT_EMBEDS, PROMPT_EMBEDS, caption_condition, embedded_caption_feature
+from .tokenization_config import TokenizationConfig
 from .work_units import IndexedUnits, StreamedUnits
 
 
@@ -59,7 +58,6 @@ logger = logging.get_logger(__name__)
 
 # Column of stored embeddings of texts.
 CAPTIONS_COLUMN = "caption_embeds"
-AUGMENTATIONS = ("augment_rotation", "augment_translation", "augment_zoom", "augment_shear")
 # Arguments that may change while files are missing. The tokenizer counts by its fingerprint, wherever it lies.
 FREE_SETTINGS = {
     "text_encoder",
@@ -71,60 +69,6 @@ FREE_SETTINGS = {
     "max_broken_share",
 }
 FREE_SETTINGS |= {"push_to_hub", "hub_dataset_id", "license"}
-
-
-@dataclass(kw_only=True)
-class TokenizationConfig(AugmentConfig, ReadingConfig):
-    """What [`tokenize_dataset`] reads and writes."""
-
-    data: str = argument(help="Hub data set, folder of images in class folders, or glob of parquet or tar files")
-    vqvae: str = argument(help="folder or repository of the tokenizer")
-    output_dir: str = argument(help="folder for the files of codes")
-
-    # Data
-    split: str | None = argument(None, help="default: train, or the only split")
-    num_labels: NonNegativeInt | None = argument(None, help="0: leave labels out; default: as many as the data names")
-
-    # Crops
-    num_crops: PositiveInt = argument(1, help="crops of each image at random places; 1: the centre")
-    horizontal_flip: bool = argument(False, help="add the mirror image of every crop")
-    seed: NonNegativeInt = argument(0, help="seed of the random crops")
-
-    # Run
-    rows_per_shard: PositiveInt = argument(
-        10_000, help="images that become one file; of a stream, those of one of its shards do"
-    )
-    caption_column: str | None = argument(
-        None, help="column of texts that become embeddings beside the codes, in place of labels"
-    )
-    text_encoder: str | None = argument(None, help="folder or repository of the CLIPTextModel that embeds them")
-    text_encoder_2: str | None = argument(None, help="a second one, whose pooled vector is stored")
-    max_caption_length: PositiveInt | None = argument(None, help="tokens of a text; default: as many as it reads")
-    batch_size: PositiveInt = argument(64, help="crops per process and forward pass")
-    mixed_precision: Annotated[str, OneOf("no", "fp16", "bf16")] = argument(
-        "no", help="no, fp16 or bf16; half precision is faster and changes some of the codes"
-    )
-    push_to_hub: bool = argument(False, help="upload the result as a data set")
-    hub_dataset_id: str | None = argument(None, help="default: the name of output_dir")
-    license: str | None = argument(None, help="licence of the images, for the data set card")
-
-    def __post_init__(self):
-        super().__post_init__()
-        for name in ("text_encoder", "text_encoder_2", "max_caption_length"):
-            if self.caption_column is None and getattr(self, name) is not None:
-                raise ValueError(f"`{name}` = {getattr(self, name)!r} needs a `caption_column`.")
-        if self.caption_column is not None and (self.label_column is not None or self.num_labels):
-            raise ValueError(f"`label_column` and `caption_column` = {self.caption_column!r} exclude each other.")
-        for name in AUGMENTATIONS:
-            if getattr(self, name) != 0 and self.num_crops == 1:
-                raise ValueError(
-                    f"`{name}` = {getattr(self, name)} changes random crops: `num_crops` must be above 1."
-                )
-
-    @property
-    def rows_per_image(self) -> int:
-        """Rows of codes that one image gives."""
-        return 2 * self.num_crops if self.horizontal_flip else self.num_crops
 
 
 # --------------------------------------------------------------------------------------------------------------------

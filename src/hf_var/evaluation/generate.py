@@ -15,7 +15,8 @@ from ..data.resumable_settings import check_settings, read_settings, write_setti
 from ..fingerprints import fingerprint
 from ..metrics.feature_extractors import rgb_bytes
 from ..pipelines.base import PipelineBase
-from ..pipelines.options import PLAIN_OPTIONS, resolve_sampling
+from ..pipelines.options import resolve_sampling
+from ..plain_options import PLAIN_OPTIONS
 from .image_files import read_or_sample
 from .image_sets import ImageSet
 from .protocol import EvaluationConfig

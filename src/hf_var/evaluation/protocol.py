@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 from ..data.config import INTERPOLATION_NAMES
 from ..hub.names import is_hub_name
-from ..metrics.generation import NUM_NEIGHBORS
+from ..metrics.protocol import NUM_NEIGHBORS
 from ..ranges import CheckedFields, Interval, NonNegativeInt, OneOf, PositiveInt, argument
 
 

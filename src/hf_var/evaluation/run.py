@@ -20,8 +20,9 @@ from ..downloads import download_once
 from ..fingerprints import fingerprint
 from ..hub.push import create_repository
 from ..metrics.feature_extractors import full_precision
-from ..metrics.generation import DISTANCES, NUM_NEIGHBORS, generation_metrics, kid_subset_size
+from ..metrics.generation import DISTANCES, generation_metrics, kid_subset_size
 from ..metrics.perceptual import PerceptualLoss
+from ..metrics.protocol import NUM_NEIGHBORS
 from ..metrics.reconstruction import measure_reconstruction
 from ..pipelines.base import PipelineBase, load_pipeline
 from .features import FeatureFiles, load_extractor, write_features

@@ -11,6 +11,7 @@ from torch_fidelity.metric_kid import KEY_METRIC_KID_MEAN, KEY_METRIC_KID_STD, k
 from torch_fidelity.metric_prc import KEY_METRIC_PRECISION, KEY_METRIC_RECALL, prc_features_to_metric
 
 from .feature_extractors import full_precision
+from .protocol import NUM_NEIGHBORS
 
 
 # `mu` (features,) and `sigma` (features, features), in double precision.
@@ -18,7 +19,6 @@ Moments = Mapping[str, np.ndarray]
 
 # Name of the distance, the features that it compares, and the names of their moments in OpenAI's reference files.
 DISTANCES = (("fid", "features", "mu", "sigma"), ("sfid", "spatial_features", "mu_s", "sigma_s"))
-NUM_NEIGHBORS = 3
 KID_SUBSET_SIZE = 1000
 # Images whose distances to a whole set are in memory at once.
 BLOCK_SIZE = 1000

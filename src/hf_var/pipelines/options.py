@@ -13,6 +13,7 @@ import torch
 from diffusers.callbacks import MultiPipelineCallbacks, PipelineCallback
 from transformers import LogitsProcessor, LogitsProcessorList
 
+from ..plain_options import PLAIN_OPTIONS
 from ..priors import TextVARConfig
 from ..priors.modeling_blocks import BlockTransformer
 from ..ranges import CheckedFields, PositiveInt
@@ -111,20 +112,9 @@ class TextCallOptions(PromptOptions, TextSamplingOptions, ResultOptions, total=F
     num_images_per_prompt: int
 
 
-# Options with a plain value, which a command line can give and a report or a model card can state: type and meaning.
-PLAIN_OPTIONS: Mapping[str, tuple[type, str]] = {
-    "guidance_scale": (float, "1 is off (default: the checkpoint's, or 2.5)"),
-    "top_k": (int, "0 is off (default: 900, or all of a smaller codebook)"),
-    "top_p": (float, "0 and 1 are off (default: the checkpoint's, or 0.96)"),
-    "temperature": (float, "above 1 for more variety (default: the checkpoint's, or 1)"),
-    "smooth": (bool, "mix code vectors: smoother, less detailed images"),
-}
 # `None` is the checkpoint's own value, or the pipeline's.
 SAMPLING_DEFAULTS: Mapping[str, Any] = {
-    "guidance_scale": None,
-    "top_k": None,
-    "top_p": None,
-    "temperature": None,
+    **dict.fromkeys(PLAIN_OPTIONS),
     "smooth": False,
     "logits_processor": None,
     "refiner": None,

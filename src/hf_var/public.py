@@ -1,0 +1,45 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The public names of the package, loaded and registered; they belong to `hf_var` itself."""
+
+from .autoencoders import (
+    HierarchicalVQVAEConfig,
+    HierarchicalVQVAEModel,
+    VQVAEConfig,
+    VQVAEDecoderOutput,
+    VQVAEEncoderOutput,
+    VQVAEModel,
+    VQVAEOutput,
+)
+from .pipelines import (
+    ARPipeline,
+    VARImg2ImgPipeline,
+    VARInpaintPipeline,
+    VARPipeline,
+    VARPipelineOutput,
+    VARTextImg2ImgPipeline,
+    VARTextInpaintPipeline,
+    VARTextToImagePipeline,
+)
+from .priors import (
+    PixelCNN,
+    PixelCNNConfig,
+    PixelPriorOutput,
+    PixelSNAIL,
+    PixelSNAILConfig,
+    RowCache,
+    RQTransformer,
+    RQTransformerConfig,
+    RQTransformerOutput,
+    TextVARConfig,
+    TextVARTransformer,
+    VARCache,
+    VARConfig,
+    VARTransformer,
+    VARTransformerOutput,
+    stack_codes,
+    unstack_codes,
+)
+from .registration import register
+
+
+register()
