@@ -12,6 +12,7 @@ from .autoencoders import (
     VQVAEModel,
     VQVAEOutput,
 )
+from .modular import VARAutoBlocks, VARModularPipeline, VARTextAutoBlocks, VARTextModularPipeline
 from .pipelines import (
     ARPipeline,
     VARImg2ImgPipeline,
@@ -70,14 +71,18 @@ __all__ = [
     "RowCache",
     "TextVARConfig",
     "TextVARTransformer",
+    "VARAutoBlocks",
     "VARCache",
     "VARConfig",
     "VARImg2ImgPipeline",
     "VARInpaintPipeline",
+    "VARModularPipeline",
     "VARPipeline",
     "VARPipelineOutput",
+    "VARTextAutoBlocks",
     "VARTextImg2ImgPipeline",
     "VARTextInpaintPipeline",
+    "VARTextModularPipeline",
     "VARTextToImagePipeline",
     "VARTransformer",
     "VARTransformerOutput",
