@@ -26,7 +26,7 @@ POSTERIOR = "diffusers.models.autoencoders.vae.DiagonalGaussianDistribution"
 RUN_CONFIG = "hf_var.training.run.RunConfig"
 IMPORT_DECORATOR = "from diffusers.utils.accelerate_utils import apply_forward_hook"
 STAGES = {"scales", "ranges", "tensor_checks", "fingerprints", "image_decoding", "autoencoders", "priors"}
-LIBRARY = STAGES | {"adapter_files", "pipelines", "registration", "conversion", "scoring"}
+LIBRARY = STAGES | {"adapter_files", "pipelines", "modular", "registration", "conversion", "scoring"}
 CORE = {"torch", "transformers", "huggingface_hub", "safetensors", "numpy", "PIL"}
 FLOOR = {"data", "metrics", "hub"}
 READ = {"accelerate", "datasets", "torchvision"}
@@ -68,7 +68,8 @@ MAY_IMPORT: dict[str, tuple[set[str], set[str]]] = {
         },
         CORE | {"diffusers", "peft"},
     ),
-    "registration": (STAGES | {"pipelines"}, {"transformers", "diffusers"}),
+    "modular": (STAGES | {"modes", "pipelines", "text_encoders"}, CORE | {"diffusers"}),
+    "registration": (STAGES | {"modular", "pipelines"}, {"transformers", "diffusers"}),
     "weight_files": (set(), {"torch", "safetensors"}),
     "conversion": (STAGES | {"weight_files"}, CORE),
     "scoring": (STAGES | {"pipelines"}, CORE | {"diffusers"}),
@@ -189,6 +190,7 @@ def test_imports_run_downwards(path):
         ("pipelines/sampling.py", "def late():\n    from ..training import losses", "hf_var.training.losses"),
         ("pipelines/sampling.py", "import importlib\nimportlib.import_module('hf_var.cli')", "hf_var.cli"),
         ("pipelines/sampling.py", "import accelerate.utils", "accelerate.utils"),
+        ("pipelines/sampling.py", "from ..modular import VARScaleLoop", "hf_var.modular.VARScaleLoop"),
         ("conversion/common.py", "from ..cli import main", "hf_var.cli.main"),
         ("priors/layers.py", "from ..autoencoders import VQVAEModel", "hf_var.autoencoders.VQVAEModel"),
         ("data/images.py", "from ..training.run import RunConfig", RUN_CONFIG),

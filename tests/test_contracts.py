@@ -21,6 +21,7 @@ from diffusers.models.autoencoders.vae import DiagonalGaussianDistribution
 from torch import nn
 from transformers import initialization
 
+import hf_var
 from hf_var import VARCache, VARPipeline, VARTransformer, VQVAEModel
 from pipelines.tiny import make_pipeline
 from priors.rq import rq_inputs, rq_model
@@ -39,6 +40,7 @@ DOCUMENTED = {
     "datasets.distributed",
     "diffusers.callbacks",
     "diffusers.image_processor",
+    "diffusers.modular_pipelines",
     "diffusers.training_utils",
     "diffusers.utils",
     "torch.distributed.checkpoint.state_dict",
@@ -392,6 +394,38 @@ def test_what_diffusers_asks_pipelines_for_and_tells_them():
     assert hasattr(pipe.transformer, "_hf_hook")
     source = inspect.getsource(diffusers.DiffusionPipeline)
     assert not [name for name in ("model_cpu_offload_seq", "_optional_components") if name not in source]
+
+
+@contract(
+    "registration.py: auto_pipeline.SUPPORTED_TASKS_MAPPINGS modular_pipeline.MODULAR_PIPELINE_MAPPING",
+    "modular/modular_pipeline.py: _dict_to_component_spec",
+    "modular/modular_blocks_var.py: _workflow_map",
+    "modular/before_denoise.py: _execution_device",
+    "modular/denoise.py: _execution_device",
+    "modular/encoders.py: _execution_device",
+)
+def test_modular_pipelines_are_found_by_the_name_of_a_model():
+    """
+    The class of a pipeline has a model's name in one of the mappings of tasks, this name a function of `model_index.json` that
+    returns the name of a class of `diffusers`, and that class the name of its blocks. A component of `model_index.json`
+    is a specification with the folder under `repo`.
+    """
+    from diffusers.modular_pipelines import modular_pipeline
+    from diffusers.pipelines import auto_pipeline
+
+    for pipeline_class in (VARPipeline, hf_var.VARInpaintPipeline, hf_var.VARImg2ImgPipeline):
+        assert auto_pipeline._get_model(pipeline_class.__name__) == "hf-var"
+    assert auto_pipeline._get_model("VARTextInpaintPipeline") == "hf-var-text"
+    assert modular_pipeline.MODULAR_PIPELINE_MAPPING["hf-var"]({}) == "VARModularPipeline"
+    pipe = hf_var.VARAutoBlocks().init_pipeline()
+    assert type(pipe) is hf_var.VARModularPipeline
+    assert pipe._execution_device == torch.device("cpu")
+    assert pipe.blocks.available_workflows == list(hf_var.VARAutoBlocks._workflow_map)
+    spec = {"repo": Path("folder"), "subfolder": "vqvae", "type_hint": ("hf_var", "VQVAEModel")}
+    found = pipe._dict_to_component_spec("vqvae", spec)
+    assert (found.pretrained_model_name_or_path, found.type_hint) == ("folder", VQVAEModel)
+    absent = pipe._dict_to_component_spec("vqvae", {**spec, "type_hint": (None, None)})
+    assert (absent.pretrained_model_name_or_path, absent.type_hint) == (None, None)
 
 
 @contract(

@@ -16,8 +16,8 @@ from hf_var import cli, conversion, scoring
 ROOT = Path(__file__).parent.parent
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
 SNIPPET = re.compile(r"```python\n(.*?)```", re.DOTALL)
-# Snippets about files that only a user has.
-NEEDS_FILES = ("var_d16.pth", "switti-512")
+# Snippets about files and repositories that only a user has; `hub/test_modular.py` loads such a block.
+NEEDS_FILES = ("var_d16.pth", "switti-512", "user/prompt_to_class")
 
 
 def public_objects():

@@ -10,6 +10,7 @@ from .autoencoders import (
     VQVAEModel,
     VQVAEOutput,
 )
+from .modular import VARAutoBlocks, VARModularPipeline, VARTextAutoBlocks, VARTextModularPipeline
 from .pipelines import (
     ARPipeline,
     VARImg2ImgPipeline,

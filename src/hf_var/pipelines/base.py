@@ -17,9 +17,9 @@ from torch import nn
 
 from ..modes import evaluation_mode
 from ..precision import ONEDNN_MATMUL, fp32_precision
-from .checks import as_tensor, check_generator, check_guidance, check_output, check_temperature, check_top_p
+from .checks import as_tensor, check_guidance, check_output, check_temperature, check_top_p
 from .conditions import Condition, Labels, class_condition, label_ids
-from .editing import match_inputs
+from .editing import match_condition
 from .images import image_pixels, make_processor
 from .options import CallOptions, CallSettings, Scores, resolve_call
 from .pipeline_output import VARPipelineOutput
@@ -253,10 +253,7 @@ class PipelineBase(DiffusionPipeline):
             condition = class_condition(self.priors[0], class_labels, call.class_embeds)
         elif not isinstance(condition, Condition):
             condition = condition(call)
-        items = match_inputs(call.num_images, **sizes, **{condition.name: len(condition)})
-        condition = condition.select(items.pop(condition.name))
-        check_generator(call.generator, len(condition))
-        return call, condition, items
+        return call, *match_condition(condition, call.num_images, call.generator, **sizes)
 
     def check_sampling(self, settings: SamplingSettings) -> None:
         """Raise a `ValueError` if the models cannot sample with these settings."""

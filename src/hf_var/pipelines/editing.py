@@ -8,7 +8,9 @@ import numpy as np
 import torch
 
 from ..autoencoders import VQVAEModel
-from .checks import check_num_scales, checked_codes, is_number
+from .checks import check_generator, check_num_scales, checked_codes, is_number
+from .conditions import Condition
+from .sampling import Generators
 
 
 # Share of the scales that a variation samples.
@@ -79,6 +81,16 @@ def match_inputs(num_images: int, **sizes: int) -> dict[str, list[int]]:
         names = " and ".join(f"`{name}`" for name in sizes)
         raise ValueError(f"{names} must be as many, or one for all, got {' and '.join(map(str, sizes.values()))}.")
     return {name: [item % size for item in range(number) for _ in range(num_images)] for name, size in sizes.items()}
+
+
+def match_condition(
+    condition: Condition, num_images: int, generator: Generators, **sizes: int
+) -> tuple[Condition, dict[str, list[int]]]:
+    """The condition of every image of a call, and its items of the other inputs, see [`match_inputs`]."""
+    items = match_inputs(num_images, **sizes, **{condition.name: len(condition)})
+    condition = condition.select(items.pop(condition.name))
+    check_generator(generator, len(condition))
+    return condition, items
 
 
 def _checked_pair(

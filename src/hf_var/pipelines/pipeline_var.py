@@ -1,58 +1,23 @@
 # SPDX-License-Identifier: Apache-2.0
 """Images from class labels, and the loop over the scales, which is that of all pipelines of a VAR transformer."""
 
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, nullcontext
+from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any, Unpack
 
 import torch
 
 from ..autoencoders import VQVAEModel
-from ..priors import VARCache, VARConfig, VARTransformer
+from ..priors import VARConfig, VARTransformer
 from ..priors.likelihood import token_log_probs
 from .base import CallState, Prepared, TokenScorer
-from .compilation import unwrapped
 from .components import check_components
 from .conditions import Condition, Labels
 from .editing import first_sampled_scale
 from .images import check_pasting, given_tokens, image_pixels, mask_pixels, paste_kept
-from .options import (
-    CHECKPOINT_DEFAULTS,
-    CallOptions,
-    CallSettings,
-    check_refiner,
-    last_guided_scale,
-    show_options,
-)
+from .options import CHECKPOINT_DEFAULTS, CallOptions, CallSettings, check_refiner, show_options
 from .pipeline_base import VARPipelineBase
-from .predictor import ScalePredictor
-from .sampling import Sampler, SamplingSettings, guidance_weight
-
-
-class GivenCodes:
-    """
-    Codes `(batch, length)` of other images that replace sampled ones: all of the first `num_scales`, which are then not
-    sampled, and the others at the positions `kept` `(batch, length)`.
-    """
-
-    def __init__(
-        self, codes: torch.Tensor, scale_lengths: list[int], num_scales: int = 0, kept: torch.Tensor | None = None
-    ):
-        self.codes, self.num_scales = codes.split(scale_lengths, dim=1), num_scales
-        self.kept = None if kept is None else kept.split(scale_lengths, dim=1)
-
-    def put(
-        self, k: int, codes: torch.Tensor, content: torch.Tensor, vqvae: VQVAEModel
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        """The codes of scale `k` and its content (these codes, or vectors in their place) with the given ones in it."""
-        if self.kept is None:
-            return codes, content
-        kept, given = self.kept[k], self.codes[k]
-        mixed = torch.where(kept, given, codes)
-        if not content.is_floating_point():
-            return mixed, mixed
-        return mixed, torch.where(kept[..., None], vqvae.code_vectors(given), content)
+from .scale_sampling import GivenCodes, ScaleSampling, scale_predictor
 
 
 class ScalePipeline(VARPipelineBase):
@@ -122,62 +87,27 @@ class ScalePipeline(VARPipelineBase):
         self, call: CallSettings, condition: Condition, given: GivenCodes | None = None
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Sample all token maps: latents `(batch, channels, height, width)` and codes `(batch, length)`."""
-        num_scales = len(self.vqvae.config.patch_nums)
         first_scale = 0 if given is None else given.num_scales
-        state = CallState(call.sampling.guidance_scale, num_timesteps=num_scales - first_scale)
-        latents, codes = None, [] if given is None else list(given.codes[:first_scale])
-        # At the first scale the model reads the condition alone.
-        scale_inputs: list[torch.Tensor | None] = [None]
-        for k, scale_codes in enumerate(codes):
-            latents, following = self.vqvae.next_scale(latents, scale_codes, k)
-            scale_inputs.append(following)
-        sampler = Sampler(call.sampling, call.generator, num_scales)
-        window = call.sampling.guidance_start, call.sampling.guidance_end
+        settings = call.sampling
+        state = CallState(settings.guidance_scale, len(self.vqvae.config.patch_nums) - first_scale)
+        device, compiled = self._execution_device, self._compiled
         with (
             self._showing(state),
-            self._predictor(call.sampling, condition, first_scale) as predictor,
+            scale_predictor(self.transformer, settings, condition, first_scale, device, compiled) as predictor,
             self.progress_bar(total=state.num_timesteps) as progress_bar,  # pyright: ignore
         ):
-            for k in range(first_scale, num_scales):
+            sampling = ScaleSampling(self.vqvae, predictor, settings, call.generator, given)
+            for step, k in enumerate(sampling.scales):
                 if state.interrupt:
                     break
-                weight = guidance_weight(state.guidance_scale, k, num_scales, *window, call.sampling.guidance_rule)
-                logits = predictor.logits(k, scale_inputs, weight)
-                drawn, weights = sampler.draw(logits, k, codes)
-                content = drawn if weights is None else self.vqvae.mix_code_vectors(weights)
-                if given is not None:
-                    # Kept codes are sampled, too, so that the random stream does not depend on the mask.
-                    drawn, content = given.put(k, drawn, content, self.vqvae)
-                codes.append(drawn)
-                latents, following = self.vqvae.next_scale(latents, content, k)
+                logits = sampling.predict(k, state.guidance_scale)
+                codes, content = sampling.sample(k, logits)
+                sampling.add(k, codes, content)
                 if call.callback_on_step_end is not None:
-                    latents = self._call_back(call, k - first_scale, k, latents)
-                    following = self.vqvae.scale_inputs(latents, k + 1) if k + 1 < num_scales else None
-                scale_inputs.append(following)
+                    latents: Any = sampling.latents
+                    sampling.replace_latents(k, self._call_back(call, step, k, latents))
                 progress_bar.update()
-        return latents, torch.cat(codes, dim=1)  # pyright: ignore[reportReturnType]
-
-    @contextmanager
-    def _predictor(
-        self, settings: SamplingSettings, condition: Condition, first_scale: int
-    ) -> Iterator[ScalePredictor]:
-        """What predicts the scales from `first_scale` on, with a cache for the time of a call."""
-        transformer, compiled = self.transformer, self._compiled
-        config = transformer.config
-        num_scales = len(config.patch_nums)
-        window = settings.guidance_start, settings.guidance_end
-        last_guided = last_guided_scale(settings.guidance_scale, num_scales, *window)
-        last_guided = -1 if condition.is_unconditional else last_guided
-        arguments = {}
-        if first_scale < num_scales:
-            arguments = condition.arguments(self._execution_device, guided=last_guided >= 0)
-        is_compiled = compiled is not None and compiled.transformer is unwrapped(transformer) and arguments
-        with compiled.cache(arguments) if is_compiled else nullcontext() as cache:  # pyright: ignore
-            steps = [transformer] * len(config.block_lengths) if cache is None else compiled.steps  # pyright: ignore
-            cache = VARCache(config) if cache is None else cache
-            yield ScalePredictor(
-                steps, transformer, cache, arguments, last_guided, settings.refiner, settings.refiner_start
-            )
+        return sampling.latents, torch.cat(sampling.codes, dim=1)  # pyright: ignore[reportReturnType]
 
     def _call_back(self, call: CallSettings, step: int, k: int, latents: torch.Tensor) -> torch.Tensor:
         """The latents from which the next scale continues, after the callback has seen them."""

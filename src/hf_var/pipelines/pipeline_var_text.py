@@ -11,26 +11,15 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from ..autoencoders import VQVAEModel
 from ..priors import TextVARConfig, TextVARTransformer
 from ..ranges import NonNegativeInt, checked
-from ..text_encoders import TextEmbeddings, encode_texts
+from ..text_encoders import TextEmbeddings
 from .base import Prepared
 from .checks import check_count, check_flag
 from .components import check_components
-from .condition_inputs import as_texts
 from .conditions import Condition, Labels
 from .options import CallSettings, PromptOptions, TextCallOptions, last_guided_scale, show_options
 from .pipeline_var import ScalePipeline
 from .sampling import GuidanceRule, SmoothRule
-from .text_encoding import (
-    Prompts,
-    check_negative,
-    check_text_encoders,
-    size_pairs,
-    text_condition,
-)
-
-
-# What a call without `original_size` means: the model is told of no crop.
-SQUARE = (512, 512)
+from .text_encoding import Prompts, check_text_encoders, embed_prompts, prompt_condition, run_text_encoders
 
 
 class VARTextToImagePipeline(ScalePipeline):
@@ -262,7 +251,8 @@ class VARTextToImagePipeline(ScalePipeline):
             prompt_attention_mask,
             negative_prompt_attention_mask,
         )
-        text, negative = self._encode_texts(prompts, do_classifier_free_guidance)
+        config = self.transformer.config
+        text, negative = embed_prompts(prompts, config, do_classifier_free_guidance, self._run_encoders)
         device = self._execution_device if device is None else torch.device(device)
         number = len(text.pooled)
         found: list[torch.Tensor | None] = []
@@ -274,35 +264,10 @@ class VARTextToImagePipeline(ScalePipeline):
                 found.append(values)
         return tuple(found)
 
-    def _encode_texts(self, prompts: Prompts, guided: bool) -> tuple[TextEmbeddings, TextEmbeddings | None]:
-        """What the transformer reads of the texts and, if `guided`, of the negative ones (one may serve all)."""
-        config, texts = self.transformer.config, {}
-        text = prompts.given(config)
-        negative = prompts.given(config, "negative_") if guided else None
-        if text is None:
-            texts["prompt"] = as_texts("prompt", prompts.prompt)
-        is_learned = config.learned_empty_text and prompts.negative_prompt is None
-        if guided and negative is None and not is_learned:
-            empty = prompts.negative_prompt is None
-            texts["negative_prompt"] = [""] if empty else as_texts("negative_prompt", prompts.negative_prompt)
-        encoded = self._run_encoders(texts) if texts else {}
-        text = encoded["prompt"] if text is None else text
-        negative = encoded.get("negative_prompt", negative)
-        if guided and negative is None:
-            negative = text.nothing
-        if negative is not None:
-            check_negative(text, negative)
-        return text, negative
-
     def _run_encoders(self, texts: Mapping[str, Sequence[str]]) -> dict[str, TextEmbeddings]:
         """The embeddings of the texts of several arguments."""
-        pairs = [(self.text_encoder, self.tokenizer), (self.text_encoder_2, self.tokenizer_2)]
-        pairs = [pair for pair in pairs if pair[0] is not None]
-        if not pairs:
-            name = next(iter(texts))
-            raise ValueError(f"`{name}_embeds` must be passed to a pipeline without text encoders.")
-        with self._at_work(*(encoder for encoder, _ in pairs)) as device:
-            return {name: encode_texts(pairs, values, device) for name, values in texts.items()}
+        with self._at_work(self.text_encoder, self.text_encoder_2) as device:
+            return run_text_encoders(self.components, texts, device)
 
     def _preparation(self, prompt: Any, options: Mapping[str, Any]) -> Callable[..., Prepared]:
         """What checks the arguments of a call and makes the condition of its texts."""
@@ -316,7 +281,7 @@ class VARTextToImagePipeline(ScalePipeline):
         settings, num_scales = call.sampling, len(self.vqvae.config.patch_nums)
         window = settings.guidance_start, settings.guidance_end
         guided = last_guided_scale(settings.guidance_scale, num_scales, *window) >= 0
-        return self._text_condition(prompts, original_size, guided)
+        return prompt_condition(prompts, original_size, self.transformer.config, guided, self._run_encoders)
 
     def _scored_condition(self, class_labels: Labels, given: Mapping[str, Any]) -> Condition:
         if class_labels is not None:
@@ -325,16 +290,5 @@ class VARTextToImagePipeline(ScalePipeline):
             )
         others = dict(given)
         original_size = others.pop("original_size", None)
-        return self._text_condition(Prompts(**others), original_size, guided=False)
-
-    def _text_condition(self, prompts: Prompts, original_size: Any, guided: bool) -> Condition:
-        text, negative = self._encode_texts(prompts, guided)
-        crop_sizes = None
-        if self.transformer.config.crop_conditioning:
-            crop_sizes = size_pairs(SQUARE if original_size is None else original_size, len(text.pooled))
-        elif original_size is not None:
-            raise ValueError(
-                f"`original_size` needs a transformer with crop_conditioning=True, got {original_size!r}."
-            )
-        name = "prompt" if prompts.prompt_embeds is None else "prompt_embeds"
-        return text_condition(text, negative, crop_sizes, name)
+        config = self.transformer.config
+        return prompt_condition(Prompts(**others), original_size, config, guided=False, encode=self._run_encoders)

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Texts as a transformer reads them: prompts through text encoders, or embeddings that were made before."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -9,9 +9,16 @@ import torch
 from transformers import CLIPTextModelWithProjection, PreTrainedTokenizerBase
 
 from ..priors import TextVARConfig
-from ..text_encoders import TextEmbeddings, check_padding
+from ..text_encoders import TEXT_ENCODERS, TextEmbeddings, check_padding, encode_texts
 from .checks import as_tensor
+from .condition_inputs import as_texts
 from .conditions import Condition
+
+
+# Embeddings of the texts of several arguments, by their names.
+TextEncoding = Callable[[Mapping[str, Sequence[str]]], Mapping[str, TextEmbeddings]]
+# What a call without `original_size` means: the model is told of no crop.
+SQUARE = (512, 512)
 
 
 @dataclass(frozen=True)
@@ -90,6 +97,53 @@ def check_text_encoders(
             f"{listed} must have hidden states of {config.cross_attention_dim} channels side by side, and pooled "
             f"vectors of {config.pooled_projection_dim} from the last one, for `transformer`, got the widths {widths}."
         )
+
+
+def run_text_encoders(
+    components: Mapping[str, Any], texts: Mapping[str, Sequence[str]], device: torch.device
+) -> dict[str, TextEmbeddings]:
+    """The embeddings of the texts of several arguments, by the text encoders among the `components` of a pipeline."""
+    pairs = [(components[name], components[name.replace("text_encoder", "tokenizer")]) for name in TEXT_ENCODERS]
+    pairs = [pair for pair in pairs if pair[0] is not None]
+    if not pairs:
+        raise ValueError(f"`{next(iter(texts))}_embeds` must be passed to a pipeline without text encoders.")
+    return {name: encode_texts(pairs, values, device) for name, values in texts.items()}
+
+
+def embed_prompts(
+    prompts: Prompts, config: TextVARConfig, guided: bool, encode: TextEncoding
+) -> tuple[TextEmbeddings, TextEmbeddings | None]:
+    """What the transformer reads of the texts and, if `guided`, of the negative ones (one may serve all)."""
+    texts = {}
+    text = prompts.given(config)
+    negative = prompts.given(config, "negative_") if guided else None
+    if text is None:
+        texts["prompt"] = as_texts("prompt", prompts.prompt)
+    is_learned = config.learned_empty_text and prompts.negative_prompt is None
+    if guided and negative is None and not is_learned:
+        empty = prompts.negative_prompt is None
+        texts["negative_prompt"] = [""] if empty else as_texts("negative_prompt", prompts.negative_prompt)
+    encoded = encode(texts) if texts else {}
+    text = encoded["prompt"] if text is None else text
+    negative = encoded.get("negative_prompt", negative)
+    if guided and negative is None:
+        negative = text.nothing
+    if negative is not None:
+        check_negative(text, negative)
+    return text, negative
+
+
+def prompt_condition(
+    prompts: Prompts, original_size: Any, config: TextVARConfig, guided: bool, encode: TextEncoding
+) -> Condition:
+    """The condition of the images of texts, for a transformer of `config`; with negative texts if `guided`."""
+    text, negative = embed_prompts(prompts, config, guided, encode)
+    crop_sizes = None
+    if config.crop_conditioning:
+        crop_sizes = size_pairs(SQUARE if original_size is None else original_size, len(text.pooled))
+    elif original_size is not None:
+        raise ValueError(f"`original_size` needs a transformer with crop_conditioning=True, got {original_size!r}.")
+    return text_condition(text, negative, crop_sizes, "prompt" if prompts.prompt_embeds is None else "prompt_embeds")
 
 
 def text_condition(
