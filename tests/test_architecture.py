@@ -104,6 +104,7 @@ MAY_IMPORT: dict[str, tuple[set[str], set[str]]] = {
         STAGES | FLOOR | {"__init__", "downloads", "files", "fingerprints", "pipelines", "progress"},
         CORE | {"accelerate", "datasets", "matplotlib"},
     ),
+    "serving": ({"pipelines"}, {"vllm_omni.diffusion.registry"}),
     "__init__": (LIBRARY, {"transformers", "diffusers"}),
     # Its long jobs import what comes with an extra when they are called.
     "cli": (
