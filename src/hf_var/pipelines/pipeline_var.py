@@ -27,6 +27,7 @@ from .options import (
 )
 from .pipeline_base import VARPipelineBase
 from .predictor import ScalePredictor
+from .previews import StreamMixin
 from .sampling import Sampler, SamplingSettings, guidance_weight
 
 
@@ -55,7 +56,7 @@ class GivenCodes:
         return mixed, torch.where(kept[..., None], vqvae.code_vectors(given), content)
 
 
-class ScalePipeline(VARPipelineBase):
+class ScalePipeline(StreamMixin, VARPipelineBase):
     """
     Sampling of the token maps of all scales, with parts of images given or without. What differs between its classes
     is the condition: each call hands over `prepare`, which checks its arguments and makes the condition.
