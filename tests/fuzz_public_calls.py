@@ -98,7 +98,9 @@ def entry_points() -> dict[str, tuple]:
     """By `group.name`: a callable, its right arguments, and names of further ones."""
     pipe = make_pipeline()
     options = "guidance_scale top_k top_p temperature smooth logits_processor refiner refiner_start class_embeds"
-    options += " num_images_per_label generator output_type return_dict callback_on_step_end"
+    options += (
+        " prompt num_images_per_label num_images_per_prompt generator output_type return_dict callback_on_step_end"
+    )
     options = [*options.split(), "callback_on_step_end_tensor_inputs", "num_candidates", "score_fn", "class_labels"]
     vary, inpaint = VARImg2ImgPipeline.from_pipe(pipe), VARInpaintPipeline.from_pipe(pipe)
     for each in (pipe, vary, inpaint):

@@ -25,7 +25,9 @@ AUTOENCODER_KL = "diffusers.AutoencoderKL"
 POSTERIOR = "diffusers.models.autoencoders.vae.DiagonalGaussianDistribution"
 RUN_CONFIG = "hf_var.training.run.RunConfig"
 IMPORT_DECORATOR = "from diffusers.utils.accelerate_utils import apply_forward_hook"
-STAGES = {"scales", "ranges", "tensor_checks", "fingerprints", "image_decoding", "autoencoders", "priors"}
+STAGES = {"attention_backends", "scales", "ranges", "tensor_checks", "fingerprints", "image_decoding"}
+STAGES |= {"autoencoders", "priors"}
+MODEL_PARTS = {"attention_backends", "scales", "ranges", "tensor_checks", "loading"}
 LIBRARY = STAGES | {"adapter_files", "pipelines", "modular", "registration", "conversion", "scoring"}
 CORE = {"torch", "transformers", "huggingface_hub", "safetensors", "numpy", "PIL"}
 FLOOR = {"data", "metrics", "hub"}
@@ -40,6 +42,7 @@ MAY_IMPORT: dict[str, tuple[set[str], set[str]]] = {
     "ranges": (set(), set()),
     "lazy": (set(), set()),
     "plain_options": (set(), set()),
+    "attention_backends": (set(), set()),
     "modes": (set(), {"torch"}),
     "precision": (set(), {"torch"}),
     "compatibility": (set(), {"transformers", "peft"}),
@@ -51,8 +54,8 @@ MAY_IMPORT: dict[str, tuple[set[str], set[str]]] = {
     "image_decoding": ({"ranges"}, {"torch", "numpy", "PIL"}),
     "loading": ({"weight_files"}, {"torch", "transformers"}),
     "tensor_checks": (set(), {"torch"}),
-    "autoencoders": ({"scales", "ranges", "tensor_checks", "loading"}, {"torch", "transformers", OFFLOAD_DECORATOR}),
-    "priors": ({"scales", "ranges", "tensor_checks", "loading"}, {"torch", "transformers"}),
+    "autoencoders": (MODEL_PARTS, {"torch", "transformers", OFFLOAD_DECORATOR}),
+    "priors": (MODEL_PARTS, {"torch", "transformers"}),
     # PEFT is an extra, imported when adapters are loaded.
     "adapter_files": ({"priors", "weight_files"}, CORE | {"peft"}),
     "pipelines": (
@@ -114,6 +117,7 @@ MAY_IMPORT: dict[str, tuple[set[str], set[str]]] = {
         STAGES | FLOOR | {"__init__", "downloads", "files", "fingerprints", "pipelines", "plain_options", "progress"},
         CORE | {"accelerate", "datasets", "matplotlib"},
     ),
+    "serving": ({"pipelines"}, {"vllm_omni.diffusion.registry"}),
     "public": (LIBRARY, set()),
     "__init__": ({"public", "lazy"}, set()),
     "__main__": ({"cli"}, set()),

@@ -388,8 +388,20 @@ def test_score_prints_bits_or_classes(drawn, capsys):
     assert re.search(r"3\.png: 3 [01]\.\d+, \d [01]\.\d+$", first)
     assert re.search(r"8\.png: 8 ", second)
     assert main(["score", "--images", *drawn, "--classify", "0"]) == 2
-    assert main(["score", "--images", *drawn, "--prompt", "three", "--model", str(DIGITS_CHECKPOINT)]) == 2
-    assert "--prompt is not an option of a VARPipeline" in capsys.readouterr().err
+    capsys.readouterr()
+    assert main(["score", "--images", *drawn, "--prompt", "3", "8", "--model", DIGITS_CHECKPOINT]) == 0
+    bits_of_both = [line.split(": ")[1] for line in capsys.readouterr().out.splitlines()]
+    assert main(["score", "--images", *drawn, "--prompt", "three", "--model", DIGITS_CHECKPOINT]) == 2
+    assert "`prompt` has the unknown name 'three'" in capsys.readouterr().err
+    assert main(["score", "--images", drawn[1], "--class-label", "8"]) == 0
+    assert capsys.readouterr().out.split(": ")[1] == bits_of_both[1]
+
+
+def test_prompts_of_a_model_of_classes_are_labels(tmp_path):
+    pictures = [str(tmp_path / f"{name}.png") for name in ("label", "prompt")]
+    assert main(["generate", "--class-labels", "3", "1", "--output", pictures[0]]) == 0
+    assert main(["generate", "--prompt", "3", "1", "--model", DIGITS_CHECKPOINT, "--output", pictures[1]]) == 0
+    assert np.array_equal(*(np.asarray(Image.open(picture)) for picture in pictures))
 
 
 def test_score_prints_bits_of_texts_or_the_best_of_them(tmp_path, capsys):

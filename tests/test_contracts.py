@@ -17,12 +17,14 @@ import numpy as np
 import pytest
 import torch
 import transformers
+from diffusers.models.attention_dispatch import AttentionBackendName
 from diffusers.models.autoencoders.vae import DiagonalGaussianDistribution
 from torch import nn
-from transformers import initialization
+from transformers import PreTrainedModel, initialization
 
 import hf_var
 from hf_var import VARCache, VARPipeline, VARTransformer, VQVAEModel
+from hf_var.attention_backends import ATTENTION_BACKENDS
 from pipelines.tiny import make_pipeline
 from priors.rq import rq_inputs, rq_model
 from priors.text import text_inputs, text_model
@@ -375,6 +377,7 @@ def test_a_pipelines_configuration_names_class_and_origin(tmp_path):
 
 @contract(
     "pipelines/base.py: _execution_device _guidance_scale _interrupt",
+    "pipelines/previews.py: _interrupt",
     "pipelines/pipeline_base.py: _execution_device model_cpu_offload_seq",
     "pipelines/pipeline_var.py: _execution_device _callback_tensor_inputs",
     "pipelines/pipeline_ar.py: _execution_device _optional_components",
@@ -594,6 +597,15 @@ def test_datasets_of_images_have_endings_and_a_fingerprint():
     first, second = (datasets.Dataset.from_dict({"x": values})._fingerprint for values in ([1], [2]))
     assert first != second
     assert isinstance(first, str)
+
+
+@contract("attention_backends.py: _native_math _flash_3 _supports_attention_backend")
+def test_the_names_of_attention_backends():
+    """diffusers' models have the methods, its enumeration the names, and transformers' models say if they have a choice."""
+    for method in ("set_attention_backend", "reset_attention_backend"):
+        assert hasattr(diffusers.ModelMixin, method)
+    assert ATTENTION_BACKENDS.keys() <= {backend.value for backend in AttentionBackendName}
+    assert PreTrainedModel._supports_attention_backend is False
 
 
 # --------------------------------------------------------------------------------------------------------------------

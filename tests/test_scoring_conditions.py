@@ -106,6 +106,16 @@ def test_class_embeddings_are_scored_like_their_labels(codes):
     torch.testing.assert_close(found.per_token, expected.per_token)
 
 
+def test_prompts_of_classes_are_labels(codes):
+    pipe = make_pipeline()
+    found = log_likelihood(pipe, codes=codes, prompt=["goldfish", "3", ""])
+    expected = log_likelihood(pipe, codes=codes, class_labels=[1, 3, None])
+    assert torch.equal(found.per_token, expected.per_token)
+    assert classify(pipe, codes=codes, prompt=["goldfish"]).label_names == ["goldfish"] * 3
+    with pytest.raises(ValueError, match="did you mean 'goldfish'"):
+        log_likelihood(pipe, codes=codes, prompt="goldfisch")
+
+
 def test_models_of_embeddings(codes):
     pipe = make_pipeline(transformer={"num_labels": 0, "condition_channels": 8})
     vectors = torch.randn(3, 8, generator=seeded())
@@ -158,14 +168,14 @@ def test_wrong_conditions_of_texts(codes, options, error, message):
 
 
 def test_conditions_that_a_pipeline_does_not_know(codes):
-    with pytest.raises(TypeError, match="unexpected keyword argument 'prompt'"):
-        classify(make_pipeline(), codes=codes, prompt="a cat")
+    with pytest.raises(TypeError, match="unexpected keyword argument 'condition_codes'"):
+        classify(make_pipeline(), codes=codes, condition_codes=codes)
     with pytest.raises(ValueError, match="got num_labels=0: pass `prompt`"):
         classify(make_text_pipeline(), codes=codes)
     stacked = make_stacked()
     codes = torch.zeros(1, sum(stacked.vqvae.config.scale_lengths), dtype=torch.long)
-    with pytest.raises(ValueError, match="`prompt` needs a pipeline with a `tokenizer`"):
-        log_likelihood(stacked, codes=codes, prompt="a three")
+    with pytest.raises(ValueError, match="`condition_codes` must be integers of the shape"):
+        log_likelihood(stacked, codes=codes, condition_codes="a three")
     both = torch.zeros(1, 21, dtype=torch.long)
     with pytest.raises(ValueError, match="Pass one of `class_labels` and `class_embeds`, not both"):
         log_likelihood(make_pipeline(), codes=both, class_labels=1, class_embeds=torch.zeros(1, 32))

@@ -98,8 +98,8 @@ def log_likelihood(
             In place of `images`, such as a pipeline's call returns.
         batch_size (`int`, *optional*, defaults to 32): Images that the models see at once.
         prompt (`str` or `list[str]`, *optional*):
-            Texts, of a pipeline that reads them, such as [`VARTextToImagePipeline`]; here and below one for each image
-            or one for all. The empty text is what guidance leads away from.
+            Texts, of a pipeline that reads them, such as [`VARTextToImagePipeline`], or names or ids of classes; here and
+            below one for each image or one for all. The empty text is what guidance leads away from.
         prompt_embeds (`torch.FloatTensor`, *optional*):
             In place of `prompt`, with `pooled_prompt_embeds` and `prompt_attention_mask`, as
             [`~VARTextToImagePipeline.encode_prompt`] returns them.

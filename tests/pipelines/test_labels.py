@@ -66,10 +66,7 @@ def test_labels_become_ids(pipe, labels, ids):
         ("Goldfish", r"`class_labels` has the unknown name 'Goldfish'; did you mean 'goldfish'"),
         ("tensh", r"`class_labels` has the unknown name 'tensh'; did you mean 'tench'"),
         ("arctic oul", r"unknown name 'arctic oul'; did you mean 'Arctic owl'"),
-        (
-            "zeppelin",
-            r"`class_labels` has the unknown name 'zeppelin'; the names are in `transformer.config.id2label`",
-        ),
+        ("zeppelin", r"`class_labels` has the unknown name 'zeppelin'; the names are in `pipe.id2label`"),
         ("", r"`class_labels` has the unknown name ''"),
         ("crane", r"`class_labels` has the name 'crane', which the labels \[2, 4\] share: pass one of these ids"),
     ],

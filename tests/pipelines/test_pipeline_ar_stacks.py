@@ -346,7 +346,7 @@ def test_folders(tmp_path):
     [
         ("classes", {"class_labels": 6}, "`class_labels` must be in"),
         ("classes", {}, "`class_labels` must be classes"),
-        ("classes", {"prompt": "a"}, "`prompt` needs a pipeline with a `tokenizer`"),
+        ("classes", {"prompt": "a"}, "`prompt` has the unknown name 'a'"),
         ("classes", {"class_labels": 0, "condition_codes": torch.zeros(1, 1).long()}, "`class_labels` must be None"),
         ("classes", {"class_labels": 0, "codes": torch.zeros(1, 18).long()}, "`num_given_rows` must say"),
         ("classes", {"class_labels": 0, "codes": torch.zeros(1, 5).long()}, "a multiple of 3, at most 18, got"),

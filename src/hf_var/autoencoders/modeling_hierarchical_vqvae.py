@@ -10,6 +10,7 @@ from torch import nn
 from torch.nn import functional
 from transformers import PreTrainedModel
 
+from ..attention_backends import AttentionBackendMixin
 from ..loading import CheckedModelMixin
 from ..scales import bounds
 from .checks import as_codes, as_scale, check_pixels, check_shape, wants_dict
@@ -35,7 +36,7 @@ class Levels(NamedTuple):
     loss: torch.Tensor
 
 
-class HierarchicalVQVAEModel(CheckedModelMixin, PreTrainedModel):
+class HierarchicalVQVAEModel(CheckedModelMixin, AttentionBackendMixin, PreTrainedModel):
     r"""
     Hierarchical VQ-VAE. With one level it is VQ-VAE (van den Oord et al. 2017), with more VQ-VAE-2 (Razavi et al. 2019,
     arXiv 1906.00446, section 3.1).

@@ -10,6 +10,7 @@ from torch import nn
 from transformers import PreTrainedModel
 from transformers import initialization as init
 
+from ..attention_backends import AttentionBackendMixin
 from ..loading import CheckedModelMixin
 from ..ranges import PositiveInt, checked
 from ..scales import normalize_patch_nums
@@ -23,7 +24,7 @@ from .tiling import SlicingAndTilingMixin
 from .token_maps import TokenMapsMixin
 
 
-class VQVAEModel(TokenMapsMixin, SlicingAndTilingMixin, CheckedModelMixin, PreTrainedModel):
+class VQVAEModel(TokenMapsMixin, SlicingAndTilingMixin, CheckedModelMixin, AttentionBackendMixin, PreTrainedModel):
     r"""
     Multi-scale residual VQ-VAE (Tian et al. 2024, section 3.2). With other `patch_nums` the same class is a VQ-VAE,
     the generator of VQGAN or an RQ-VAE.

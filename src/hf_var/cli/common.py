@@ -50,12 +50,13 @@ def sampling_arguments(pipe: Any, options: argparse.Namespace) -> dict[str, Any]
         if sampling.pop(name):
             raise ValueError(f"--{name.replace('_', '-')} is not an option of a {type(pipe).__name__}.")
     arguments = {"generator": torch.Generator().manual_seed(options.seed), **sampling}
-    if "num_images_per_prompt" in pipe.call_options:
+    if "num_images_per_label" not in pipe.call_options:
         if options.class_labels != NO_LABELS:
             raise ValueError(f"--class-labels is not an option of a {type(pipe).__name__}.")
         return {"num_images_per_prompt": options.num_images_per_label, **arguments}
-    labels = [label(text) for text in options.class_labels]
-    return {"class_labels": labels, "num_images_per_label": options.num_images_per_label, **arguments}
+    if options.class_labels != NO_LABELS:
+        arguments["class_labels"] = [label(text) for text in options.class_labels]
+    return {"num_images_per_label": options.num_images_per_label, **arguments}
 
 
 def read_images(paths: Sequence[str]) -> list[Image.Image]:

@@ -44,8 +44,6 @@ def _score(options: argparse.Namespace) -> None:
     images = read_images(options.images)
     choose_model(options)
     pipe = open_pipeline(options)
-    if options.prompt is not None and "prompt" not in pipe.scored_conditions:
-        raise ValueError(f"--prompt is not an option of a {type(pipe).__name__}.")
     condition: Any = {} if options.prompt is None else {"prompt": options.prompt}
     if options.classify is not None:
         names = options.prompt or pipe.id2label

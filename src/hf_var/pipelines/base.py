@@ -65,7 +65,7 @@ class PipelineBase(DiffusionPipeline):
     # Names of the options of its call.
     call_options: Collection[str] = CallOptions.__optional_keys__
     # What images can be scored under, beside class labels.
-    scored_conditions: Collection[str] = ("class_embeds",)
+    scored_conditions: Collection[str] = ("class_embeds", "prompt")
     # What a callback may ask for.
     _callback_tensor_inputs: list[str]
     _prefers_onednn = False
@@ -240,6 +240,8 @@ class PipelineBase(DiffusionPipeline):
         once these arguments are known), and for each image the items of the other inputs, of which there are as many
         as `sizes` says.
         """
+        options = dict(options)
+        prompt = options.pop("prompt", None)
         call = resolve_call(self.call_options, self.vqvae.config, self.config, options)
         unknown = [
             name for name in call.callback_on_step_end_tensor_inputs if name not in self._callback_tensor_inputs
@@ -250,7 +252,7 @@ class PipelineBase(DiffusionPipeline):
             )
         check_output(call.output_type, self.vqvae.config)
         if condition is None:
-            condition = class_condition(self.priors[0], class_labels, call.class_embeds)
+            condition = class_condition(self.priors[0], class_labels, call.class_embeds, prompt)
         elif not isinstance(condition, Condition):
             condition = condition(call)
         return call, *match_condition(condition, call.num_images, call.generator, **sizes)

@@ -10,6 +10,7 @@ import numpy as np
 import torch
 
 from ..priors import RQTransformerConfig, VARConfig, VARTransformer
+from .condition_inputs import as_texts
 
 
 Labels = int | str | None | torch.Tensor | np.ndarray | np.generic | Sequence
@@ -41,7 +42,7 @@ class Condition:
 
     def is_lacking(self, num_labels: int | None) -> bool:
         """Whether an image has no condition."""
-        has_labels = self.name == "class_labels"
+        has_labels = "class_labels" in self.entries
         return self.is_unconditional or (has_labels and bool((self.class_labels == num_labels).any()))
 
     def select(self, items: Sequence[int]) -> "Condition":
@@ -67,20 +68,30 @@ class Condition:
 
 
 def class_condition(
-    transformer: VARTransformer, class_labels: Labels, class_embeds: torch.Tensor | None = None
+    transformer: VARTransformer,
+    class_labels: Labels,
+    class_embeds: torch.Tensor | None = None,
+    prompt: str | Sequence[str] | None = None,
 ) -> Condition:
-    """The condition that is given by `class_labels` or `class_embeds`; a `ValueError` if they are out of range."""
+    """
+    The condition that is given by `class_labels`, by `prompt`, which holds labels as texts, or by `class_embeds`; a
+    `ValueError` if they are out of range.
+    """
     config = transformer.config
+    if class_embeds is not None and not isinstance(config, VARConfig):
+        raise ValueError(f"`class_embeds` need a VARTransformer, got a {type(transformer).__name__}.")
+    given = {"class_labels": class_labels, "prompt": prompt, "class_embeds": class_embeds}
+    names = [name for name, value in given.items() if value is not None]
+    if len(names) > 1:
+        raise ValueError(f"Pass one of {' and '.join(f'`{name}`' for name in names)}, not both.")
     unconditional = torch.tensor([config.num_labels or 0])
     if class_embeds is None:
-        ids = torch.tensor(label_ids(class_labels, config.id2label))
-        return Condition(
-            {"class_labels": ids}, lambda: {"class_labels": unconditional}, ids, bool((ids == unconditional).all())
-        )
-    if not isinstance(config, VARConfig):
-        raise ValueError(f"`class_embeds` need a VARTransformer, got a {type(transformer).__name__}.")
-    if class_labels is not None:
-        raise ValueError("Pass one of `class_labels` and `class_embeds`, not both.")
+        name = "class_labels" if prompt is None else "prompt"
+        # As for a model that reads texts, the empty one is no condition.
+        labels = class_labels if prompt is None else [text or None for text in as_texts(name, prompt)]
+        ids = torch.tensor(label_ids(labels, config.id2label, name))
+        is_unconditional = bool((ids == unconditional).all())
+        return Condition({"class_labels": ids}, lambda: {"class_labels": unconditional}, ids, is_unconditional, name)
     if not isinstance(class_embeds, torch.Tensor) or not class_embeds.is_floating_point():
         kind = class_embeds.dtype if isinstance(class_embeds, torch.Tensor) else type(class_embeds).__name__
         raise ValueError(f"`class_embeds` must be a tensor of floating-point numbers, got {kind}.")
@@ -115,70 +126,70 @@ def ids_condition(config: RQTransformerConfig, ids: torch.Tensor | None, name: s
     return Condition({"condition_ids": given}, lambda: {"condition_ids": nothing}, no_classes, ids is None, name=name)
 
 
-def label_ids(labels: Labels, id2label: Mapping[Any, str] | None) -> list[int]:
-    """Ids of labels as users write them, see [`~VARPipeline.get_label_ids`]; `num_labels` means unconditional."""
+def label_ids(labels: Labels, id2label: Mapping[Any, str] | None, argument: str = "class_labels") -> list[int]:
+    """
+    Ids of labels as users write them, see [`~VARPipeline.get_label_ids`]; `num_labels` means unconditional. `argument` is
+    where they come from, for messages.
+    """
     names: dict[str, list[int]] = {}
     for label, text in (id2label or {}).items():
         # The whole text first, then its synonyms, as in "tench, Tinca tinca".
         for name in dict.fromkeys([text, *(synonym.strip() for synonym in text.split(","))]):
             names.setdefault(name, []).append(int(label))
-    ids = [_label_id(label, len(id2label or {}), names) for label in _flatten(labels)]
+    ids = [_label_id(label, len(id2label or {}), names, argument) for label in _flatten(labels, argument)]
     if not ids:
-        raise ValueError("`class_labels` must hold at least one label, got an empty list.")
+        raise ValueError(f"`{argument}` must hold at least one label, got an empty list.")
     return ids
 
 
-def _flatten(labels: Labels) -> list:
+def _flatten(labels: Labels, argument: str) -> list:
     if isinstance(labels, torch.Tensor):
         if labels.is_floating_point() or labels.is_complex() or labels.dtype == torch.bool:
-            raise ValueError(f"`class_labels` must be integers, got a tensor of {labels.dtype}.")
+            raise ValueError(f"`{argument}` must be integers, got a tensor of {labels.dtype}.")
         return labels.flatten().tolist()
     if isinstance(labels, Sequence) and not isinstance(labels, (str, bytes)):
-        return [single for label in labels for single in _flatten(label)]
+        return [single for label in labels for single in _flatten(label, argument)]
     if isinstance(labels, (np.ndarray, np.generic)):
-        return _flatten(labels.tolist())
+        return _flatten(labels.tolist(), argument)
     return [labels]
 
 
-def _label_id(label: int | str | None, num_labels: int, names: Mapping[str, list[int]]) -> int:
+def _label_id(label: int | str | None, num_labels: int, names: Mapping[str, list[int]], argument: str) -> int:
     if label is None:
         return num_labels
     if isinstance(label, str):
-        return _id_of_text(label, num_labels, names)
+        return _id_of_text(label, num_labels, names, argument)
     if isinstance(label, bool) or not isinstance(label, int):
-        raise ValueError(f"`class_labels` must be ids, names or `None`, got {label!r} of type {type(label).__name__}.")
+        raise ValueError(f"`{argument}` must be ids, names or `None`, got {label!r} of type {type(label).__name__}.")
     if not -1 <= label <= num_labels:
         raise ValueError(
-            f"`class_labels` must be in [0, {num_labels}), or -1, {num_labels} or `None` for unconditional, got {label}."
+            f"`{argument}` must be in [0, {num_labels}), or -1, {num_labels} or `None` for unconditional, got {label}."
         )
     return num_labels if label == -1 else label
 
 
-def _id_of_text(text: str, num_labels: int, names: Mapping[str, list[int]]) -> int:
+def _id_of_text(text: str, num_labels: int, names: Mapping[str, list[int]], argument: str) -> int:
     """The label that `text` names, or whose id it spells. On a command line everything is a text, so both must work."""
     found = names.get(text, [])
     spelled = int(text) if text.removeprefix("-").isdecimal() else None
     if len(found) > 1:
-        raise ValueError(
-            f"`class_labels` has the name {text!r}, which the labels {found} share: pass one of these ids."
-        )
+        raise ValueError(f"`{argument}` has the name {text!r}, which the labels {found} share: pass one of these ids.")
     if found and spelled is not None and spelled != found[0] and -1 <= spelled <= num_labels:
         raise ValueError(
-            f"`class_labels` has {text!r}, which is both the name of label {found[0]} and the id of another: write "
+            f"`{argument}` has {text!r}, which is both the name of label {found[0]} and the id of another: write "
             f"'name:{text}' or 'id:{text}'."
         )
     if found:
         return found[0]
     if spelled is not None:
-        return _label_id(spelled, num_labels, names)
+        return _label_id(spelled, num_labels, names, argument)
     kind, _, rest = text.partition(":")
     if kind == "name" and len(names.get(rest, [])) == 1:
         return names[rest][0]
     if kind == "id" and rest.removeprefix("-").isdecimal():
-        return _label_id(int(rest), num_labels, names)
+        return _label_id(int(rest), num_labels, names, argument)
     lowered = {name.lower(): name for name in names}
     near = [lowered[name] for name in difflib.get_close_matches(text.lower(), lowered, n=3)]
-    hint = (
-        f"did you mean {' or '.join(map(repr, near))}?" if near else "the names are in `transformer.config.id2label`."
-    )
-    raise ValueError(f"`class_labels` has the unknown name {text!r}; {hint}")
+    hint = "the names are in `pipe.id2label`." if names else "the model has no classes."
+    hint = f"did you mean {' or '.join(map(repr, near))}?" if near else hint
+    raise ValueError(f"`{argument}` has the unknown name {text!r}; {hint}")

@@ -82,8 +82,10 @@ class ResultOptions(TypedDict, total=False):
 class CallOptions(SamplingOptions, ResultOptions, total=False):
     """The arguments that the calls of the pipelines of a VAR transformer share, see [`VARPipeline.__call__`]."""
 
+    prompt: str | Sequence[str] | None
     class_embeds: torch.Tensor | None
     num_images_per_label: int
+    num_images_per_prompt: int
 
 
 class ARCallOptions(FilterOptions, ResultOptions, total=False):
@@ -91,6 +93,7 @@ class ARCallOptions(FilterOptions, ResultOptions, total=False):
 
     class_embeds: torch.Tensor | None
     num_images_per_label: int
+    num_images_per_prompt: int
 
 
 class PromptOptions(TypedDict, total=False):
@@ -161,7 +164,8 @@ def show_options(call: AnyCall, **own_defaults: Any) -> AnyCall:
     """Let `help` and `inspect` show the arguments behind the `**options` of a pipeline's call, with defaults of its own."""
     signature = inspect.signature(call)
     own = [entry for entry in signature.parameters.values() if entry.kind is not inspect.Parameter.VAR_KEYWORD]
-    defaults = {**SAMPLING_DEFAULTS, **TEXT_SAMPLING_DEFAULTS, **dict.fromkeys(PromptOptions.__optional_keys__)}
+    defaults = {**SAMPLING_DEFAULTS, **TEXT_SAMPLING_DEFAULTS}
+    defaults |= dict.fromkeys(["prompt", *PromptOptions.__optional_keys__])
     defaults |= {entry.name: entry.default for entry in fields(CallSettings)} | own_defaults
     shared = [
         inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=defaults[name], annotation=annotation)
@@ -187,6 +191,9 @@ def resolve_call(
     `None`. The configuration of the `tokenizer` says how many codes and scales there are.
     """
     check_names("__call__", options, known)
+    names = [name for name in ("num_images_per_label", "num_images_per_prompt") if name in options]
+    if len(names) > 1:
+        raise ValueError(f"Pass one of `{names[0]}` and `{names[1]}`, which mean the same, not both.")
     of_sampling = SAMPLING_DEFAULTS.keys() | TEXT_SAMPLING_DEFAULTS.keys()
     sampling: Any = {name: options[name] for name in of_sampling & options.keys()}
     others: Any = {name: options[name] for name in options.keys() - of_sampling}

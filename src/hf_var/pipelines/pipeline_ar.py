@@ -104,7 +104,8 @@ class ARPipeline(PipelineBase):
         Args:
             class_labels (`int`, `str`, `None`, `torch.Tensor` or a list of these, *optional*):
                 Ids or names, one image each; `None` and -1 are unconditional.
-            prompt (`str` or `list[str]`, *optional*): Texts, one image each, for a model with a `tokenizer`.
+            prompt (`str` or `list[str]`, *optional*):
+                Texts, one image each, for a model with a `tokenizer`; for others labels as texts, as of [`VARPipeline`].
             condition_image (`PIL.Image.Image`, `np.ndarray`, `torch.Tensor` or a list of these, *optional*):
                 Images that the model is conditioned on, as for [`~VARPipeline.encode_images`], one image each, for a model
                 with a `condition_vqvae`: segmentation maps as pictures of class ids, for instance.
@@ -135,6 +136,7 @@ class ARPipeline(PipelineBase):
                 Class embeddings in place of `class_labels`, for a [`VARTransformer`].
             num_images_per_label (`int`, *optional*, defaults to 1):
                 Images for each label, prompt or condition, next to each other.
+            num_images_per_prompt (`int`, *optional*, defaults to 1): The same under diffusers' name.
             generator (`torch.Generator` or a list of them, *optional*):
                 Source of randomness, on any device. With a list, one for each image, an image does not depend on the
                 others of its batch.
@@ -167,7 +169,7 @@ class ARPipeline(PipelineBase):
         given = {"prompt": prompt, "condition_image": condition_image, "condition_codes": condition_codes}
         condition, canvas = self._token_condition(given, class_labels, canvas)
         sizes = {} if canvas.given is None else {"codes": len(canvas.given)}
-        call, condition, items = self._prepare(class_labels, options, condition, **sizes)
+        call, condition, items = self._prepare(class_labels, {**options, "prompt": prompt}, condition, **sizes)
         if canvas.given is not None:
             canvas = replace(canvas, given=canvas.given[items["codes"]])
         with self._at_work():
@@ -246,7 +248,7 @@ class ARPipeline(PipelineBase):
             if knows_unconditional(config):
                 continue
             if condition is not None and condition.is_lacking(config.num_labels):
-                name = "class_labels` must be classes" if config.num_labels else f"{condition.name}` must be passed"
+                name = f"{condition.name}` must be {'classes' if config.num_labels else 'passed'}"
                 raise ValueError(f"`{name}: the prior was trained without class dropout.")
             if level <= last_guided:
                 raise ValueError(
@@ -263,7 +265,7 @@ class ARPipeline(PipelineBase):
         given = {name: value for name, value in given.items() if value is not None}
         if len(given) > 1:
             raise ValueError(f"Pass one of {' and '.join(f'`{name}`' for name in given)}, not both.")
-        if not given and (not reads_tokens or config.has_classes):
+        if given.keys() <= {"prompt"} and (not reads_tokens or config.has_classes):
             return None, canvas
         name, value = next(iter(given.items()), ("condition_codes", None))
         if not reads_tokens:
@@ -367,12 +369,10 @@ class ARPipeline(PipelineBase):
         return vqvae.decode(latents=latents).sample
 
     def _scored_condition(self, class_labels: Labels, given: Mapping[str, Any]) -> Condition:
-        of_class = {name: value for name, value in given.items() if name == "class_embeds"}
-        of_tokens = {name: value for name, value in given.items() if name not in of_class}
-        canvas = make_canvas(self.vqvae, self.prior.config)
-        condition, _ = self._token_condition(of_tokens, class_labels, canvas)
+        of_tokens = {name: value for name, value in given.items() if name != "class_embeds"}
+        condition, _ = self._token_condition(of_tokens, class_labels, make_canvas(self.vqvae, self.prior.config))
         if condition is None:
-            condition = super()._scored_condition(class_labels, of_class)
+            condition = super()._scored_condition(class_labels, given)
         self._check_unconditional(1.0, condition)
         return condition
 

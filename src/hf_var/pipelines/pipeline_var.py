@@ -17,10 +17,11 @@ from .editing import first_sampled_scale
 from .images import check_pasting, given_tokens, image_pixels, mask_pixels, paste_kept
 from .options import CHECKPOINT_DEFAULTS, CallOptions, CallSettings, check_refiner, show_options
 from .pipeline_base import VARPipelineBase
+from .previews import StreamMixin
 from .scale_sampling import GivenCodes, ScaleSampling, scale_predictor
 
 
-class ScalePipeline(VARPipelineBase):
+class ScalePipeline(StreamMixin, VARPipelineBase):
     """
     Sampling of the token maps of all scales, with parts of images given or without. What differs between its classes
     is the condition: each call hands over `prepare`, which checks its arguments and makes the condition.
@@ -177,6 +178,9 @@ class VARPipeline(ScalePipeline):
         Args:
             class_labels (`int`, `str`, `None`, `torch.Tensor` or a list of these, *optional*):
                 Ids or names, one image each; `None` and -1 are unconditional.
+            prompt (`str` or `list[str]`, *optional*):
+                Labels as texts in place of `class_labels`, as servers send them: names or ids, as for
+                [`~VARPipeline.get_label_ids`]. The empty text is unconditional.
             guidance_scale (`float` or `Callable`, *optional*, defaults to the checkpoint's, 2.5 if it has none):
                 Classifier-free guidance at the last scale, 1 is off; it grows linearly from 1 at the first scale. The
                 official code's `cfg` is `guidance_scale - 1`, so that its `cfg=1.5` is 2.5 here. A callable of the scale
@@ -194,6 +198,7 @@ class VARPipeline(ScalePipeline):
                 The returned codes are the samples behind the mixtures.
             num_images_per_label (`int`, *optional*, defaults to 1):
                 Images for each label, next to each other.
+            num_images_per_prompt (`int`, *optional*, defaults to 1): The same under diffusers' name.
             generator (`torch.Generator` or a list of them, *optional*):
                 Source of randomness, on any device. With a list, one for each image, an image does not depend on the
                 others of its batch.

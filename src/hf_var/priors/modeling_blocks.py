@@ -11,6 +11,7 @@ from transformers import PreTrainedModel
 from transformers import initialization as init
 from transformers.cache_utils import Cache
 
+from ..attention_backends import AttentionBackendMixin
 from ..loading import CheckedModelMixin
 from ..tensor_checks import check_batch
 from .attention import block_mask
@@ -35,7 +36,7 @@ class BlockCall(NamedTuple):
         return self.begin > 0 and isinstance(self.cache, VARCache)
 
 
-class BlockTransformer(CheckedModelMixin, PreTrainedModel):
+class BlockTransformer(CheckedModelMixin, AttentionBackendMixin, PreTrainedModel):
     """
     A transformer over the tokens of all scales, which predicts them block by block. A subclass embeds its condition,
     and runs its layers in `predict`.

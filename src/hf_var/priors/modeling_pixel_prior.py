@@ -8,6 +8,7 @@ from torch.nn import functional
 from transformers import PreTrainedModel
 from transformers.utils import can_return_tuple
 
+from ..attention_backends import AttentionBackendMixin
 from ..loading import CheckedModelMixin
 from ..tensor_checks import as_indices, check_batch, check_range, describe
 from .checks import as_targets
@@ -16,7 +17,7 @@ from .modeling_outputs import PixelPriorOutput
 from .row_cache import RowCache
 
 
-class PixelPrior(CheckedModelMixin, PreTrainedModel):
+class PixelPrior(CheckedModelMixin, AttentionBackendMixin, PreTrainedModel):
     """
     A prior of one map of codes, `p(code | codes before it in raster order, condition)`. Subclasses say what their
     condition is (`embed_condition`) and compute the logits (`predict`).

@@ -9,6 +9,7 @@ from transformers.cache_utils import Cache, DynamicCache
 from transformers.masking_utils import create_causal_mask
 from transformers.utils.output_capturing import OutputRecorder, capture_outputs
 
+from ..attention_backends import AttentionBackendMixin
 from ..loading import CheckedModelMixin
 from ..tensor_checks import as_indices, check_batch, check_floats, check_range
 from .cache import cached_batch_size, check_is_dispensable, checkpoints_layers, only_cache
@@ -19,7 +20,7 @@ from .modeling_outputs import RQTransformerOutput
 from .stacks import check_stacks
 
 
-class RQTransformer(CheckedModelMixin, PreTrainedModel):
+class RQTransformer(CheckedModelMixin, AttentionBackendMixin, PreTrainedModel):
     r"""
     RQ-Transformer (Lee et al. 2022): layers over the positions of an image, which read the sum of each position's codes, and
     layers over the depths of a position, which predict its codes one by one. With one depth and no depth layers it is the
