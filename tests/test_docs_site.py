@@ -85,7 +85,11 @@ def test_language_models_get_all_pages_in_markdown(site):
     assert "## `hf_var.scoring.classify(pipe, images=None" in reference
 
 
-def test_a_docstring_becomes_a_page(site):
-    text = (site[0] / "docs/api/tokenizers.html").read_text(encoding="utf-8")
-    assert 'href="#hf_var.VQVAEConfig"' in text  # [`VQVAEConfig`]
-    assert "`" not in re.sub(r"<[^>]+>", "", text.partition("<article")[2].partition("</article>")[0])
+def test_markdown_of_docstrings_becomes_html(site):
+    pages = {path.stem: path.read_text(encoding="utf-8") for path in (site[0] / "docs" / "api").glob("*.html")}
+    assert len(pages) == len(list((ROOT / "docs" / "api").glob("*.rst")))
+    for name, text in pages.items():
+        article = text.partition("<article")[2].partition("</article>")[0]
+        words = re.sub(r"<pre>.*?</pre>|<[^>]+>", "", article, flags=re.DOTALL)
+        assert not re.search(r"`|\]\(|\*optional|Args:", words), name
+    assert re.search(r'href="#hf_var.VQVAEConfig"[^>]*><code[^>]*><span class="pre">VQVAEConfig<', pages["tokenizers"])
