@@ -15,10 +15,12 @@ from sphinx.application import Sphinx
 import hf_var
 
 
-def first_sentence(document: nodes.document) -> str:
+def keep_first_sentence(app: Sphinx, document: nodes.document) -> None:
     paragraph = next(iter(document.findall(nodes.paragraph)), None)
     text = "" if paragraph is None else " ".join(paragraph.astext().split())
-    return re.split(r"(?<!al)\. ", text, maxsplit=1)[0].rstrip(".:") + "."  # "et al." ends no sentence
+    # "et al." ends no sentence.
+    sentence = re.split(r"(?<!al)\. ", text, maxsplit=1)[0].rstrip(".:")
+    app.env.metadata[app.env.current_document.docname]["about"] = f"{sentence}."
 
 
 def write_markdown(app: Sphinx, docname: str) -> str:
@@ -29,9 +31,10 @@ def write_markdown(app: Sphinx, docname: str) -> str:
         shutil.copyfile(source, target)
     else:
         parts, metadata = [f"# {app.env.titles[docname].astext()}"], app.env.metadata[docname]
+        signatures = metadata.get("signatures", {})
         for what, name, text in metadata.get("docstrings", ()):
             level = "###" if what in ("attribute", "method", "property") else "##"
-            parts += [f"{level} `{name}{metadata['signatures'].get(name, '')}`", text]
+            parts += [f"{level} `{name}{signatures.get(name, '')}`", text]
         target.write_text("\n\n".join(parts) + "\n", encoding="utf-8")
     return path
 
@@ -45,12 +48,13 @@ def write_llms(app: Sphinx, exception: Exception | None) -> None:
         lines.append(f"## {tree['caption']}")
         entries = []
         for _, docname in tree["entries"]:
-            title, about = app.env.titles[docname].astext(), first_sentence(app.env.get_doctree(docname))
-            entries.append(f"- [{title}]({write_markdown(app, docname)}): {about}")
+            title, path = app.env.titles[docname].astext(), write_markdown(app, docname)
+            entries.append(f"- [{title}]({path}): {app.env.metadata[docname]['about']}")
         lines.append("\n".join(entries))
     Path(app.outdir, "llms.txt").write_text("\n\n".join(lines) + "\n", encoding="utf-8")
 
 
 def setup(app: Sphinx) -> dict[str, bool]:
+    app.connect("doctree-read", keep_first_sentence)
     app.connect("build-finished", write_llms)
     return {"parallel_read_safe": True}
