@@ -12,7 +12,7 @@ DRAW := generate --prompt "a red heart" "a green heart" "a blue heart" "smiling 
 # The lower bounds of pyproject.toml, one a line.
 LOWER_BOUNDS := grep -oE '"[A-Za-z0-9-]+>=[0-9.]+' pyproject.toml | tr -d '"'
 
-.PHONY: demo test quality style lock test-oldest test-newest test-upstream smoke-newest newest
+.PHONY: demo test quality style docs lock test-oldest test-newest test-upstream smoke-newest newest
 .NOTPARALLEL:
 
 demo: .venv/.core
@@ -32,10 +32,19 @@ style: .venv/.dev
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
+# Sphinx warns of links inside the site that lead nowhere, and warnings are errors. `make docs LINKS=external` also asks the servers
+# that the other links name.
+docs: .venv/.docs
+	rm -rf build/docs
+	$(BIN)/python -m sphinx -E -W --keep-going -q -c docs -d build/doctrees . build/docs
+	$(if $(filter external,$(LINKS)),$(BIN)/python -m sphinx -q -b linkcheck -c docs -d build/doctrees . build/links)
+	@echo "The site is $(CURDIR)/build/docs/index.html"
+
 # One stamp per set of dependencies, each written after its installation succeeded. `dev` holds `test` holds the core.
 .venv/.test: EXTRAS := [test]
 .venv/.dev: EXTRAS := [dev]
-.venv/.core .venv/.test .venv/.dev: pyproject.toml $(LOCK) | .venv/.created
+.venv/.docs: EXTRAS := [docs]
+.venv/.core .venv/.test .venv/.dev .venv/.docs: pyproject.toml $(LOCK) | .venv/.created
 	$(BIN)/python -m pip install --constraint $(LOCK) --editable ".$(EXTRAS)"
 	@touch $@
 

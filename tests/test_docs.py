@@ -14,7 +14,8 @@ from hf_var import cli, conversion, scoring
 
 
 ROOT = Path(__file__).parent.parent
-PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
+ROOT_PAGES = ["README.md", "CONTRIBUTING.md", "examples/README.md", "benchmarks/RESULTS.md"]
+PAGES = [*(ROOT / name for name in ROOT_PAGES), *sorted((ROOT / "docs").glob("*.md"))]
 SNIPPET = re.compile(r"```python\n(.*?)```", re.DOTALL)
 # Snippets about files and repositories that only a user has; `hub/test_modular.py` loads such a block.
 NEEDS_FILES = ("var_d16.pth", "switti-512", "user/prompt_to_class")
@@ -62,7 +63,14 @@ def test_docstring_examples_exist():
     }
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_no_docstring_example_is_left_out():
+    tested = {Path(inspect.getfile(value)) for _, value in public_objects()}
+    sources = Path(hf_var.__file__).parent.rglob("*.py")
+    with_examples = {path for path in sources if ">>> " in path.read_text(encoding="utf-8")}
+    assert with_examples <= tested
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
 def test_snippets_run(page, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     namespace: dict = {}
@@ -71,14 +79,14 @@ def test_snippets_run(page, tmp_path, monkeypatch):
             exec(compile(code, page.name, "exec"), namespace)
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
 def test_links_lead_somewhere(page):
     for target in re.findall(r"\]\(([^)#]+)[^)]*\)", page.read_text(encoding="utf-8")):
         if not target.startswith("http"):
             assert (page.parent / target).exists(), f"{page.name} links to {target}"
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
 def test_commands_parse(page):
     for block in re.findall(r"```bash\n(.*?)```", page.read_text(encoding="utf-8"), re.DOTALL):
         for line in block.replace("\\\n", " ").splitlines():
@@ -88,3 +96,9 @@ def test_commands_parse(page):
             scripts = [word for word in words if word.endswith((".py", ".yaml"))]
             for script in scripts:
                 assert (ROOT / script).exists(), f"{page.name} names {script}"
+
+
+def test_every_recipe_is_explained():
+    text = (ROOT / "docs" / "recipes.md").read_text(encoding="utf-8")
+    explained = re.findall(r"\]\(\.\./examples/recipes/(\w[\w.]*)\.yaml\)", text)
+    assert sorted(explained) == sorted(path.stem for path in (ROOT / "examples" / "recipes").glob("*.yaml"))

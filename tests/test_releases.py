@@ -75,7 +75,9 @@ def test_the_lock_says_nothing_of_where_it_was_made():
 
 
 @needs_make
-@pytest.mark.parametrize(("target", "extras"), [("demo", "."), ("test", ".[test]"), ("quality", ".[dev]")])
+@pytest.mark.parametrize(
+    ("target", "extras"), [("demo", "."), ("test", ".[test]"), ("quality", ".[dev]"), ("docs", ".[docs]")]
+)
 def test_the_commands_of_the_readme_install_by_the_lock(target, extras):
     # As if nothing were there, and as if the lock had changed since.
     for option in ("--always-make", "--what-if=requirements/lock.txt"):
@@ -108,7 +110,7 @@ def test_the_supported_releases_are_those_of_the_documents(name):
     lowest, excluded = (Version(bound) for bound in bounds(name))
     assert (lowest.major, excluded.micro) == (excluded.major, 0)
     words = f"{name} {lowest.major}.{lowest.minor} to {lowest.major}.{excluded.minor - 1}"
-    for document in ("README.md", "CONTRIBUTING.md"):
+    for document in ("README.md", "CONTRIBUTING.md", "docs/release_notes.md"):
         assert words in (ROOT / document).read_text(encoding="utf-8"), document
     # The lock is at the newest of them.
     (pin,) = [str(each.specifier).removeprefix("==") for each in LOCKED if each.name == name]

@@ -169,9 +169,9 @@ class TokenMapsMixin:
         Args:
             latents (`torch.FloatTensor` of shape `(batch, latent_channels, latent height, latent width)` or `None`):
                 The latents after the scales before; `None` stands for zero.
-            codes (`torch.LongTensor` of shape `(batch, length of scale k)` or `torch.FloatTensor` of shape
-                `(batch, length of scale k, latent_channels)`):
-                Codes of the scale or, where they are mixed or edited, code vectors.
+            codes (`torch.LongTensor` of shape `(batch, length of scale k)` or `torch.FloatTensor`):
+                Codes of the scale or, where they are mixed or edited, code vectors of shape
+                `(batch, length of scale k, latent_channels)`.
             k (`int`): Scale, from 0.
 
         Returns:

@@ -60,7 +60,7 @@ class LatentStatistics:
     def compute(self, accelerator: Accelerator) -> dict[str, float]:
         """
         All processes must call it. Returns `kl` (nats per image), `kl_c` (nats per dimension of channel c), `active_dimensions`
-        (see [`ACTIVE_VARIANCE`]) and `latent_std`, the standard deviation of all latents together, sampled from the
+        (see `ACTIVE_VARIANCE`) and `latent_std`, the standard deviation of all latents together, sampled from the
         posteriors: its inverse is the `scaling_factor` of latent diffusion.
         """
         *sums, number = cast(torch.Tensor, accelerator.reduce(self.sums, reduction="sum"))

@@ -117,7 +117,7 @@ class VARPipelineBase(LoraMixin, PipelineBase):
         Compile the models: on a CPU the transformer, with its weights as constants; otherwise the transformer, a graph for
         each scale, and the decoder. Codes and images are those of the uncompiled pipeline up to rounding.
 
-        **With `freezing`**, the first call compiles, which takes a minute for a large model, and one graph serves all
+        **With freezing**, the first call compiles, which takes a minute for a large model, and one graph serves all
         scales but the first, and all batch sizes. A single image without guidance needs another one, and so do calls in
         inference mode and under autocast. Each graph holds a copy of the weights until the process ends. oneDNN computes
         the products of fp32 matrices if torch was built with MKL. The decoder is not compiled: it gains little or gets

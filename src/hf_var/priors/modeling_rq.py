@@ -129,7 +129,8 @@ class RQTransformer(CheckedModelMixin, AttentionBackendMixin, PreTrainedModel):
 
         Raises:
             `ValueError`: If the arguments contradict each other or the configuration, are of another type or shape, the cache
-            has no room, or layers that are checkpointed would have to read a cache; on the CPU also if an id is out of range.
+                has no room, or layers that are checkpointed would have to read a cache; on the CPU also if an id is out
+                of range.
             `TypeError`: If an argument is unknown.
         """
         cache = only_cache(cache, past_key_values, self.config)

@@ -154,8 +154,8 @@ class TextVARTransformer(BlockTransformer):
 
         Raises:
             `ValueError`: If the text is missing or passed twice, an argument is of another type or shape, the tokens
-            are not whole scales, or layers that are checkpointed would have to read a cache; on the CPU also if a
-            label is out of range, a text has no tokens or a size is none.
+                are not whole scales, or layers that are checkpointed would have to read a cache; on the CPU also if a
+                label is out of range, a text has no tokens or a size is none.
             `TypeError`: If an argument is unknown.
         """
         call = self._begin_call(cache, past_key_values, use_cache, scale_inputs, labels, kwargs)

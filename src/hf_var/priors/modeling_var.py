@@ -143,7 +143,8 @@ class VARTransformer(BlockTransformer):
 
         Raises:
             `ValueError`: If the arguments contradict each other, are of another type or shape, the tokens are not whole
-            blocks, or layers that are checkpointed would have to read a cache; on the CPU also if a label is out of range.
+                blocks, or layers that are checkpointed would have to read a cache; on the CPU also if a label is out of
+                range.
             `TypeError`: If an argument is unknown.
         """
         call = self._begin_call(cache, past_key_values, use_cache, scale_inputs, labels, kwargs)
