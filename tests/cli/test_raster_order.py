@@ -115,4 +115,4 @@ def test_a_model_without_prompts(tmp_path, model, capsys):
     assert main(["generate", *model, "--prompt", "a three", *output]) == 2
     assert "`prompt` has the unknown name 'a three'" in capsys.readouterr().err
     assert main(["generate", "--model", DIGITS_CHECKPOINT, "--prompt", "a three", *output]) == 2
-    assert "--prompt is not an option of a VARPipeline" in capsys.readouterr().err
+    assert "`prompt` has the unknown name 'a three'" in capsys.readouterr().err
