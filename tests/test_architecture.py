@@ -38,6 +38,7 @@ READ |= {"fsspec", "pyarrow"}  # datasets always brings these, and yaml
 MAY_IMPORT: dict[str, tuple[set[str], set[str]]] = {
     "scales": ({"ranges"}, set()),
     "ranges": (set(), set()),
+    "schedules": ({"scales", "ranges"}, set()),
     "lazy": (set(), set()),
     "plain_options": (set(), set()),
     "modes": (set(), {"torch"}),
@@ -70,7 +71,7 @@ MAY_IMPORT: dict[str, tuple[set[str], set[str]]] = {
     ),
     "registration": (STAGES | {"pipelines"}, {"transformers", "diffusers"}),
     "weight_files": (set(), {"torch", "safetensors"}),
-    "conversion": (STAGES | {"weight_files"}, CORE),
+    "conversion": (STAGES | {"schedules", "weight_files"}, CORE),
     "scoring": (STAGES | {"pipelines"}, CORE | {"diffusers"}),
     # Images and codes in, measures, and what is published: none knows a training, its arguments or an evaluation.
     "metrics": (
@@ -118,7 +119,8 @@ MAY_IMPORT: dict[str, tuple[set[str], set[str]]] = {
     "__main__": ({"cli"}, set()),
     # Its commands import what takes long to import, or comes with an extra, when they are called.
     "cli": (
-        LIBRARY | {"__init__", "image_decoding", "plain_options", "data", "evaluation", "hub", "text_encoders"},
+        LIBRARY
+        | {"__init__", "schedules", "image_decoding", "plain_options", "data", "evaluation", "hub", "text_encoders"},
         CORE | {"diffusers", "accelerate", "yaml"},
     ),
 }
