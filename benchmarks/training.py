@@ -44,7 +44,7 @@ from speed.report import (
     write,
 )
 
-from hf_var.training.flops import training_flops
+from hf_var.priors.costs import training_flops
 
 
 EAGER = ["plain", "plain_onednn", "plain_bf16", "plain_images", "ours", "ours_onednn", "ours_bf16"]

@@ -45,7 +45,7 @@ class ScalingRun:
     Args:
         name (`str`): Name of its folder.
         num_parameters (`int`): Parameters of the model.
-        flops_per_step (`float`): FLOPs of an optimizer step, see [`~hf_var.training.flops.training_flops`].
+        flops_per_step (`float`): FLOPs of an optimizer step, see [`~hf_var.priors.costs.training_flops`].
         shared (`dict`): What all runs of a fit must agree in.
         steps (`list[int]`): Steps after which it was validated.
         figures (`dict[str, list[float]]`): For each of `FIGURES` the values at `steps`.

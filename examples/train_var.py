@@ -57,6 +57,7 @@ from hf_var.hub.push import BackgroundPush, PipelineHubConfig, create_repository
 from hf_var.metrics.agreement import TextAgreement
 from hf_var.pipelines.base import load_pipeline
 from hf_var.pipelines.image_grids import image_grid
+from hf_var.priors.costs import training_flops
 from hf_var.ranges import CheckedFields, NonNegativeInt, OneOf, PositiveFloat, Share, argument, own_annotations
 from hf_var.text_encoders import TextEncoders
 from hf_var.training.accelerator import make_accelerator
@@ -69,7 +70,6 @@ from hf_var.training.captions import (
     stored_captions,
     trained_module,
 )
-from hf_var.training.flops import training_flops
 from hf_var.training.identity import RunIdentity, make_identity
 from hf_var.training.lora import LoraFields, add_lora, save_lora
 from hf_var.training.optimization import SCHEDULERS, Optimization, OptimizerConfig

@@ -40,6 +40,7 @@ READ |= {"fsspec", "pyarrow"}  # datasets always brings these, and yaml
 MAY_IMPORT: dict[str, tuple[set[str], set[str]]] = {
     "scales": ({"ranges"}, set()),
     "ranges": (set(), set()),
+    "schedules": ({"scales", "ranges"}, set()),
     "lazy": (set(), set()),
     "plain_options": (set(), set()),
     "attention_backends": (set(), set()),
@@ -74,7 +75,7 @@ MAY_IMPORT: dict[str, tuple[set[str], set[str]]] = {
     "modular": (STAGES | {"modes", "pipelines", "text_encoders"}, CORE | {"diffusers"}),
     "registration": (STAGES | {"modular", "pipelines"}, {"transformers", "diffusers"}),
     "weight_files": (set(), {"torch", "safetensors"}),
-    "conversion": (STAGES | {"weight_files"}, CORE),
+    "conversion": (STAGES | {"schedules", "weight_files"}, CORE),
     "scoring": (STAGES | {"pipelines"}, CORE | {"diffusers"}),
     # Images and codes in, measures, and what is published: none knows a training, its arguments or an evaluation.
     "metrics": (
@@ -123,7 +124,8 @@ MAY_IMPORT: dict[str, tuple[set[str], set[str]]] = {
     "__main__": ({"cli"}, set()),
     # Its commands import what takes long to import, or comes with an extra, when they are called.
     "cli": (
-        LIBRARY | {"__init__", "image_decoding", "plain_options", "data", "evaluation", "hub", "text_encoders"},
+        LIBRARY
+        | {"__init__", "schedules", "image_decoding", "plain_options", "data", "evaluation", "hub", "text_encoders"},
         CORE | {"diffusers", "accelerate", "yaml"},
     ),
 }

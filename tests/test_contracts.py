@@ -140,7 +140,7 @@ def test_layers_can_be_checkpointed():
     "priors/attention.py: modeling_utils.ALL_ATTENTION_FUNCTIONS _attn_implementation",
     "priors/modeling_rq.py: _attn_implementation",
     "priors/layers_text_var.py: _attn_implementation",
-    "training/flops.py: _from_config",
+    "priors/costs.py: _from_config",
     "priors/checks.py: _attn_implementation",
 )
 def test_attention_functions_are_looked_up_by_name():

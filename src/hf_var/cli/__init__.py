@@ -15,11 +15,12 @@ from .flags import load_library
 from .jobs import JOBS
 from .measuring import add_reconstruct, add_score
 from .models import add_convert
+from .scheduling import add_schedule
 
 
 # Each adds its parser, which sets two functions of the options: `check`, before anything that takes seconds is imported, and
 # `run`, which imports that itself.
-COMMANDS = (add_generate, add_inpaint, add_vary, add_score, add_reconstruct, add_convert)
+COMMANDS = (add_generate, add_inpaint, add_vary, add_score, add_reconstruct, add_convert, add_schedule)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

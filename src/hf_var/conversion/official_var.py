@@ -18,6 +18,7 @@ from transformers.utils import logging
 
 from ..autoencoders import VQVAEConfig, VQVAEModel
 from ..priors import VARConfig, VARTransformer
+from ..schedules import RELEASED_PATCH_NUMS
 from ..weight_files import StateDict, read_state_dict
 from .common import (
     DTYPES,
@@ -37,12 +38,6 @@ from .taming_vqgan import infer_network_fields, network_names
 
 logger = logging.get_logger(__name__)
 
-# Token maps of the released models, by resolution in pixels.
-RELEASED_PATCH_NUMS = {
-    256: (1, 2, 3, 4, 5, 6, 8, 10, 13, 16),
-    512: (1, 2, 3, 4, 6, 9, 13, 18, 24, 32),
-    1024: (1, 2, 3, 4, 5, 7, 9, 12, 16, 21, 27, 36, 48, 64),
-}
 # Buffers which follow from the configuration; files come with and without them.
 DERIVED_BUFFERS = re.compile(r"lvl_1L|attn_bias_for_masking|blocks\.\d+\.attn\.zero_k_bias")
 

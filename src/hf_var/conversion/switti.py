@@ -19,6 +19,7 @@ import torch
 
 from ..priors import TextVARConfig, TextVARTransformer
 from ..ranges import NonNegativeInt, PositiveFloat, PositiveInt, checked
+from ..schedules import RELEASED_PATCH_NUMS
 from ..weight_files import StateDict, read_state_dict
 from .common import (
     Names,
@@ -32,7 +33,6 @@ from .common import (
     schedule_buffers,
     square_maps,
 )
-from .official_var import RELEASED_PATCH_NUMS
 
 
 KIND = "Switti transformer"

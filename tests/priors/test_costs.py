@@ -1,11 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
-"""FLOPs of a training, counted by hand."""
+"""Costs of a transformer, counted by hand and in its steps."""
 
 import pytest
 import torch
+from torch.utils.flop_counter import FlopCounterMode
 
-from hf_var import VARConfig, VARTransformer
-from hf_var.training.flops import training_flops
+from hf_var import VARCache, VARConfig, VARTransformer
+from hf_var.priors.costs import training_flops, var_costs
 
 
 def flops_by_hand(config: VARConfig) -> int:
@@ -54,3 +55,21 @@ def test_counting_flops_leaves_the_configuration_alone() -> None:
     model = VARTransformer._from_config(VARConfig(**sizes), attn_implementation="sdpa")
     training_flops(model.config)
     assert model.config._attn_implementation == "sdpa"
+
+
+@pytest.mark.parametrize("fields", [{}, {"patch_nums": (1, (2, 3)), "block_sizes": [1] * 7}])
+def test_costs_of_sampling_are_those_of_its_steps(fields) -> None:
+    sizes = {"num_labels": 3, "hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2, "codebook_size": 32}
+    config = VARConfig(**{"patch_nums": (1, 2, 3), **sizes, **fields})
+    costs = var_costs(config)
+    model = VARTransformer._from_config(config, attn_implementation="eager").eval()
+    cache = VARCache(config)
+    with FlopCounterMode(display=False) as counter, torch.no_grad():
+        for index, length in enumerate(config.block_lengths):
+            scale_inputs = torch.zeros(1, length, config.latent_channels) if index > 0 else None
+            model(torch.tensor([1]), scale_inputs=scale_inputs, cache=cache)
+    assert costs.sampling_products + costs.sampling_attention == counter.get_total_flops()
+    assert costs.sampling_attention == counter.get_flop_counts()["Global"][torch.ops.aten.bmm]
+    assert costs.training == training_flops(config)
+    assert costs.num_cached == sum(layer.keys.numel() + layer.values.numel() for layer in cache.layers)
+    assert costs.num_parameters == model.num_parameters()
