@@ -287,7 +287,7 @@ def _log_prior(prior: Any, num_labels: int) -> torch.Tensor:
         return torch.zeros(num_labels)
     weights = as_tensor(prior)
     valid = weights is not None and weights.shape == (num_labels,) and not weights.is_complex()
-    weights = weights.to("cpu", torch.float64) if valid else torch.zeros(1)  # pyright: ignore
+    weights = weights.cpu().double() if valid else torch.zeros(1)  # pyright: ignore
     if not bool((weights.isfinite() & (weights >= 0)).all()) or float(weights.sum()) <= 0:
         raise ValueError(
             f"`prior` must hold {num_labels} numbers of at least 0, one per label and not all 0, got {prior!r}."

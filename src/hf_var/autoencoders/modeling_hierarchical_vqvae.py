@@ -234,7 +234,7 @@ class HierarchicalVQVAEModel(CheckedModelMixin, AttentionBackendMixin, PreTraine
         codes = as_codes(codes, self.config, sorted({end, sum(lengths)}))
         vectors = self.code_vectors(codes[:, :end]).split(lengths[:num_scales], dim=1)
         maps = [as_map(part, size) for part, size in zip(vectors, sizes, strict=False)]
-        shape = len(codes), self.config.latent_channels
+        shape = codes.shape[0], self.config.latent_channels
         return (*maps, *(maps[0].new_zeros(*shape, *size) for size in sizes[num_scales:]))
 
     @apply_forward_hook

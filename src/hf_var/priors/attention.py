@@ -78,15 +78,19 @@ def eager_attention_forward(
     return (weights @ value).transpose(1, 2).contiguous(), weights
 
 
+def token_blocks(config: BlocksMixin, device: torch.device) -> torch.Tensor:
+    """The block of every token of an image, `(length,)`."""
+    numbers = [block for block, length in enumerate(config.block_lengths) for _ in range(length)]
+    return torch.tensor(numbers, device=device)
+
+
 def block_mask(config: BlocksMixin, hidden_states: torch.Tensor, begin: int, length: int):
     """
     A mask for the tokens `begin` to `begin + length`, of which each sees its own block and, in causal models, all
     before; in the form the attention implementation wants.
     """
     device, end = hidden_states.device, begin + length
-    lengths = torch.tensor(config.block_lengths, device=device)
-    blocks = torch.arange(len(config.block_lengths), device=device)
-    blocks = blocks.repeat_interleave(lengths, output_size=config.length)
+    blocks = token_blocks(config, device)
 
     def is_before(batch_idx, head_idx, query_idx, key_idx):
         return blocks[key_idx] <= blocks[query_idx]

@@ -251,7 +251,7 @@ class PixelSNAIL(PixelPrior):
             # Where there is nothing above or to the left, not even the bias is added.
             above = functional.pad(above[:, :, 1:], (0, 0, 1, 0))
         states = above + functional.pad(left[..., 1:], (1, 0))  # (batch, hidden, rows, width)
-        positions = self.positions(rows.device)[:, :, begin:end].to(states.dtype).expand(len(states), -1, -1, -1)
+        positions = self.positions(rows.device)[:, :, begin:end].to(states.dtype).expand(states.shape[0], -1, -1, -1)
         if condition is not None and condition.shape[2] > 1:
             condition = condition[:, :, begin:end]
         for block in self.blocks:

@@ -294,9 +294,9 @@ class RQTransformer(CheckedModelMixin, AttentionBackendMixin, PreTrainedModel):
             device = self.embeddings.position_embedding.weight.device if stacks is None else stacks.device
             # The weights of offloaded models are on no device; hooks bring inputs along from the CPU.
             device = torch.device("cpu") if device.type == "meta" else device
-            ids = torch.full((1 if stacks is None else len(stacks), config.condition_length), -1, device=device)
+            ids = torch.full((1 if stacks is None else stacks.shape[0], config.condition_length), -1, device=device)
         if self.training and config.class_dropout_prob > 0:
-            dropped = torch.rand(len(ids), device=ids.device) < config.class_dropout_prob
+            dropped = torch.rand(ids.shape[:1], device=ids.device) < config.class_dropout_prob
             ids = torch.where(dropped[:, None], -1, ids)
         return ids
 

@@ -233,7 +233,7 @@ class TextVARTransformer(BlockTransformer):
         crop = None
         if self.embeddings.crop_embedding is not None:
             if crop_sizes is None:
-                crop_sizes = torch.full((len(pooled_projections), 2), CROP_BASE, device=pooled_projections.device)
+                crop_sizes = pooled_projections.new_full((pooled_projections.shape[0], 2), CROP_BASE, dtype=torch.long)
             crop = self.embeddings.crop_embedding(crop_sizes)
         return TextCondition(pooled, crop, encoder_hidden_states.to(dtype), encoder_attention_mask)
 
