@@ -77,6 +77,8 @@ MAY_IMPORT: dict[str, tuple[set[str], set[str]]] = {
     "weight_files": (set(), {"torch", "safetensors"}),
     "conversion": (STAGES | {"schedules", "weight_files"}, CORE),
     "scoring": (STAGES | {"pipelines"}, CORE | {"diffusers"}),
+    # What the formats need is an extra, imported when they are written.
+    "export": (STAGES | {"pipelines", "modes", "text_encoders"}, CORE | {"openvino"}),
     # Images and codes in, measures, and what is published: none knows a training, its arguments or an evaluation.
     "metrics": (
         STAGES | {"modes", "precision", "downloads", "weight_files"},
@@ -125,7 +127,17 @@ MAY_IMPORT: dict[str, tuple[set[str], set[str]]] = {
     # Its commands import what takes long to import, or comes with an extra, when they are called.
     "cli": (
         LIBRARY
-        | {"__init__", "schedules", "image_decoding", "plain_options", "data", "evaluation", "hub", "text_encoders"},
+        | {
+            "__init__",
+            "schedules",
+            "image_decoding",
+            "plain_options",
+            "data",
+            "evaluation",
+            "export",
+            "hub",
+            "text_encoders",
+        },
         CORE | {"diffusers", "accelerate", "yaml"},
     ),
 }

@@ -142,6 +142,7 @@ def test_layers_can_be_checkpointed():
     "priors/layers_text_var.py: _attn_implementation",
     "priors/costs.py: _from_config",
     "priors/checks.py: _attn_implementation",
+    "export/writing.py: _attn_implementation",
 )
 def test_attention_functions_are_looked_up_by_name():
     """`get_interface(name, default)` finds them, `register` adds to them, and configurations keep the name."""
@@ -299,6 +300,7 @@ def test_attributes_of_models_are_those_that_transformers_reads():
 
 @contract(
     "adapter_files.py: hub.cached_file _raise_exceptions_for_missing_entries",
+    "cli/exporting.py: _raise_exceptions_for_missing_entries",
     "pipelines/lora.py: hub.DownloadKwargs",
 )
 def test_files_are_found_in_folders_and_repositories(tmp_path):

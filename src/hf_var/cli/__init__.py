@@ -11,6 +11,7 @@ from safetensors import SafetensorError
 
 from .. import __version__
 from .drawing import add_generate, add_inpaint, add_vary
+from .exporting import add_export
 from .flags import load_library
 from .jobs import JOBS
 from .measuring import add_reconstruct, add_score
@@ -20,7 +21,7 @@ from .scheduling import add_schedule
 
 # Each adds its parser, which sets two functions of the options: `check`, before anything that takes seconds is imported, and
 # `run`, which imports that itself.
-COMMANDS = (add_generate, add_inpaint, add_vary, add_score, add_reconstruct, add_convert, add_schedule)
+COMMANDS = (add_generate, add_inpaint, add_vary, add_score, add_reconstruct, add_convert, add_export, add_schedule)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -16,14 +16,19 @@ NO_LABELS = ["none"]
 DTYPES = ("float32", "bfloat16", "float16")
 
 
+def add_source(parser: argparse.ArgumentParser) -> None:
+    """Which model."""
+    parser.add_argument("--model", default=DIGITS_CHECKPOINT, metavar="REPO", help="pipeline folder or Hub repo")
+    parser.add_argument("--revision", metavar="NAME", help="branch, tag or commit of a Hub repo")
+    parser.add_argument("--variant", metavar="NAME", help="load the weights of this variant, such as fp16")
+
+
 def add_model(parser: argparse.ArgumentParser) -> None:
     """Which model, and where it runs."""
-    parser.add_argument("--model", default=DIGITS_CHECKPOINT, metavar="REPO", help="pipeline folder or Hub repo")
+    add_source(parser)
     machine = parser.add_argument_group("machine")
     machine.add_argument("--device", default=None, help="cpu, cuda, cuda:1, mps, ... (the fastest there is)")
     machine.add_argument("--dtype", choices=DTYPES, default="float32", help="precision of the weights (float32)")
-    machine.add_argument("--revision", metavar="NAME", help="branch, tag or commit of a Hub repo")
-    machine.add_argument("--variant", metavar="NAME", help="load the weights of this variant, such as fp16")
 
 
 def choose_model(options: argparse.Namespace) -> None:
