@@ -11,6 +11,7 @@ from torch import nn
 from ..autoencoders import HierarchicalVQVAEModel, VQVAEModel
 from ..pipelines import ARPipeline
 from ..pipelines.base import PipelineBase
+from ..pipelines.compilation import unwrapped
 from ..priors import RQTransformer, VARTransformer
 from ..priors.modeling_blocks import BlockTransformer
 from ..priors.modeling_pixel_prior import PixelPrior
@@ -45,6 +46,7 @@ class Graph:
 
 def find_graphs(model: Any) -> list[Graph]:
     """The graphs of a model or pipeline; a `ValueError` if there are none for it."""
+    model = unwrapped(model)
     if isinstance(model, PipelineBase):
         return _pipeline_graphs(model)
     if isinstance(model, VQVAEModel | HierarchicalVQVAEModel):
@@ -63,7 +65,7 @@ def find_graphs(model: Any) -> list[Graph]:
 def _pipeline_graphs(pipe: Any) -> list[Graph]:
     vqvae = pipe.vqvae
     if not isinstance(pipe, ARPipeline):
-        graphs = [*_tokenizer_graphs(vqvae), *_block_graphs(pipe.transformer)]
+        graphs = [*_tokenizer_graphs(vqvae), *_block_graphs(unwrapped(pipe.transformer))]
         pairs = text_encoders(pipe)
         return [*graphs, _text_encoder_graph(pairs)] if pairs else graphs
     if isinstance(pipe.prior, VARTransformer):
@@ -138,25 +140,23 @@ def _block_graphs(model: BlockTransformer) -> list[Graph]:
 
 def _prior_graph(name: str, prior: Any, vqvae: Any = None) -> Graph:
     """The logits of all codes of an image, each from those before it."""
-    config = prior.config
+    config, modules = prior.config, [prior]
+    inputs: dict[str, torch.Tensor] = {}
+    if config.num_labels or getattr(config, "has_classes", False):
+        inputs["class_labels"] = torch.zeros(NUM_IMAGES, dtype=torch.long)
     if not isinstance(prior, RQTransformer):
-        inputs = {"codes": _codes(config, config.length)}
-        if config.num_labels:
-            inputs["class_labels"] = torch.zeros(NUM_IMAGES, dtype=torch.long)
+        inputs["codes"] = _codes(config, config.length)
         if getattr(config, "condition_map_size", None) is not None:
             inputs["condition_codes"] = torch.zeros(NUM_IMAGES, config.condition_length, dtype=torch.long)
-        return Graph(name, [prior], functions.Forward(list(inputs)), inputs, ["logits"])
-    inputs = {}
-    if config.has_classes:
-        inputs["class_labels"] = torch.zeros(NUM_IMAGES, dtype=torch.long)
-    else:
+        return Graph(name, modules, functions.Forward(list(inputs)), inputs, ["logits"])
+    if not config.has_classes:
         inputs["condition_ids"] = torch.zeros(NUM_IMAGES, config.condition_length, dtype=torch.long)
     stacks = NUM_IMAGES, config.num_positions, config.depth
     if config.code_inputs == "vectors" and vqvae is None:
         inputs["code_vectors"] = torch.zeros(*stacks, config.latent_channels)
-        return Graph(name, [prior], functions.Forward(list(inputs)), inputs, ["logits"])
-    inputs["codes"] = torch.zeros(*stacks, dtype=torch.long)
-    modules = [prior] if config.code_inputs == "tokens" else [prior, vqvae]
+    else:
+        inputs["codes"] = torch.zeros(*stacks, dtype=torch.long)
+        modules += [vqvae] if config.code_inputs == "vectors" else []
     return Graph(name, modules, functions.Forward(list(inputs)), inputs, ["logits"])
 
 
