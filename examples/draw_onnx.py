@@ -41,10 +41,14 @@ def condition_of(
     """What the transformer reads of labels or prompts; if `guided`, that of no label or text behind it."""
     if prompts is not None:
         found = graphs("text_encoder", text_ids=text_ids(graphs, [*prompts, *[""] * (len(prompts) * guided)]))
-        mask = found["encoder_attention_mask"]
+        if graphs.description["learned_empty_text"]:
+            # A text without tokens stands for the vectors that the model has learned for it.
+            found = {
+                name: np.concatenate([each[: len(prompts)], 0 * each[len(prompts) :]]) for name, each in found.items()
+            }
         if "crop_sizes" in graphs.description["graphs"]["condition"]["inputs"]:
-            found["crop_sizes"] = np.full((len(mask), 2), 512)
-        return {**graphs("condition", **found), "encoder_attention_mask": mask}
+            found["crop_sizes"] = np.full((len(found["pooled_projections"]), 2), 512)
+        return graphs("condition", **found)
     nothing = graphs.description["num_labels"] or 0
     names = {name: int(label) for label, name in graphs.description["id2label"].items()}
     labels = [nothing if label == "none" else names.get(str(label), label) for label in class_labels or ["none"]]

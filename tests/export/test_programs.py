@@ -68,7 +68,7 @@ def resized(graph, name, batch_size):
     shape = [sizes[own[dim]] if dim in own else size for dim, size in enumerate(example.shape)]
     if example.is_floating_point():
         return torch.randn(shape, generator=torch.Generator().manual_seed(len(name)))
-    return torch.ones(shape, dtype=torch.long) if "mask" in name else torch.zeros(shape, dtype=torch.long)
+    return torch.ones(shape, dtype=example.dtype) if "mask" in name else torch.zeros(shape, dtype=example.dtype)
 
 
 @pytest.mark.parametrize("fields", [{}, {"is_causal": False, "crop_conditioning": False}], ids=["causal", "scales"])
@@ -81,7 +81,7 @@ def test_the_explicit_cache_draws_the_codes_of_a_pipeline_of_texts(fields):
     ids = text_ids([tokenizer for tokenizer, _ in pairs], [*prompts, "", ""], graphs.description["text_length"])
     text = graphs("text_encoder", text_ids=ids.numpy())
     crops = {} if fields else {"crop_sizes": np.full((4, 2), 512)}
-    condition = {**graphs("condition", **text, **crops), "encoder_attention_mask": text["encoder_attention_mask"]}
+    condition = graphs("condition", **text, **crops)
     sampling = graphs.description["sampling"] | {"guidance_scale": 3.0, "top_p": [0.9] * 3}
     found = draw_onnx.draw(graphs, condition, noise_of(seeded()), **without_rule(sampling))
     np.testing.assert_array_equal(found, expected.numpy())

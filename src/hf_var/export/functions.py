@@ -59,7 +59,7 @@ def text_condition(
     pooled_projections: torch.Tensor,
     crop_sizes: torch.Tensor | None = None,
 ) -> tuple[torch.Tensor, ...]:
-    """The same of a text, with its keys and values for all layers, each `(layers, batch, heads, text, head_dim)`."""
+    """The same of a text, with keys and values for all layers, each `(layers, batch, heads, text, head_dim)`, and its mask."""
     (model,) = modules
     cache = _first_step(
         model,
@@ -68,9 +68,10 @@ def text_condition(
         pooled_projections=pooled_projections,
         crop_sizes=crop_sizes,
     )
-    condition = model.embeddings.condition_proj(pooled_projections)
+    mask: Any = cache.cross_mask
+    told = model._embed_text(encoder_hidden_states, encoder_attention_mask.bool(), pooled_projections, crop_sizes)
     text = zip(*(cache.cross_attention[layer] for layer in range(len(cache.cross_attention))), strict=True)
-    return condition, _modulations(cache), *(torch.stack(states) for states in text)
+    return told.pooled, _modulations(cache), *(torch.stack(states) for states in text), mask
 
 
 def _first_step(model: Any, **condition: torch.Tensor | None) -> VARCache:
@@ -126,7 +127,7 @@ def _cache(config: Any, inputs: Mapping[str, torch.Tensor]) -> VARCache:
     cache.modulations = dict(enumerate(inputs["modulations"].split(_num_vectors(config), dim=1)))
     if "text_keys" in inputs:
         states = zip(inputs["text_keys"].unbind(), inputs["text_values"].unbind(), strict=True)
-        cache.cross_attention, cache.cross_mask = dict(enumerate(states)), inputs["encoder_attention_mask"].bool()
+        cache.cross_attention, cache.cross_mask = dict(enumerate(states)), inputs["text_mask"]
     if config.is_causal:
         past = zip(inputs["past_keys"].unbind(), inputs["past_values"].unbind(), strict=True)
         cache.layers = [GrowingCacheLayer(keys, values) for keys, values in past]

@@ -120,9 +120,10 @@ def _block_graphs(model: BlockTransformer) -> list[Graph]:
         for name in ("text_keys", "text_values"):
             inputs[name] = torch.zeros(*heads, NUM_TEXT_TOKENS, config.head_dim)
             varying[name] = {1: "batch", 3: "text"}
+        inputs["text_mask"] = mask.bool()
         function, found = functions.text_condition, list(inputs)
-        inputs["encoder_attention_mask"] = mask
-        varying |= dict.fromkeys(("encoder_hidden_states", "encoder_attention_mask"), {0: "batch", 1: "text"})
+        names = ("encoder_hidden_states", "encoder_attention_mask", "text_mask")
+        varying |= dict.fromkeys(names, {0: "batch", 1: "text"})
     condition = Graph("condition", [model], function, given, found, varying)
     outputs = ["logits"]
     if config.length > config.block_lengths[0]:

@@ -34,7 +34,7 @@ DESCRIPTION = "export.json"
 MAX_EMBEDDED = 1_500_000_000
 # Fields of configurations and settings of sampling that scripts need.
 TOKENIZER_FIELDS = ("image_size", "in_channels", "num_pixel_classes", "codebook_size", "latent_channels", "patch_nums")
-PRIOR_FIELDS = ("block_lengths", "depth", "num_labels", "id2label")
+PRIOR_FIELDS = ("block_lengths", "depth", "num_labels", "id2label", "learned_empty_text")
 SAMPLING = ("guidance_scale", "guidance_rule", "top_k", "top_p", "temperature")
 
 
