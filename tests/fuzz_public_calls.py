@@ -42,6 +42,7 @@ from hf_var.conversion import (
 )
 from hf_var.pipelines.image_grids import progress_strip, save_progress_gif
 from hf_var.pipelines.options import TextCallOptions
+from hf_var.schedules import propose_schedules
 from hf_var.scoring import classify, log_likelihood
 from pipelines import tiny_ar
 from pipelines.texts import embeddings_of, make_text_pipeline
@@ -149,6 +150,7 @@ def entry_points() -> dict[str, tuple]:
             ["attention_levels", "last_level_attention", "encoder_out_channels"],
         ),
         "configurations.maps": (VQVAEConfig, {}, ["sample_type", "in_channels", "out_channels", "codebook_averages"]),
+        "schedules.propose": (propose_schedules, {"image_size": 64}, ["downsampling", "max_tokens"]),
         "cli.run": (run_command, {}, ["words"]),
         "models.transformer": (transformer, {"class_labels": torch.tensor([0, 1])}, ["scale_inputs", "class_embeds"]),
         "models.get_class_embeds": (transformer.get_class_embeds, {"class_labels": torch.tensor([0])}, []),

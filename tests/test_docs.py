@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 import hf_var
-from hf_var import cli, conversion, scoring
+from hf_var import cli, conversion, schedules, scoring
 
 
 ROOT = Path(__file__).parent.parent
@@ -22,7 +22,7 @@ NEEDS_FILES = ("var_d16.pth", "switti-512", "user/prompt_to_class")
 
 
 def public_objects():
-    for module in (hf_var, conversion, scoring):
+    for module in (hf_var, conversion, schedules, scoring):
         for name in module.__all__:
             value = getattr(module, name)
             if inspect.isclass(value) or inspect.isfunction(value):

@@ -109,10 +109,11 @@ def _grid(image_size: int | Sequence[int], downsampling: int) -> tuple[int, int]
     if height * width > MOST_PIXELS:
         raise ValueError(f"`image_size` must be at most {MOST_PIXELS} pixels, got {height}x{width}.")
     if height % downsampling or width % downsampling:
-        near = {
-            "x".join(str(max(to_integer(side / downsampling), 1) * downsampling) for side in (height, width)): None
-            for to_integer in (math.floor, math.ceil)
-        }
+        counts = (
+            (height // downsampling, width // downsampling),
+            (-(-height // downsampling), -(-width // downsampling)),
+        )
+        near = dict.fromkeys("x".join(str(max(count, 1) * downsampling) for count in sides) for sides in counts)
         raise ValueError(
             f"`image_size` must be a multiple of downsampling={downsampling} in both directions, such as {' or '.join(near)}, "
             f"got {height}x{width}."

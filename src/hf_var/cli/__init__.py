@@ -19,8 +19,8 @@ from .models import add_convert
 from .scheduling import add_schedule
 
 
-# Each adds its parser, which sets two functions of the options: `check`, before anything that takes seconds is imported, and
-# `run`, which imports that itself.
+# Each adds its parser, which sets two functions of the options: `check`, if it has any, is called before anything that takes
+# seconds is imported, and `run` imports that itself.
 COMMANDS = (add_generate, add_inpaint, add_vary, add_score, add_reconstruct, add_convert, add_export, add_schedule)
 
 
@@ -70,6 +70,7 @@ class _Parser(argparse.ArgumentParser):
 def _parser() -> argparse.ArgumentParser:
     parser = _Parser(prog="hf-var", description="Visual autoregressive models (VAR).")
     parser.add_argument("--version", action="version", version=f"hf-var {__version__}")
+    parser.set_defaults(check=lambda options: None)
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     for add in COMMANDS:
         add(commands)
