@@ -71,4 +71,4 @@ def _is_command() -> bool:
 if TYPE_CHECKING or not _is_command():
     from .public import *
 else:
-    __getattr__ = names_on_use(__name__, __all__, lambda: import_module("hf_var.public"))
+    __getattr__, __dir__ = names_on_use(__name__, __all__, lambda: import_module("hf_var.public"))

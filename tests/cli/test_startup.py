@@ -88,6 +88,7 @@ REGISTERED = """
 import diffusers, hf_var, transformers
 names = {}
 exec("from hf_var import *", names)
+assert {*hf_var.__all__, "__name__"} <= set(dir(hf_var))
 assert set(hf_var.__all__) <= names.keys()
 assert names["VARPipeline"] is hf_var.VARPipeline is diffusers.VARPipeline
 assert diffusers.pipelines.hf_var is hf_var
@@ -124,6 +125,7 @@ except AttributeError as error:
 
 def test_names_of_the_data_come_when_they_are_used():
     assert hf_var.data.DataConfig is hf_var.data.config.DataConfig
+    assert set(hf_var.data.__all__) <= set(dir(hf_var.data))
     assert {name for name in hf_var.data.__all__ if not hasattr(hf_var.data, name)} == set()
     with pytest.raises(AttributeError, match="module 'hf_var.data' has no attribute 'nonsense'"):
         _ = hf_var.data.nonsense

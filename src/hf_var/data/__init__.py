@@ -59,4 +59,4 @@ __all__ = [
 if TYPE_CHECKING:
     from .public import *
 else:
-    __getattr__ = names_on_use(__name__, __all__, lambda: import_module("hf_var.data.public"))
+    __getattr__, __dir__ = names_on_use(__name__, __all__, lambda: import_module("hf_var.data.public"))
