@@ -7,7 +7,6 @@ What onnxruntime's dynamic 8-bit quantization of the exported transformer change
 """
 
 import argparse
-import shutil
 import statistics
 import sys
 import tempfile
@@ -18,7 +17,6 @@ import numpy as np
 import onnxruntime
 import torch
 from digits_quality import measure
-from onnxruntime.quantization import QuantType, quantize_dynamic
 
 from hf_var import DIGITS_CHECKPOINT, VARConfig, VARPipeline, VARTransformer
 from hf_var.export import export_model
@@ -60,17 +58,16 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as place:
         plain, small = Path(place) / "fp32", Path(place) / "int8"
         if options.hidden_size is None:
-            pipe = VARPipeline.from_pretrained(DIGITS_CHECKPOINT)
-            export_model(pipe, plain)
+            model = VARPipeline.from_pretrained(DIGITS_CHECKPOINT)
         else:
             torch.manual_seed(0)
             sizes = {"hidden_size": options.hidden_size, "num_hidden_layers": options.num_layers}
             # Open gates, as after a training: nearly closed ones would hide the errors of the layers.
             gates = {"initializer_adaln_gamma_factor": 0.5, "initializer_head_factor": 1.0}
             config = VARConfig(num_attention_heads=options.hidden_size // 64, **gates, **sizes)
-            export_model(VARTransformer(config), plain)
-        shutil.copytree(plain, small)
-        quantize_dynamic(plain / "transformer.onnx", small / "transformer.onnx", weight_type=QuantType.QInt8)
+            model = VARTransformer(config)
+        for folder, int8 in ((plain, False), (small, True)):
+            export_model(model, folder, int8=int8)
         folders = {"fp32": draw_onnx.Graphs(plain), "int8": draw_onnx.Graphs(small)}
         for graphs in folders.values():
             graphs.sessions["transformer"] = make_session(graphs.folder / "transformer.onnx")

@@ -78,7 +78,7 @@ MAY_IMPORT: dict[str, tuple[set[str], set[str]]] = {
     "conversion": (STAGES | {"schedules", "weight_files"}, CORE),
     "scoring": (STAGES | {"pipelines"}, CORE | {"diffusers"}),
     # What the formats need is an extra, imported when they are written.
-    "export": (STAGES | {"pipelines", "modes", "text_encoders"}, CORE | {"openvino"}),
+    "export": (STAGES | {"pipelines", "modes", "text_encoders"}, CORE | {"onnxruntime", "openvino"}),
     # Images and codes in, measures, and what is published: none knows a training, its arguments or an evaluation.
     "metrics": (
         STAGES | {"modes", "precision", "downloads", "weight_files"},

@@ -82,9 +82,11 @@ class AttentionBlock(nn.Module):
     def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
         height, width = hidden_states.shape[-2:]
         projected = self.qkv(self.norm(hidden_states)).flatten(2).transpose(1, 2)  # (batch, positions, 3 * channels)
+        # ONNX's exporter needs the axis of heads; elsewhere it would choose other kernels, with other roundings.
+        projected = projected.unsqueeze(1) if torch.compiler.is_exporting() else projected
         query, key, value = projected.chunk(3, dim=-1)
-        attended = functional.scaled_dot_product_attention(query, key, value)  # (batch, positions, channels)
-        attended = attended.transpose(1, 2).unflatten(2, (height, width))
+        attended = functional.scaled_dot_product_attention(query, key, value)
+        attended = attended.flatten(0, -3).transpose(1, 2).unflatten(2, (height, width))
         return hidden_states + self.proj_out(attended)  # (batch, channels, height, width)
 
 

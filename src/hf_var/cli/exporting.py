@@ -24,17 +24,20 @@ def add_export(commands) -> None:
     parser.set_defaults(check=_check, run=_export)
     add_source(parser)
     parser.add_argument("--format", choices=FORMATS, default=FORMATS[0], help=f"of the files ({FORMATS[0]})")
+    parser.add_argument("--int8", action="store_true", help="8-bit weights of the transformer, for onnx")
     parser.add_argument("--output", required=True, type=Path, metavar="DIR", help="folder to write")
 
 
 def _check(options: argparse.Namespace) -> None:
     check_output(options.output, is_folder=True)
+    if options.int8 and options.format != "onnx":
+        raise ValueError(f"--int8 goes with --format onnx, got {options.format}.")
 
 
 def _export(options: argparse.Namespace) -> None:
     from ..export import export_model
 
-    export_model(_load(options), options.output, options.format)
+    export_model(_load(options), options.output, options.format, options.int8)
     print(f"wrote {options.output}")
 
 
