@@ -64,7 +64,8 @@ def test_names_of_checkpoints_that_ship_with_the_package(tmp_path, monkeypatch, 
         (["--port", "http"], "--port"),
         (["--share=maybe"], "--share"),
         (["--model", "no/such"], "no/such"),
-        (["--host", "no.such.host.invalid", "--model", "digits"], "hf-var app: "),
+        (["--host", "no.such.host.invalid"], "--host no.such.host.invalid"),
+        (["--host", "192.0.2.1"], "--host 192.0.2.1"),
     ],
 )
 def test_what_is_wrong_is_said_in_a_line(capsys, words, message):

@@ -2,6 +2,7 @@
 """The demo app: `hf-var app`."""
 
 import argparse
+import socket
 from pathlib import Path
 
 from .. import EMOJI_CHECKPOINT
@@ -44,6 +45,11 @@ def _truth(text: str) -> bool:
 def _check(options: argparse.Namespace) -> None:
     if options.port is not None and not 1 <= options.port <= 65535:
         raise ValueError(f"--port must be from 1 to 65535, got {options.port}.")
+    # Gradio tries a hundred ports on any error.
+    try:
+        socket.create_server((options.host, options.port or 0)).close()
+    except OSError as error:
+        raise ValueError(f"--host {options.host} --port {options.port or 'any'} cannot be served: {error}.") from error
 
 
 def _app(options: argparse.Namespace) -> None:
