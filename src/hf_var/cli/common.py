@@ -14,7 +14,7 @@ from PIL import Image
 from ..pipelines.base import load_pipeline
 from ..pipelines.image_grids import image_grid, save_progress_gif
 from ..plain_options import PLAIN_OPTIONS
-from .flags import EMBEDDED, NO_LABELS, label
+from .flags import NO_LABELS, label
 
 
 def _device(name: str | None) -> torch.device:
@@ -33,14 +33,11 @@ def _device(name: str | None) -> torch.device:
 def open_pipeline(options: argparse.Namespace, load: Callable[..., Any] | None = None) -> Any:
     """The pipeline of `--model`, on its device: of the class that it was saved as, unless `load` makes another one."""
     device = _device(options.device)
-    model = options.model
-    if model in EMBEDDED and not Path(model).exists():
-        model = EMBEDDED[model]
-    index = Path(model) / "model_index.json"
+    index = Path(options.model) / "model_index.json"
     if index.is_file() and not isinstance(json.loads(index.read_text(encoding="utf-8")), dict):
         raise ValueError(f"--model {options.model!r} is no pipeline: its model_index.json holds no object.")
     load = load_pipeline if load is None else load
-    pipe = load(model, dtype=getattr(torch, options.dtype), revision=options.revision, variant=options.variant)
+    pipe = load(options.model, dtype=getattr(torch, options.dtype), revision=options.revision, variant=options.variant)
     return pipe.to(device)
 
 
