@@ -124,11 +124,13 @@ MAY_IMPORT: dict[str, tuple[set[str], set[str]]] = {
     "public": (LIBRARY, set()),
     "__init__": ({"public", "lazy"}, set()),
     "__main__": ({"cli"}, set()),
+    "app": ({"__init__", "pipelines", "scoring", "image_decoding"}, {"torch", "PIL", "gradio"}),
     # Its commands import what takes long to import, or comes with an extra, when they are called.
     "cli": (
         LIBRARY
         | {
             "__init__",
+            "app",
             "schedules",
             "image_decoding",
             "plain_options",

@@ -10,6 +10,7 @@ from typing import Any
 from safetensors import SafetensorError
 
 from .. import __version__
+from .app import add_app
 from .drawing import add_generate, add_inpaint, add_vary
 from .exporting import add_export
 from .flags import load_library
@@ -21,7 +22,19 @@ from .scheduling import add_schedule
 
 # Each adds its parser, which sets two functions of the options: `check`, if it has any, is called before anything that takes
 # seconds is imported, and `run` imports that itself.
-COMMANDS = (add_generate, add_inpaint, add_vary, add_score, add_reconstruct, add_convert, add_export, add_schedule)
+COMMANDS = (
+    add_generate,
+    add_inpaint,
+    add_vary,
+    add_score,
+    add_reconstruct,
+    add_app,
+    add_convert,
+    add_export,
+    add_schedule,
+)
+# What a command needs beyond the core, unless that is what trainings and evaluations need.
+EXTRAS = {"app": "app"}
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -49,7 +62,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         _complain(command, str(error) or type(error).__name__)
         return 2
     except ModuleNotFoundError as error:
-        _complain(command, f'{error}. Try: pip install "hf_var[train,eval]"')
+        _complain(command, f'{error}. Try: pip install "hf_var[{EXTRAS.get(command, "train,eval")}]"')
         return 2
     return 0
 

@@ -12,13 +12,20 @@ from ..plain_options import PLAIN_OPTIONS
 
 
 NO_LABELS = ["none"]
+# Checkpoints that ship with the package, by names that work unless there is such a folder.
+EMBEDDED = {"digits": DIGITS_CHECKPOINT, "emoji": EMOJI_CHECKPOINT}
 # Names of torch.
 DTYPES = ("float32", "bfloat16", "float16")
 
 
+def _model(text: str) -> str:
+    return text if Path(text).exists() else EMBEDDED.get(text, text)
+
+
 def add_source(parser: argparse.ArgumentParser) -> None:
     """Which model."""
-    parser.add_argument("--model", default=DIGITS_CHECKPOINT, metavar="REPO", help="pipeline folder or Hub repo")
+    text = f"pipeline folder or Hub repo, or {' or '.join(EMBEDDED)}, which ship with the package"
+    parser.add_argument("--model", type=_model, default=DIGITS_CHECKPOINT, metavar="REPO", help=text)
     parser.add_argument("--revision", metavar="NAME", help="branch, tag or commit of a Hub repo")
     parser.add_argument("--variant", metavar="NAME", help="load the weights of this variant, such as fp16")
 
