@@ -33,16 +33,13 @@ def deployment():
 def cluster():
     paths = [str(REPOSITORY / "examples"), str(REPOSITORY / "src"), os.environ.get("PYTHONPATH", "")]
     variables = {"PYTHONPATH": os.pathsep.join(paths), "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
-    with pytest.MonkeyPatch.context() as patch:
-        # Slow machines need more than the default of 30 s.
-        patch.setenv("RAY_raylet_start_wait_time_s", "120")
-        ray.init(num_cpus=1, include_dashboard=False, log_to_driver=False, runtime_env={"env_vars": variables})
-        try:
-            serve.start(proxy_location="Disabled")
-            yield
-        finally:
-            serve.shutdown()
-            ray.shutdown()
+    ray.init(num_cpus=1, include_dashboard=False, log_to_driver=False, runtime_env={"env_vars": variables})
+    try:
+        serve.start(proxy_location="Disabled")
+        yield
+    finally:
+        serve.shutdown()
+        ray.shutdown()
 
 
 @pytest.mark.parametrize(("model", "prompts"), [(DIGITS_CHECKPOINT, PROMPTS), (EMOJI_CHECKPOINT, CAPTIONS)])
