@@ -10,10 +10,11 @@ from huggingface_hub import ModelCard
 from PIL import Image
 
 from hf_var import VARPipeline
-from hf_var.hub.cards import write_converted_card, write_pipeline_card
+from hf_var.hub.cards import write_converted_card, write_pipeline_card, write_prior_card
 from pipelines.stacked import image_pipeline, make_raster, make_stacked, text_pipeline
 from pipelines.texts import make_text_pipeline
 from pipelines.tiny import make_pipeline
+from pipelines.tiny_ar import make_pixelsnail
 
 
 METRICS = {"loss": 4.123456, "bits_per_token": 5.9489, "accuracy": 0.0625, "perplexity": float("inf")}
@@ -289,3 +290,15 @@ def test_converted_checkpoints_say_what_they_are_and_may_be_used_for(tmp_path, m
     assert (card.data.library_name, card.data.pipeline_tag, card.data.license) == ("hf_var", task, license)
     assert ("must not be used commercially" in card.text) == ("nc" in str(license))
     assert not re.search(r"\n\n\n|[{}]", card.text)
+
+
+@pytest.mark.parametrize("num_labels", [0, 3])
+def test_the_card_of_a_prior_alone(tmp_path, monkeypatch, num_labels) -> None:
+    prior = make_pixelsnail(map_size=2, num_labels=num_labels)
+    prior.save_pretrained(tmp_path / "result")
+    card = write_prior_card(tmp_path / "result", prior, make_recipe(tmp_path), metrics={"loss": 4.0}, license="mit")
+    assert (card.data.pipeline_tag, card.data.license) == ("unconditional-image-generation", "mit")
+    assert card.data.eval_results[0].metric_value == 4.0
+    text = (tmp_path / "result" / "README.md").read_text(encoding="utf-8")
+    assert not re.search(r"\n\n\n|[{}]|\s\n\n", text)
+    assert run_example(text, tmp_path, monkeypatch)["logits"].shape == (1, 4, 12)

@@ -175,6 +175,35 @@ def write_pipeline_card(
     )
 
 
+def write_prior_card(
+    output_dir: str | Path,
+    prior: Any,
+    recipe: Mapping[str, Any],
+    metrics: Mapping[str, float] | None = None,
+    pictures: Mapping[str, str] | None = None,
+    repo_id: str | None = None,
+    license: str | None = None,
+) -> ModelCard:
+    """Write the `README.md` of the prior of a coarse level, which draws no images alone, as [`write_model_card`]."""
+    arguments = "codes=codes, class_labels=torch.tensor([0])" if prior.config.num_labels else "codes=codes"
+    return _write_card(
+        "prior_card.md",
+        output_dir,
+        {"pipeline_tag": WITHOUT_TEXT, "tags": ["vq-vae", "autoregressive", "prior"], "license": license},
+        WITHOUT_TEXT,
+        recipe,
+        metrics,
+        pictures,
+        repo_id,
+        model_class=type(prior).__name__,
+        config=prior.config,
+        length=prior.config.length,
+        arguments=arguments,
+        num_parameters=prior.num_parameters(),
+        tokenizer_name=without_folders(recipe.get("vqvae") or "its own"),
+    )
+
+
 def write_converted_card(
     output_dir: str | Path,
     model_class: str,

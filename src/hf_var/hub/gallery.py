@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """A call that shows what a pipeline does, and the pictures that it draws, for the Hub's gallery."""
 
+import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -37,12 +38,9 @@ def example_of(pipeline: Any, prompts: Sequence[str] = PROMPTS) -> Example:
     reads_tokens = isinstance(config, RQTransformerConfig) and not config.has_classes
     encodes = isinstance(config, TextVARConfig) and pipeline.text_encoder is not None
     if encodes or (reads_tokens and pipeline.tokenizer is not None):
-        inputs, quoted = (
-            {"prompt": list(prompts)},
-            ", ".join('"' + prompt.replace('"', "'") + '"' for prompt in prompts),
-        )
-        code = f"prompt={quoted if len(prompts) == 1 else f'[{quoted}]'}"
-        return Example("Text-conditional", code, "text-to-image", inputs, prompts)
+        # As JSON, whose texts are Python's, too, with the usual quotes.
+        code = f"prompt={json.dumps(prompts[0] if len(prompts) == 1 else list(prompts), ensure_ascii=False)}"
+        return Example("Text-conditional", code, "text-to-image", {"prompt": list(prompts)}, prompts)
     if isinstance(config, TextVARConfig):
         states = f"prompt_embeds=torch.zeros(1, 77, {config.cross_attention_dim})"
         pooled = f"pooled_prompt_embeds=torch.zeros(1, {config.pooled_projection_dim})"
