@@ -33,7 +33,7 @@ from hf_var.cli.arguments import config_fields_class, given_fields, parse_argume
 from hf_var.compatibility import enable_activation_checkpointing
 from hf_var.conversion.common import check_overrides
 from hf_var.data import AugmentConfig, DataConfig
-from hf_var.hub.cards import write_pipeline_card
+from hf_var.hub.cards import write_pipeline_card, write_prior_card
 from hf_var.hub.push import PipelineHubConfig, create_repository, push_result
 from hf_var.pipelines.image_grids import image_grid
 from hf_var.ranges import CheckedFields, NonNegativeInt, OneOf, argument
@@ -162,16 +162,16 @@ def sample_images(args: Arguments, pipeline: ARPipeline) -> Image.Image:
 
 
 def save(args: Arguments, prior: nn.Module, pipeline: ARPipeline | None, run: TrainingRun) -> None:
-    """Save the pipeline with its card, or the prior of a coarser level."""
+    """Save the pipeline, or the prior of a coarser level, with its card."""
     with run.writing():
         (prior if pipeline is None else pipeline).save_pretrained(str(args.run.output_dir))
     contents = card_contents(run, METRICS, CURVES, CAPTIONS)
-    if pipeline is not None:
-        recipe = public_arguments(*args[:-1], given_fields(args.model))
-        repository = {"repo_id": args.hub.hub_model_id, "license": args.hub.license}
-        write_pipeline_card(
-            args.run.output_dir, pipeline, recipe, **contents, **repository, data_license=args.hub.data_license
-        )
+    recipe = public_arguments(*args[:-1], given_fields(args.model))
+    contents |= {"repo_id": args.hub.hub_model_id, "license": args.hub.license}
+    if pipeline is None:
+        write_prior_card(args.run.output_dir, prior, recipe, **contents)
+    else:
+        write_pipeline_card(args.run.output_dir, pipeline, recipe, **contents, data_license=args.hub.data_license)
 
 
 def main(argv: Sequence[str] | None = None) -> None:

@@ -375,7 +375,7 @@ def save(args: Arguments, transformer: Any, models: Models, folder: Path, is_fin
     return pipeline
 
 
-def describe(args: Arguments, pipeline: Any, run: TrainingRun) -> None:
+def describe(args: Arguments, pipeline: Any, run: TrainingRun, prompts: list[str]) -> None:
     """Plot the training's curves and write the model card."""
     write_pipeline_card(
         args.run.output_dir,
@@ -385,6 +385,7 @@ def describe(args: Arguments, pipeline: Any, run: TrainingRun) -> None:
         repo_id=args.hub.hub_model_id,
         license=args.hub.license,
         data_license=args.hub.data_license,
+        prompts=prompts,
     )
 
 
@@ -458,7 +459,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             if accelerator.is_main_process:
                 with run.writing():
                     saved = save(args, whole, models, Path(args.run.output_dir), is_final=True)
-                describe(args, saved, run)
+                describe(args, saved, run, prompts)
                 if args.hub.push_to_hub:
                     pusher.finish()
                     push_result(args.run.output_dir, args.hub.hub_model_id)

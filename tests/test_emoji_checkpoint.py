@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from huggingface_hub import ModelCard
 from PIL import Image
 
 from hf_var import EMOJI_CHECKPOINT, VARTextToImagePipeline
@@ -35,6 +36,9 @@ def test_it_is_small_and_names_its_sources() -> None:
     card = (Path(EMOJI_CHECKPOINT) / "README.md").read_text(encoding="utf-8")
     for words in ("license: cc-by-4.0", "Twemoji | copyright Twitter", "Noto Emoji | Google, Apache License 2.0"):
         assert words in card
+    metadata = ModelCard(card).data
+    assert (metadata.library_name, metadata.pipeline_tag) == ("hf_var", "text-to-image")
+    assert {result.metric_type: result.metric_value for result in metadata.eval_results}["name_accuracy"] == 0.142
     assert {path.suffix for path in files} == {".json", ".safetensors", ".md"}
 
 

@@ -10,9 +10,11 @@ from huggingface_hub import ModelCard
 from PIL import Image
 
 from hf_var import VARPipeline
-from hf_var.hub.cards import write_pipeline_card
+from hf_var.hub.cards import write_converted_card, write_pipeline_card, write_prior_card
 from pipelines.stacked import image_pipeline, make_raster, make_stacked, text_pipeline
+from pipelines.texts import make_text_pipeline
 from pipelines.tiny import make_pipeline
+from pipelines.tiny_ar import make_pixelsnail
 
 
 METRICS = {"loss": 4.123456, "bits_per_token": 5.9489, "accuracy": 0.0625, "perplexity": float("inf")}
@@ -226,3 +228,77 @@ def test_the_cards_of_stacks(tmp_path, monkeypatch, pipe, task, tags, example, s
     Image.new("RGB", (6, 4)).save(tmp_path / "condition.png")
     namespace = run_example(text, tmp_path, monkeypatch)
     assert namespace["images"][0].size == (6, 4)
+
+
+@pytest.mark.parametrize(
+    ("make", "texts", "task"),
+    [
+        (make_pipeline, ["tench, Tinca tinca", "goldfish", "crane"], "unconditional-image-generation"),
+        (lambda: make_pipeline(transformer={"num_labels": 0}), ["-", "-"], "unconditional-image-generation"),
+        (make_text_pipeline, ["a red heart", 'a "cat"'], "text-to-image"),
+        (text_pipeline, ["a red heart", 'a "cat"'], "text-to-image"),
+        (make_raster, ["tench, Tinca tinca", "goldfish", "crane"], "unconditional-image-generation"),
+    ],
+    ids=["classes", "unconditional", "texts", "stacks of texts", "raster"],
+)
+def test_the_gallery_shows_what_the_example_draws(tmp_path, monkeypatch, make, texts, task) -> None:
+    card, text = written(tmp_path, make(), make_recipe(tmp_path), prompts=["a red heart", 'a "cat"'])
+    assert card.data.pipeline_tag == task
+    assert [entry["text"] for entry in card.data.widget] == texts
+    images = run_example(text, tmp_path, monkeypatch)["images"]
+    for entry, image in zip(card.data.widget, images, strict=True):
+        shown = Image.open(tmp_path / "result" / entry["output"]["url"])
+        assert shown.tobytes() == image.tobytes()
+    assert "\n<Gallery />\n" in text
+
+
+def test_the_gallery_falls_back_to_samples(tmp_path) -> None:
+    (tmp_path / "result").mkdir()
+    for name in ("samples.png", "curves.png"):
+        (tmp_path / "result" / name).touch()
+    pictures = {"samples.png": "Samples.", "curves.png": "The training."}
+    # An example of zeros is nothing to show.
+    embedded = make_pipeline(transformer={"num_labels": 0, "condition_channels": 8})
+    card, text = written(tmp_path, embedded, make_recipe(tmp_path), pictures=pictures)
+    assert card.data.widget == [{"text": "Samples.", "output": {"url": "samples.png"}}]
+    assert "<Gallery />" not in text
+
+
+def test_a_model_of_texts_without_text_encoders_has_an_example_of_embeddings(tmp_path, monkeypatch) -> None:
+    pipe = make_text_pipeline()
+    pipe.register_modules(text_encoder=None, tokenizer=None, text_encoder_2=None, tokenizer_2=None)
+    _, text = written(tmp_path, pipe, make_recipe(tmp_path))
+    assert "prompt_embeds=torch.zeros(1, 77, " in text
+    assert len(run_example(text, tmp_path, monkeypatch)["images"]) == 1
+
+
+@pytest.mark.parametrize(
+    ("model_class", "license", "task"),
+    [
+        ("VARPipeline", "mit", "unconditional-image-generation"),
+        ("ARPipeline", "cc-by-nc-sa-4.0", "unconditional-image-generation"),
+        ("PixelSNAIL", None, "unconditional-image-generation"),
+        ("VARTextToImagePipeline", None, "text-to-image"),
+        ("VQVAEModel", "mit", "image-feature-extraction"),
+        ("HierarchicalVQVAEModel", None, "image-feature-extraction"),
+    ],
+)
+def test_converted_checkpoints_say_what_they_are_and_may_be_used_for(tmp_path, model_class, license, task) -> None:
+    origin = {"name": "code", "url": "https://example.org", "code_license": "mit", "weights_license": license}
+    write_converted_card(tmp_path, model_class, [origin])
+    card = ModelCard.load(tmp_path / "README.md")
+    assert (card.data.library_name, card.data.pipeline_tag, card.data.license) == ("hf_var", task, license)
+    assert ("must not be used commercially" in card.text) == ("nc" in str(license))
+    assert not re.search(r"\n\n\n|[{}]", card.text)
+
+
+@pytest.mark.parametrize("num_labels", [0, 3])
+def test_the_card_of_a_prior_alone(tmp_path, monkeypatch, num_labels) -> None:
+    prior = make_pixelsnail(map_size=2, num_labels=num_labels)
+    prior.save_pretrained(tmp_path / "result")
+    card = write_prior_card(tmp_path / "result", prior, make_recipe(tmp_path), metrics={"loss": 4.0}, license="mit")
+    assert (card.data.pipeline_tag, card.data.license) == ("unconditional-image-generation", "mit")
+    assert card.data.eval_results[0].metric_value == 4.0
+    text = (tmp_path / "result" / "README.md").read_text(encoding="utf-8")
+    assert not re.search(r"\n\n\n|[{}]|\s\n\n", text)
+    assert run_example(text, tmp_path, monkeypatch)["logits"].shape == (1, 4, 12)

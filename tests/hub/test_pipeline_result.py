@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from huggingface_hub import ModelCard
 
 from hub_server import HubServer, Request, Response
 
@@ -69,7 +70,11 @@ def test_pipeline_without_checkpoints_is_uploaded(hub, pushed):
     models = {f"{model}/{name}" for model in ("transformer", "vqvae") for name in ("config.json", "model.safetensors")}
     texts = {"README.md", "model_index.json", "train_log.jsonl"}
     models.add("lora/adapter_model.safetensors")
-    assert files.keys() == {".gitattributes", "samples.png", "curves [1].png"} | models | texts
+    gallery = {f"images/example_{number}.png" for number in range(3)}
+    assert files.keys() == {".gitattributes", "samples.png", "curves [1].png"} | models | texts | gallery
+    widget = ModelCard(files["README.md"].decode()).data.widget
+    assert [entry["text"] for entry in widget] == ["cat", "dog", "owl"]
+    assert {entry["output"]["url"] for entry in widget} == gallery
     assert (folder / "checkpoints" / "step-00000001" / "model.safetensors").exists()
     for path in texts | {"transformer/config.json", "vqvae/config.json"}:
         assert "somebodys_home" not in files[path].decode(), path

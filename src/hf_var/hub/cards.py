@@ -13,8 +13,22 @@ from huggingface_hub import ModelCard, ModelCardData
 from ..autoencoders import HierarchicalVQVAEConfig, Tokenizer, TokenizerConfig, VQVAEConfig
 from ..metrics.latents import latent_shape
 from ..priors import RQTransformerConfig, TextVARConfig, VARConfig
+from .gallery import PROMPTS, WITHOUT_TEXT, draw_gallery, example_of
 from .names import is_hub_name, public_recipe, without_folders
 from .results import metric_label, metric_results
+
+
+# The Hub has no category for tokenizers; this is the one of encoders.
+OF_TOKENIZERS = "image-feature-extraction"
+# The Hub's categories of converted checkpoints, by what loads them; others generate images without texts.
+CONVERTED_TASKS = {
+    "VQVAEModel": OF_TOKENIZERS,
+    "HierarchicalVQVAEModel": OF_TOKENIZERS,
+    "TextVARTransformer": "text-to-image",
+    "VARTextToImagePipeline": "text-to-image",
+}
+# Of the pictures in the Hub's gallery.
+MAX_PROMPTS = 3
 
 
 def write_model_card(
@@ -37,8 +51,7 @@ def write_model_card(
         "vqvae_card.md",
         output_dir,
         {
-            # The Hub has no category for tokenizers; this is the one of encoders.
-            "pipeline_tag": "image-feature-extraction",
+            "pipeline_tag": OF_TOKENIZERS,
             "tags": ["image-tokenizer", "vq-vae", "var"],
             "base_model": _hub_name(recipe, "pretrained_vqvae"),
             "license": license,
@@ -83,7 +96,7 @@ def write_autoencoder_kl_card(
         output_dir,
         {
             "library_name": "diffusers",
-            "pipeline_tag": "image-feature-extraction",
+            "pipeline_tag": OF_TOKENIZERS,
             "tags": ["vae", "autoencoder-kl"],
             "base_model": _hub_name(recipe, "pretrained_autoencoder"),
             "license": license,
@@ -109,39 +122,43 @@ def write_pipeline_card(
     repo_id: str | None = None,
     license: str | None = None,
     data_license: str | None = None,
+    prompts: Sequence[str] | None = None,
 ) -> ModelCard:
     """
-    Write the `README.md` of a [`VARPipeline`] or [`ARPipeline`], as [`write_model_card`]; `recipe` has `pretrained_var`,
-    `vqvae`.
+    Write the `README.md` of a [`VARPipeline`] or [`ARPipeline`], as [`write_model_card`], and the pictures that its example
+    draws; `recipe` has `pretrained_var`, `vqvae`. `prompts` are texts for the example of a model of texts.
     """
     config = pipeline.priors[0].config
     is_var, is_stacked = isinstance(config, VARConfig | TextVARConfig), isinstance(config, RQTransformerConfig)
     tokenizer: VQVAEConfig = pipeline.vqvae.config
     unknown = "not stated"
-    kind, example, task = _condition_of(pipeline)
+    example = example_of(pipeline, list(prompts or PROMPTS)[:MAX_PROMPTS])
     system = "var" if is_var else ("rq-transformer" if config.depth > 1 else "vqgan") if is_stacked else "vq-vae"
-    tags = [] if kind == "Unconditional" else [kind.lower()]
+    tags = [] if example.kind == "Unconditional" else [example.kind.lower()]
+    widget = draw_gallery(Path(output_dir), pipeline, example)
     return _write_card(
         "pipeline_card.md",
         output_dir,
         {
-            "pipeline_tag": task,
+            "pipeline_tag": example.task,
             "tags": [system, "autoregressive", *tags],
+            "widget": widget or _widget(pictures),
             "base_model": _hub_name(recipe, "pretrained_var"),
             "license": license,
         },
-        task,
+        example.task,
         recipe,
         metrics,
         pictures,
         repo_id,
-        kind=kind,
+        kind=example.kind,
+        has_gallery=len(widget) > 0,
         config=config,
         tokenizer=tokenizer,
         num_tokens=sum(tokenizer.scale_lengths),
         tokenizer_name=without_folders(recipe.get("vqvae") or recipe.get("pretrained_var") or "its own"),
         is_picture=tokenizer.num_output_channels in (1, 3, 4) or tokenizer.num_pixel_classes is not None,
-        example=example,
+        example=example.code,
         is_var=is_var,
         is_stacked=is_stacked,
         num_classes=config.num_labels,
@@ -155,6 +172,35 @@ def write_pipeline_card(
             (f"data, {without_folders(recipe['train_data'])}", data_license or unknown),
         ],
         **_sizes(tokenizer),
+    )
+
+
+def write_prior_card(
+    output_dir: str | Path,
+    prior: Any,
+    recipe: Mapping[str, Any],
+    metrics: Mapping[str, float] | None = None,
+    pictures: Mapping[str, str] | None = None,
+    repo_id: str | None = None,
+    license: str | None = None,
+) -> ModelCard:
+    """Write the `README.md` of the prior of a coarse level, which draws no images alone, as [`write_model_card`]."""
+    arguments = "codes=codes, class_labels=torch.tensor([0])" if prior.config.num_labels else "codes=codes"
+    return _write_card(
+        "prior_card.md",
+        output_dir,
+        {"pipeline_tag": WITHOUT_TEXT, "tags": ["vq-vae", "autoregressive", "prior"], "license": license},
+        WITHOUT_TEXT,
+        recipe,
+        metrics,
+        pictures,
+        repo_id,
+        model_class=type(prior).__name__,
+        config=prior.config,
+        length=prior.config.length,
+        arguments=arguments,
+        num_parameters=prior.num_parameters(),
+        tokenizer_name=without_folders(recipe.get("vqvae") or "its own"),
     )
 
 
@@ -178,13 +224,20 @@ def write_converted_card(
     released = [origin["weights_license"] for origin in origins if origin["weights_license"]]
     folder = Path(output_dir).resolve()
     repo_id = repo_id or folder.name
+    license = license or (released[0] if len(set(released)) == 1 else None)
     card = ModelCard.from_template(
-        ModelCardData(library_name="hf_var", license=license or (released[0] if len(set(released)) == 1 else None)),
+        ModelCardData(
+            library_name="hf_var",
+            license=license,
+            pipeline_tag=CONVERTED_TASKS.get(model_class, WITHOUT_TEXT),
+            tags=["autoregressive", "converted"],
+        ),
         template_str=Path(__file__).with_name("converted_card.md").read_text(encoding="utf-8"),
         name=repo_id.split("/")[-1],
         repo_id=repo_id,
         model_class=model_class,
         origins=origins,
+        is_non_commercial="-nc" in (license or ""),
     )
     card.save(folder / "README.md")
     return card
@@ -223,7 +276,7 @@ def _write_card(
                 split=recipe.get("validation_split"),
             )
             or None,
-            **{"library_name": "hf_var", **metadata},
+            **{"library_name": "hf_var", "widget": _widget(pictures), **metadata},
         ),
         template_str="".join(templates),
         name=name,
@@ -236,6 +289,12 @@ def _write_card(
     )
     card.save(output_dir / "README.md")
     return card
+
+
+def _widget(pictures: Mapping[str, str] | None) -> list[dict[str, Any]] | None:
+    """The pictures of a training as the Hub's gallery has them, without its curves."""
+    shown = {name: caption for name, caption in (pictures or {}).items() if name != "curves.png"}
+    return [{"text": caption, "output": {"url": quote(name)}} for name, caption in shown.items()] or None
 
 
 def _sizes(tokenizer: TokenizerConfig) -> dict[str, Any]:
@@ -264,40 +323,6 @@ def _schedule(config: VQVAEConfig) -> str:
         "Multi-scale residual VQ-VAE, the tokenizer of visual autoregressive modeling ([VAR]("
         "https://arxiv.org/abs/2404.02905), section 3.2)"
     )
-
-
-def _condition_of(pipeline: Any) -> tuple[str, str, str]:
-    """What a pipeline is conditioned on, the condition of an example, and the Hub's category."""
-    config = pipeline.priors[0].config
-    # The Hub's category of all images that are not generated from a text or an image, also of those of classes.
-    task = "unconditional-image-generation"
-    if config.num_labels:
-        return "Class-conditional", f"class_labels={_example_labels(pipeline)!r}", task
-    if isinstance(config, TextVARConfig):
-        return "Text-conditional", 'prompt="a photo"', "text-to-image"
-    if isinstance(config, VARConfig) and config.condition_channels is not None:
-        # In place of the embeddings that a user has.
-        return "Embedding-conditional", f"class_embeds=torch.zeros(2, {config.condition_channels})", task
-    if isinstance(config, RQTransformerConfig) and not config.has_classes:
-        if pipeline.tokenizer is not None:
-            return "Text-conditional", 'prompt="a photo"', "text-to-image"
-        if pipeline.condition_vqvae is not None:
-            return "Image-conditional", 'condition_image=PIL.Image.open("condition.png")', "image-to-image"
-        ids = f"torch.zeros(1, {config.condition_length}, dtype=torch.long)"
-        return "Token-conditional", f"condition_codes={ids}", task
-    return "Unconditional", "num_images_per_label=2", task
-
-
-def _example_labels(pipeline: Any, number: int = 3) -> list[int | str]:
-    """The first labels, by their names where these are unambiguous."""
-    labels: list[int | str] = []
-    for label, name in list(pipeline.id2label.items())[:number]:
-        try:
-            is_known = pipeline.get_label_ids(name) == [label]
-        except ValueError:
-            is_known = False
-        labels.append(name if is_known else label)
-    return labels
 
 
 def _dataset_name(recipe: Mapping[str, Any]) -> str:

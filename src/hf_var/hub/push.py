@@ -23,7 +23,7 @@ logger = logging.get_logger(__name__)
 MODELS = ("transformer", "prior", "middle_prior", "bottom_prior", "vqvae", "condition_vqvae", "lora")
 MODELS += ("text_encoder", "text_encoder_2")
 TOKENIZERS = ("tokenizer", "tokenizer_2")
-RESULT_FILES = ["README.md", "*.json", "*.safetensors", "train_log.jsonl", "*.png"]
+RESULT_FILES = ["README.md", "*.json", "*.safetensors", "train_log.jsonl", "*.png", "images/*.png"]
 RESULT_FILES += [f"{model}/*.{kind}" for model in (*MODELS, *TOKENIZERS) for kind in ("json", "safetensors")]
 # Vocabularies of the tokenizers that have no single file.
 RESULT_FILES += [f"{tokenizer}/*.{kind}" for tokenizer in TOKENIZERS for kind in ("txt", "model", "jinja")]
