@@ -49,6 +49,7 @@ MAY_IMPORT: dict[str, tuple[set[str], set[str]]] = {
     "compatibility": (set(), {"transformers", "peft"}),
     "downloads": (set(), {"torch"}),
     "files": (set(), set()),
+    "code_files": (set(), set()),
     "fingerprints": (set(), {"torch"}),
     "progress": (set(), {"tqdm"}),
     "text_encoders": ({"fingerprints"}, {"torch", "transformers"}),
@@ -63,6 +64,7 @@ MAY_IMPORT: dict[str, tuple[set[str], set[str]]] = {
         STAGES
         | {
             "adapter_files",
+            "code_files",
             "image_decoding",
             "modes",
             "precision",

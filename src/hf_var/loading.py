@@ -17,7 +17,7 @@ import torch
 from transformers import PreTrainedConfig, PreTrainedModel
 from transformers.utils import cached_file
 
-from .weight_files import check_finite, listing, read_shapes, use_umask
+from .weight_files import check_finite_weights, listing, read_shapes, use_umask
 
 
 # Where files are looked for; the other arguments of `from_pretrained` are about the model.
@@ -107,7 +107,7 @@ class CheckedModelMixin:
         # Quantized weights have other names in the file, so that only transformers can compare them.
         mismatched = [] if ignore_mismatched_sizes else [key for key, *_ in info["mismatched_keys"]]
         _check_names(f"{str(name)!r}", info["missing_keys"], info["unexpected_keys"], mismatched)
-        check_finite(model.state_dict(), f"{str(name)!r}")
+        check_finite_weights(model.state_dict(), f"{str(name)!r}")
         return (model, info) if output_loading_info else model
 
     # diffusers reads off the signature which arguments it may pass.
@@ -223,17 +223,17 @@ def _check_numbers(name: Any, fields: Mapping[str, Any], num_tensors: int, num_b
         if NUMBERS_OF_MODULES.fullmatch(field) and isinstance(amount, int) and amount > num_tensors:
             raise ValueError(f"`{field}` of {str(name)!r} is {amount}, too large for files of {num_tensors} weights.")
         # Small files may have large defaults beside them.
-        largest = max(map(abs, _integers(value)), default=0)
+        largest = max(map(abs, _integers_in(value)), default=0)
         if largest > max(num_bits, 2**16):
             raise ValueError(f"`{field}` of {str(name)!r} is {largest}, too large for files of {num_bits // 8} bytes.")
 
 
-def _integers(value: Any) -> Iterator[int]:
+def _integers_in(value: Any) -> Iterator[int]:
     if isinstance(value, int):
         yield value
     elif isinstance(value, (list, tuple)):
         for element in value:
-            yield from _integers(element)
+            yield from _integers_in(element)
 
 
 def _check_names(source: str, missing: Any, left_over: Any, mismatched: Any) -> None:

@@ -78,7 +78,8 @@ def register() -> None:
         ("hf-var", VARModularPipeline, VARAutoBlocks),
         ("hf-var-text", VARTextModularPipeline, VARTextAutoBlocks),
     ):
-        MODULAR_PIPELINE_MAPPING[model_name] = partial(_class_name, modular_class)
+        modular: Any = MODULAR_PIPELINE_MAPPING
+        modular[model_name] = partial(_class_name, modular_class)
         setattr(diffusers, modular_class.__name__, modular_class)
         setattr(diffusers, blocks_class.__name__, blocks_class)
     # Not among those of `AutoPipelineForText2Image`, which pass a prompt: this list alone is asked for a model's name.

@@ -2,12 +2,12 @@
 """Weight files: foreign ones, pickles included (only this file reads them, and only tensors), and the mode of our own."""
 
 import argparse
-import logging
 import os
 import pickle
 import re
 import zipfile
 from collections.abc import Mapping, Sequence
+from logging import getLogger
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,7 @@ import torch
 from safetensors import safe_open
 
 
-logger = logging.getLogger(__name__)
+logger = getLogger(__name__)
 
 StateDict = dict[str, torch.Tensor]
 
@@ -177,7 +177,7 @@ def _unreadable(what: str, path: str, error: Exception) -> ValueError:
     return ValueError(f"{what}{path!r} cannot be read as weights, it is truncated or no such file: {detail}.")
 
 
-def check_finite(weights: Mapping[str, torch.Tensor], source: str) -> None:
+def check_finite_weights(weights: Mapping[str, torch.Tensor], source: str) -> None:
     """Raise a `ValueError` that names the weights with NaN or infinite values; meta tensors are passed over."""
     # Subclasses, such as quantized weights, and numbers of 8 bits have no such comparison.
     extremes = {

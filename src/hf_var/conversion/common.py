@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 from ..priors import TextVARConfig, VARConfig
-from ..weight_files import StateDict, check_finite, listing
+from ..weight_files import StateDict, check_finite_weights, listing
 
 
 DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
@@ -133,7 +133,7 @@ def fill(model: Any, names: Names, state_dict: StateDict, kind: str, view: View 
     for ours, buffer in model.named_buffers():
         if ours not in weights:
             weights[ours] = torch.zeros(buffer.shape, dtype=buffer.dtype)
-    check_finite({official: state_dict[official] for official in expected}, "`checkpoint`")
+    check_finite_weights({official: state_dict[official] for official in expected}, "`checkpoint`")
     model.load_state_dict(weights, assign=True)
     model.tie_weights()
     return model.eval()

@@ -50,7 +50,7 @@ class VARInputsStep(ModularPipelineBlocks):
 
     @torch.no_grad()
     def __call__(self, components: Any, state: PipelineState) -> Any:
-        block_state = self.get_block_state(state)
+        block_state: Any = self.get_block_state(state)
         self.match(components, block_state)
         self.set_block_state(state, block_state)
         return components, state

@@ -100,7 +100,7 @@ class VARScaleLoop(LoopSequentialPipelineBlocks):
             loop = ScaleSampling(vqvae, predictor, sampling, settings.generator, given)
             block_state.sampling, block_state.guidance_scale = loop, sampling.guidance_scale
             block_state.latents = loop.latents
-            with self.progress_bar(total=len(loop.scales)) as progress_bar:
+            with self.progress_bar(total=len(loop.scales)) as progress_bar:  # pyright: ignore
                 for k in loop.scales:
                     components, block_state = self.loop_step(components, block_state, k=k)
                     progress_bar.update()

@@ -103,7 +103,7 @@ def made(*values: dict[str, Any]) -> list[OutputParam]:
 
 def option(name: str, type_hint: Any = None, **fields: Any) -> InputParam:
     """An argument of the caller, with the default that it has in the pipelines."""
-    node = {"mellon": NODES[name]} if name in NODES else None
+    node: Any = {"mellon": NODES[name]} if name in NODES else None
     return InputParam(name, type_hint, DEFAULTS.get(name), description=DESCRIPTIONS[name], metadata=node, **fields)
 
 

@@ -68,7 +68,7 @@ class VARSettingsStep(ModularPipelineBlocks):
 
     @torch.no_grad()
     def __call__(self, components: Any, state: PipelineState) -> Any:
-        block_state = self.get_block_state(state)
+        block_state: Any = self.get_block_state(state)
         self.check_models(components)
         options = {name: block_state[name] for name in self.input_names}
         config = components.vqvae.config

@@ -15,9 +15,11 @@ from diffusers import DiffusionPipeline
 from diffusers.image_processor import PipelineImageInput
 from torch import nn
 
+from ..code_files import check_has_code, is_ours, is_single_file, write_code_files
 from ..modes import evaluation_mode
 from ..precision import ONEDNN_MATMUL, fp32_precision
-from .checks import as_tensor, check_guidance, check_output, check_temperature, check_top_p
+from .checks import as_tensor, check_flag, check_guidance, check_output, check_temperature, check_top_p
+from .compilation import unwrapped
 from .conditions import Condition, Labels, class_condition, label_ids
 from .editing import match_condition
 from .images import image_pixels, make_processor
@@ -44,6 +46,8 @@ class CallState:
 # The state of the running call in this thread or task, by the pipeline's id: one pipeline may serve several threads, and
 # a callback may call another one.
 _STATES: ContextVar[Mapping[int, CallState]] = ContextVar("states", default={})  # noqa: B039 - never changed in place
+# Whether what this thread uploads has code: diffusers hands `push_to_hub` no arguments of ours on.
+_WITH_CODE: ContextVar[bool] = ContextVar("with_code", default=False)
 
 
 def load_pipeline(name: str | PathLike, **options: Any) -> "PipelineBase":
@@ -118,6 +122,49 @@ class PipelineBase(DiffusionPipeline):
         if pipeline.config.get("_name_or_path") is not None:
             made.register_to_config(_name_or_path=pipeline.config["_name_or_path"])
         return made
+
+    def save_pretrained(
+        self, save_directory: str | PathLike, *args: Any, with_code: bool = False, **kwargs: Any
+    ) -> None:
+        """
+        Save the pipeline, see diffusers' `DiffusionPipeline.save_pretrained`.
+
+        Args:
+            with_code (`bool`, *optional*, defaults to `False`):
+                Whether to add the code of the pipeline, for those who load the folder without hf_var, by
+                `DiffusionPipeline.from_pretrained(folder, custom_pipeline=folder, trust_remote_code=True)`.
+
+        Raises:
+            `ValueError`: If the class of the pipeline, with its code, is not one of hf_var.
+        """
+        check_flag("with_code", with_code)
+        if with_code or _WITH_CODE.get() or is_single_file():
+            # Before the weights, since the folder may be uploaded behind them.
+            models = {name: unwrapped(component) for name, component in self.components.items()}
+            write_code_files(save_directory, type(self), models)
+            ours = {name: type(model).__name__ for name, model in models.items() if is_ours(type(model))}
+            self.register_to_config(**{name: ("hf_var", kind) for name, kind in ours.items()})
+        super().save_pretrained(save_directory, *args, **kwargs)
+
+    def push_to_hub(self, repo_id: str, *args: Any, with_code: bool = False, **kwargs: Any) -> str:
+        """
+        Upload the pipeline, see diffusers' `DiffusionPipeline.push_to_hub`.
+
+        Args:
+            with_code (`bool`, *optional*, defaults to `False`):
+                Whether to add the code of the pipeline, as of [`~VARPipeline.save_pretrained`].
+
+        Raises:
+            `ValueError`: If the class of the pipeline, with its code, is not one of hf_var.
+        """
+        check_flag("with_code", with_code)
+        if with_code:
+            check_has_code(type(self))
+        token = _WITH_CODE.set(with_code)
+        try:
+            return super().push_to_hub(repo_id, *args, **kwargs)
+        finally:
+            _WITH_CODE.reset(token)
 
     @property
     def _state(self) -> CallState:

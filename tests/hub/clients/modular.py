@@ -41,7 +41,6 @@ def main(block_folder: str) -> None:
     again = ModularPipeline.from_pretrained("user/modular")
     again.load_components()
     assert torch.equal(draw(again, class_labels=[3, 1]).images, expected)
-    print("ok")
 
 
 if __name__ == "__main__":
