@@ -41,9 +41,9 @@ def test_the_site_builds_without_a_warning(site):
 
 def public_names():
     """What modules list in `__all__`, and what has a docstring for users, with arguments."""
-    modules = [path.parent.name for path in PACKAGE.glob("*/__init__.py")]
-    for module in ("hf_var", "hf_var.scoring", *(f"hf_var.{name}" for name in modules)):
-        yield from getattr(import_module(module), "__all__", [])
+    modules = [*(path.parent for path in PACKAGE.glob("*/__init__.py")), *PACKAGE.glob("[!_]*.py")]
+    for name in ("hf_var", *(f"hf_var.{module.stem}" for module in modules)):
+        yield from getattr(import_module(name), "__all__", [])
     for path in PACKAGE.rglob("*.py"):
         for node in ast.parse(path.read_text(encoding="utf-8")).body:
             if isinstance(node, ast.ClassDef | ast.FunctionDef) and "Args:\n" in (ast.get_docstring(node) or ""):

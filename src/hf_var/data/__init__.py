@@ -60,3 +60,6 @@ if TYPE_CHECKING:
     from .public import *
 else:
     __getattr__ = names_on_use(__name__, __all__, lambda: import_module("hf_var.data.public"))
+
+    def __dir__() -> list[str]:
+        return [*globals(), *__all__]
