@@ -81,6 +81,8 @@ def test_language_models_get_all_pages_in_markdown(site):
     listed = re.findall(r"^- \[.+?\]\((.+?)\): .+\.$", text, re.MULTILINE)
     pages = {path.relative_to(site[0]).as_posix() for path in site[0].rglob("*.md")}
     assert set(listed) == pages
+    missing = {path.relative_to(ROOT).as_posix() for path in (ROOT / "docs").glob("*.md")} - pages - {"docs/README.md"}
+    assert not missing, f"add {sorted(missing)} to docs/index.rst"
     assert {"docs/quickstart.md", "docs/api/scoring.md", "benchmarks/RESULTS.md"} <= pages
     reference = (site[0] / "docs/api/scoring.md").read_text(encoding="utf-8")
     assert "## `hf_var.scoring.classify(pipe, images=None" in reference
