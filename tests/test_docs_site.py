@@ -41,8 +41,9 @@ def test_the_site_builds_without_a_warning(site):
 
 def public_names():
     """What modules list in `__all__`, and what has a docstring for users, with arguments."""
-    for module in ("", ".autoencoders", ".priors", ".pipelines", ".scoring", ".conversion", ".data"):
-        yield from import_module("hf_var" + module).__all__
+    modules = [*(path.parent for path in PACKAGE.glob("*/__init__.py")), *PACKAGE.glob("[!_]*.py")]
+    for name in ("hf_var", *(f"hf_var.{module.stem}" for module in modules)):
+        yield from getattr(import_module(name), "__all__", [])
     for path in PACKAGE.rglob("*.py"):
         for node in ast.parse(path.read_text(encoding="utf-8")).body:
             if isinstance(node, ast.ClassDef | ast.FunctionDef) and "Args:\n" in (ast.get_docstring(node) or ""):
@@ -80,6 +81,8 @@ def test_language_models_get_all_pages_in_markdown(site):
     listed = re.findall(r"^- \[.+?\]\((.+?)\): .+\.$", text, re.MULTILINE)
     pages = {path.relative_to(site[0]).as_posix() for path in site[0].rglob("*.md")}
     assert set(listed) == pages
+    missing = {path.relative_to(ROOT).as_posix() for path in (ROOT / "docs").glob("*.md")} - pages - {"docs/README.md"}
+    assert not missing, f"add {sorted(missing)} to docs/index.rst"
     assert {"docs/quickstart.md", "docs/api/scoring.md", "benchmarks/RESULTS.md"} <= pages
     reference = (site[0] / "docs/api/scoring.md").read_text(encoding="utf-8")
     assert "## `hf_var.scoring.classify(pipe, images=None" in reference

@@ -64,7 +64,7 @@ class VARAddScaleStep(ModularPipelineBlocks):
 class VARScaleLoop(LoopSequentialPipelineBlocks):
     """
     Samples the token maps scale by scale. Its blocks are called with the scale `k` and share `logits`, `scale_codes`,
-    `scale_content`, `latents`, `guidance_scale` and `sampling`, a [`ScaleSampling`]; others may be put between them.
+    `scale_content`, `latents`, `guidance_scale` and `sampling`, a `ScaleSampling`; others may be put between them.
     """
 
     block_classes = [VARPredictStep, VARSampleStep, VARAddScaleStep]

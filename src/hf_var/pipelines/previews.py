@@ -23,7 +23,7 @@ class StreamMixin:
         early (a client has gone, for instance), the call ends with the scale that it is at.
 
         Args:
-            inputs and options: Arguments of the call, but for its callback.
+            inputs, options: Arguments of the call, but for its callback.
             partial_images (`int`, *optional*, defaults to all scales but the last):
                 Number of previews, at equal distances, as in OpenAI's interface of images; 0 for none. There are fewer
                 where fewer scales are sampled.
