@@ -159,7 +159,7 @@ def test_stacks_are_scored_under_texts_and_images():
         ({"prompt": "a", "class_labels": 3}, ValueError, "`class_labels` must be None for a pipeline of texts"),
         ({"prompt_embeds": torch.zeros(1, 4, 40)}, ValueError, "`pooled_prompt_embeds` must be passed beside"),
         ({"class_embeds": torch.zeros(1, 4)}, TypeError, "`log_likelihood` got an unexpected keyword argument"),
-        ({"promt": "a"}, TypeError, "did you mean `prompt`"),
+        ({"prompts": "a"}, TypeError, "did you mean `prompt`"),
     ],
 )
 def test_wrong_conditions_of_texts(codes, options, error, message):
