@@ -44,7 +44,7 @@ def example_of(pipeline: Any, prompts: Sequence[str] = PROMPTS) -> Example:
     if isinstance(config, TextVARConfig):
         states = f"prompt_embeds=torch.zeros(1, 77, {config.cross_attention_dim})"
         pooled = f"pooled_prompt_embeds=torch.zeros(1, {config.pooled_projection_dim})"
-        code = f"{states}, {pooled}, prompt_attention_mask=torch.ones(1, 77), guidance_scale=1.0"
+        code = f"{states}, {pooled}, prompt_attention_mask=torch.ones(1, 77).long(), guidance_scale=1.0"
         return Example("Text-conditional", code, "text-to-image")
     if isinstance(config, VARConfig) and config.condition_channels is not None:
         # In place of the embeddings that a user has.
