@@ -16,6 +16,9 @@ from ..text_encoders import encode_ids
 class GrowingCacheLayer(VARCacheLayer):
     """Keys and values of one layer as tensors that grow, since a graph writes into no buffers."""
 
+    keys: Any
+    values: Any
+
     def __init__(self, keys: torch.Tensor, values: torch.Tensor):
         super().__init__(max_length=0)
         self.keys, self.values = keys, values
@@ -130,7 +133,8 @@ def _cache(config: Any, inputs: Mapping[str, torch.Tensor]) -> VARCache:
         cache.cross_attention, cache.cross_mask = dict(enumerate(states)), inputs["text_mask"]
     if config.is_causal:
         past = zip(inputs["past_keys"].unbind(), inputs["past_values"].unbind(), strict=True)
-        cache.layers = [GrowingCacheLayer(keys, values) for keys, values in past]
+        layers: list[Any] = [GrowingCacheLayer(keys, values) for keys, values in past]
+        cache.layers = layers
     return cache
 
 

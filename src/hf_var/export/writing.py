@@ -142,7 +142,7 @@ def graph_modules(graphs: Sequence[Graph]) -> list[Any]:
     return list(dict.fromkeys(module for graph in graphs for module in graph.modules))
 
 
-def _check_weights(module: nn.Module) -> None:
+def _check_weights(module: Any) -> None:
     obstacle = find_obstacle(module)
     dtypes = {str(parameter.dtype) for parameter in module.parameters()} - {"torch.float32"}
     if obstacle is None and dtypes:
@@ -157,7 +157,7 @@ def _exportable(modules: Sequence[Any]) -> Iterator[None]:
     with evaluation_mode(*modules), ExitStack() as stack:
         for module in modules:
             if isinstance(module, BlockTransformer | RQTransformer):
-                stack.callback(module.set_attn_implementation, module.config._attn_implementation)
+                stack.callback(module.set_attn_implementation, str(module.config._attn_implementation))
                 module.set_attn_implementation("sdpa")
             for name in ("use_slicing", "use_tiling"):
                 if getattr(module, name, False):
