@@ -86,7 +86,7 @@ class Demo:
     @property
     def reads_texts(self) -> bool:
         """Whether pictures are drawn of prompts."""
-        return "num_images_per_prompt" in self.pipe.call_options or getattr(self.pipe, "tokenizer", None) is not None
+        return isinstance(self.pipe, VARTextToImagePipeline) or getattr(self.pipe, "tokenizer", None) is not None
 
     @property
     def class_names(self) -> dict[int, str]:
@@ -147,8 +147,8 @@ class Demo:
             return {"class_labels": inputs.condition, "num_images_per_label": number, **given}
         if not isinstance(inputs.condition, str) or not inputs.condition.strip():
             raise ValueError(f"The prompt must be a text, got {inputs.condition!r}.")
-        of_each = {"num_images_per_prompt", "num_images_per_label"} & set(self.pipe.call_options)
-        return {"prompt": inputs.condition, **dict.fromkeys(of_each, number), **given}
+        per_prompt = "num_images_per_prompt" in self.pipe.call_options
+        return {"prompt": inputs.condition, f"num_images_per_{'prompt' if per_prompt else 'label'}": number, **given}
 
     # ----------------------------------------------------------------------------------------------------------------
     # Measuring
