@@ -9,6 +9,7 @@ import re
 import sys
 from collections.abc import Mapping
 from functools import cache
+from os import PathLike
 from pathlib import Path
 from tokenize import generate_tokens, tok_name
 from typing import Any
@@ -72,7 +73,7 @@ else:
 '''
 
 
-def write_code_files(folder: str | Path, pipeline_class: type, components: Mapping[str, Any]) -> None:
+def write_code_files(folder: str | PathLike, pipeline_class: type, components: Mapping[str, Any]) -> None:
     """
     Write the code of a pipeline of this package beside its weights: the same single file at the root and in the folder of
     each component of this package, since diffusers downloads no other, and `pipeline.py`.
