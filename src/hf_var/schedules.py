@@ -180,8 +180,8 @@ def _maps(sides: Sequence[float], grid: tuple[int, int]) -> list[int | list[int]
     for side in sides:
         # Less than one position wide: a line of as many positions as the square has.
         short, long = (side * narrow, side / narrow) if side * narrow >= 1 else (1.0, side**2)
-        size = (int(short + 0.5), int(long + 0.5))
-        maps.append(size if grid[0] <= grid[1] else size[::-1])
+        narrower, wider = int(short + 0.5), int(long + 0.5)
+        maps.append((narrower, wider) if grid[0] <= grid[1] else (wider, narrower))
     growing = [size for size, before in zip(maps[:-1], [(0, 0), *maps], strict=False) if size not in (before, grid)]
     return normalize_patch_nums([*growing, grid])
 
