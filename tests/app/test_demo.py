@@ -137,6 +137,22 @@ def test_likelihoods_and_classes(pipe, demo, digit):
     assert max(classes, key=classes.__getitem__) == classify(pipe, digit).label_names[0] == "3"
 
 
+def test_likelihoods_of_prompts_and_the_best_of_them():
+    pipe = VARTextToImagePipeline.from_pretrained(EMOJI_CHECKPOINT, dtype=torch.float32)
+    demo = Demo(pipe)
+    prompts = ["a red heart", "a green apple"]
+    picture = last(demo.draw(SamplingInputs(prompts[0], 3.0, 1, 0))).pictures[0]
+    found = log_likelihood(demo.pipe, picture, prompt=prompts[0])
+    assert demo.likelihood(picture, "\n".join(prompts))[0][1] == pytest.approx(-float(found.total) / 130 / np.log(2))
+    shares = demo.classify(picture, " a red heart\n\na green apple\na red heart")
+    assert list(shares) == prompts
+    assert shares["a red heart"] > 0.5
+    assert demo.classify(picture, "a red heart") is None
+    for nothing in ("", " \n", None):
+        with pytest.raises(ValueError, match="There must be a prompt"):
+            demo.likelihood(picture, nothing)
+
+
 def test_reconstruction(pipe, demo, digit):
     found = demo.reconstruct(digit)
     assert [name for _, name in found] == ["original", "1 x 1", "1 x 1", "2 x 2", "3 x 3", "4 x 4"]

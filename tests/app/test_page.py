@@ -167,12 +167,12 @@ def test_tabs_are_those_that_the_model_has(page):
     assert tabs(page) == ["Draw", "Repaint", "Vary", "Score", "Reconstruct"]
 
 
-def test_a_model_of_texts_has_no_scores():
+def test_a_model_of_texts_has_all_tabs():
     pipe = VARTextToImagePipeline.from_pretrained(EMOJI_CHECKPOINT, dtype=torch.float32)
     page = launch_app(pipe, title="emoji", prevent_thread_lock=True, quiet=True)
     try:
         assert page.title == "emoji"
-        assert tabs(page) == ["Draw", "Repaint", "Vary", "Reconstruct"]
+        assert tabs(page) == ["Draw", "Repaint", "Vary", "Score", "Reconstruct"]
     finally:
         page.close()
 

@@ -228,7 +228,7 @@ REFUSED = [
 ]
 
 
-@pytest.mark.parametrize("inputs", REFUSED, ids=str)
+@pytest.mark.parametrize("inputs", REFUSED, ids=lambda inputs: "-".join(inputs))
 def test_bad_input_is_refused_as_by_the_pipeline(inputs):
     pipe, given = make_pipeline(), {"class_labels": [1, 2], **inputs}
     with pytest.raises(ValueError) as expected:

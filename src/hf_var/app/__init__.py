@@ -12,7 +12,7 @@ def launch_app(pipe: PipelineBase, title: str = "hf_var", **options: Any) -> Any
 
     Args:
         pipe ([`VARPipeline`] or another of our pipelines):
-            The model. The app shows what it can do: edits for a VAR, likelihoods for a model of classes.
+            The model. The app shows what it can do: edits are for a VAR.
         title (`str`, *optional*, defaults to `"hf_var"`): Heading of the page.
         options:
             Those of Gradio's `Blocks.launch`, such as `server_name`, `server_port`, `share` (which is off unless it is

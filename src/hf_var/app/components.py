@@ -61,6 +61,14 @@ def condition_input(demo: Demo) -> Any:
     return as_given(gr.Dropdown(choices, value=choices[0][1], label="Class"))
 
 
+def scored_input(demo: Demo) -> Any:
+    """What a picture is scored as: a class, or prompts to choose from."""
+    if not demo.reads_texts:
+        return condition_input(demo)
+    info = "one in a line: the first is scored, and all are compared"
+    return gr.Textbox("\n".join(PROMPTS), label="Prompts", info=info, lines=len(PROMPTS), max_length=5000)
+
+
 def sampling_inputs(demo: Demo, has_examples: bool = False) -> list[Any]:
     """Condition, guidance scale, number of pictures and seed."""
     condition = condition_input(demo)

@@ -153,17 +153,22 @@ class Demo:
     # ----------------------------------------------------------------------------------------------------------------
     # Measuring
 
-    def likelihood(self, picture: Image.Image, label: int | None) -> list[tuple[str, float]]:
-        """Bits per token of a picture of a class: of all tokens, then of each scale."""
-        found = log_likelihood(self.pipe, picture, label)
+    def likelihood(self, picture: Image.Image, condition: Any) -> list[tuple[str, float]]:
+        """Bits per token of a picture of a class, or of the first of some prompts: of all tokens, then of each scale."""
+        given: Any = {"prompt": _prompts(condition)[0]} if self.reads_texts else {"class_labels": condition}
+        found = log_likelihood(self.pipe, picture, **given)
         pieces = [found.per_token[0], *found.per_token[0].split(self.config.scale_lengths)]
         names = ["all scales", *self.scale_names]
         return [(name, -float(piece.mean()) / math.log(2)) for name, piece in zip(names, pieces, strict=True)]
 
-    def classify(self, picture: Image.Image) -> dict[str, float]:
-        """How probable each class of the picture is."""
-        posterior = classify(self.pipe, picture).posterior[0]
-        return {name: float(posterior[key]) for key, name in self.class_names.items()}
+    def classify(self, picture: Image.Image, condition: Any = None) -> dict[str, float] | None:
+        """How probable each class of the picture is, or each of some prompts; `None` if there is nothing to choose from."""
+        names = _prompts(condition) if self.reads_texts else list(self.class_names.values())
+        if len(names) < 2:
+            return None
+        given: Any = {"prompt": names} if self.reads_texts else {}
+        posterior = classify(self.pipe, picture, **given).posterior[0]
+        return dict(zip(names, posterior.tolist(), strict=True))
 
     def reconstruct(self, picture: Image.Image) -> list[tuple[Image.Image, str]]:
         """The picture as the model reads it, and what its codes keep after each scale."""
@@ -202,6 +207,15 @@ class Demo:
 
     def _canvas_factor(self) -> int:
         return max(1, CANVAS_SIDE // max(self.config.image_size))
+
+
+def _prompts(text: Any) -> list[str]:
+    """Prompts that a user typed, one in a line, each once."""
+    lines = [line.strip() for line in text.splitlines()] if isinstance(text, str) else []
+    prompts = list(dict.fromkeys(filter(None, lines)))
+    if not prompts:
+        raise ValueError(f"There must be a prompt, or several, one in a line, got {text!r}.")
+    return prompts
 
 
 def _integer(name: str, value: Any, least: int, most: int) -> int:

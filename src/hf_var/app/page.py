@@ -36,7 +36,7 @@ def build_page(pipe: PipelineBase, title: str) -> gr.Blocks:
     tabs = {
         "Repaint": (repaint_tab, demo.inpaint_pipe is not None),
         "Vary": (vary_tab, demo.vary_pipe is not None),
-        "Score": (score_tab, not demo.reads_texts),
+        "Score": (score_tab, True),
         "Reconstruct": (reconstruct_tab, True),
     }
     look = "small-pictures" if max(height, width) <= MOST_PIXELS_OF_SMALL_PICTURES else "pictures"

@@ -13,12 +13,12 @@ from .components import (
     INTERNAL,
     answering,
     canvas,
-    condition_input,
     gallery,
     on_press,
     picture_input,
     picture_outputs,
     sampling_inputs,
+    scored_input,
     slider,
 )
 from .demo import NO_PICTURE, Demo, Frame, SamplingInputs
@@ -76,12 +76,13 @@ def score_tab(demo: Demo) -> gr.Image:
     with gr.Row():
         with gr.Column(scale=2, min_width=300):
             picture = picture_input()
-            label = condition_input(demo)
+            condition = scored_input(demo)
             button = gr.Button("Score", variant="primary")
         with gr.Column(scale=3, min_width=300):
-            classes = gr.Label(label="What it shows", num_top_classes=10, visible=bool(demo.class_names))
+            has_choice = demo.reads_texts or len(demo.class_names) > 1
+            classes = gr.Label(label="What it shows", num_top_classes=10, visible=has_choice)
             likelihood = gr.Markdown(label="How likely it is")
-    on_press(button, partial(_score, demo), [picture, label], [classes, likelihood])
+    on_press(button, partial(_score, demo), [picture, condition], [classes, likelihood])
     return picture
 
 
@@ -135,12 +136,11 @@ def _vary(
         yield from _shown(demo.vary(demo.read_picture(picture), strength, inputs), save)
 
 
-def _score(demo: Demo, picture: str | None, label: Any) -> Iterator[tuple[dict[str, float] | None, str]]:
+def _score(demo: Demo, picture: str | None, condition: Any) -> Iterator[tuple[dict[str, float] | None, str]]:
     with answering():
         found = demo.read_picture(picture)
-        rows = [f"| {name} | {bits:.2f} |" for name, bits in demo.likelihood(found, label)]
-        classes = demo.classify(found) if demo.class_names else None
-        yield classes, "\n".join(["| token maps | bits per token |", "|---|---|", *rows])
+        rows = [f"| {name} | {bits:.2f} |" for name, bits in demo.likelihood(found, condition)]
+        yield demo.classify(found, condition), "\n".join(["| token maps | bits per token |", "|---|---|", *rows])
 
 
 def _reconstruct(demo: Demo, picture: str | None) -> Iterator[list[tuple[str, str]]]:
