@@ -155,8 +155,17 @@ def main(arguments: Sequence[str] | None = None) -> None:
     graphs = Graphs(options.folder)
     description = graphs.description
     sampling = dict(description.get("sampling", {}))
-    if "transformer" not in description["graphs"] or len(description["block_lengths"]) != len(sampling["top_k"]):
-        parser.error(f"{options.folder} holds no pipeline that samples whole scales.")
+    is_pipeline = description["format"] == "onnx" and "transformer" in description["graphs"] and len(sampling) > 0
+    if not is_pipeline or len(description["block_lengths"]) != len(sampling["top_k"]):
+        parser.error(f"{options.folder} holds no pipeline in ONNX that samples whole scales.")
+    if description.get("num_pixel_classes") is not None:
+        parser.error(f"{options.folder} holds a pipeline of class maps, which this script does not draw.")
+    if (options.prompt is not None) != ("text_encoder" in description["graphs"]):
+        parser.error("--prompt goes with models that read texts, which need it.")
+    if options.prompt is None:
+        known = {"none", *description["id2label"], *description["id2label"].values()}
+        if unknown := [label for label in options.class_labels or [] if label not in known]:
+            parser.error(f"--class-labels must be ids or names of the model's classes, got {unknown[0]!r}.")
     sampling.pop("guidance_rule")
     for name, default in sampling.items():
         given = getattr(options, name)

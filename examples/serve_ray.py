@@ -16,8 +16,9 @@ from ray import serve
 from starlette.requests import Request
 from starlette.responses import PlainTextResponse, Response
 
-from hf_var import DIGITS_CHECKPOINT
+from hf_var import DIGITS_CHECKPOINT, VARTextToImagePipeline
 from hf_var.pipelines.base import load_pipeline
+from hf_var.pipelines.conditions import knows_unconditional
 
 
 # Images of a call, at most.
@@ -31,8 +32,14 @@ class Images:
     """A pipeline of classes or texts: `await images.draw.remote("3", seed)` or, by HTTP, `/?prompt=3&seed=0`."""
 
     def __init__(self, model: str, device: str | None = None):
-        self.pipe = load_pipeline(model).to(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+        # In half precision the size of a batch would change single codes.
+        self.pipe = load_pipeline(model, dtype=torch.float32).to(
+            device or ("cuda" if torch.cuda.is_available() else "cpu")
+        )
         self.pipe.set_progress_bar_config(disable=True)
+        has_tokenizer = getattr(self.pipe, "tokenizer", None) is not None
+        self.reads_texts = isinstance(self.pipe, VARTextToImagePipeline) or has_tokenizer
+        self.knows_unconditional = all(knows_unconditional(prior.config) for prior in self.pipe.priors)
         self.batch_sizes: list[int] = []
 
     async def draw(self, prompt: str, seed: int = 0) -> PIL.Image.Image:
@@ -40,8 +47,10 @@ class Images:
         # Checked before the batch, so that the mistake of one user does not stop the call of all.
         if not 0 <= seed < 2**63:
             raise ValueError(f"`seed` must be from 0 to 2**63 - 1, got {seed}.")
-        if self.pipe.id2label:
+        if not self.reads_texts:
             self.pipe.get_label_ids(prompt or None)
+            if not prompt and not self.knows_unconditional:
+                raise ValueError("`prompt` must be a class: the model was trained without class dropout.")
         return await self.draw_batch((prompt, seed))
 
     @serve.batch(max_batch_size=BATCH_SIZE, batch_wait_timeout_s=WAIT_S)

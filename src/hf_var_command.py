@@ -7,11 +7,16 @@ it, which takes seconds, unless `hf_var` finds here that the process is the comm
 is_running = False
 
 
-def main() -> int:
-    """Run `hf-var` with the arguments of the process; returns the exit status."""
+def script() -> int:
+    """The console script, in whose process nothing but the command uses `hf_var`."""
     # Processes that the command starts import this module as well, and need the whole package.
     global is_running
     is_running = True
+    return main()
+
+
+def main() -> int:
+    """Run `hf-var` with the arguments of the process; returns the exit status."""
     from hf_var.cli import main
 
     return main()

@@ -4,12 +4,16 @@
 import ast
 import json
 import logging
+import os
+import subprocess
+import sys
 
 import pytest
 from diffusers import DiffusionPipeline
 from diffusers.utils import dynamic_modules_utils
 
 from hf_var import ARPipeline, VARPipeline, VARTextToImagePipeline, code_files
+from pipelines.texts import make_text_pipeline
 from pipelines.tiny import make_pipeline
 
 
@@ -91,3 +95,33 @@ def test_code_that_is_not_ours_is_refused(tmp_path):
     with pytest.raises(ValueError, match="`with_code` must be true or false, got 'yes'"):
         pipe.save_pretrained(tmp_path, with_code="yes")
     assert not list(tmp_path.iterdir())
+
+
+LOAD_BOTH = """
+import importlib.abc, sys, torch
+from diffusers import DiffusionPipeline
+
+class WithoutHfVar(importlib.abc.MetaPathFinder):
+    def find_spec(self, name, path=None, target=None):
+        if name.partition(".")[0] == "hf_var":
+            raise ModuleNotFoundError("No module named 'hf_var'", name="hf_var")
+
+if {is_blocked}:
+    sys.meta_path.insert(0, WithoutHfVar())
+else:
+    import hf_var
+for name in ("first", "second", "first"):
+    pipe = DiffusionPipeline.from_pretrained("./" + name, custom_pipeline="./" + name, trust_remote_code=True)
+    print(type(pipe).__name__)
+"""
+
+
+@pytest.mark.parametrize("is_blocked", [True, False], ids=["without_hf_var", "with_hf_var"])
+def test_folders_are_loaded_one_after_the_other(tmp_path, is_blocked):
+    """diffusers gives the files of all local folders the same names."""
+    make_pipeline().save_pretrained(tmp_path / "first", with_code=True)
+    make_text_pipeline(has_encoders=False).save_pretrained(tmp_path / "second", with_code=True)
+    environment = {**os.environ, "HF_HOME": str(tmp_path / "home"), "HF_MODULES_CACHE": str(tmp_path / "modules")}
+    command = [sys.executable, "-c", LOAD_BOTH.format(is_blocked=is_blocked)]
+    result = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, env=environment)
+    assert result.stdout.split() == ["VARPipeline", "VARTextToImagePipeline", "VARPipeline"], result.stderr

@@ -28,7 +28,8 @@ class PromptToClassStep(ModularPipelineBlocks):
 
     @property
     def intermediate_outputs(self) -> list[OutputParam]:
-        return [OutputParam("class_labels", list[int], description="Ids of the classes, one image each.")]
+        labels = OutputParam("class_labels", list[int], description="Ids of the classes, one image each.")
+        return [labels, OutputParam("prompt", str, description="None: the labels stand for it.")]
 
     def __call__(self, components, state):
         block_state = self.get_block_state(state)
@@ -41,6 +42,6 @@ class PromptToClassStep(ModularPipelineBlocks):
             raise ValueError(
                 f"`prompt` must hold names of classes, such as {next(iter(ids))!r}, got {block_state.prompt!r}."
             )
-        block_state.class_labels = [ids[name] for name in found]
+        block_state.class_labels, block_state.prompt = [ids[name] for name in found], None
         self.set_block_state(state, block_state)
         return components, state

@@ -60,9 +60,15 @@ PIPELINE = '''\
 # SPDX-License-Identifier: Apache-2.0
 """`{pipeline}` without hf_var, or of hf_var if that was imported. Generated, as the file that it imports."""
 
+import sys
+
 import diffusers.pipelines
 
 
+# diffusers runs the files of all local folders under the same names: those of the folder before must not be found.
+for _name in [name for name, value in globals().items() if isinstance(value, type)]:
+    del globals()[_name]
+sys.modules.pop(f"{{__package__}}.hf_var", None)
 _installed = getattr(diffusers.pipelines, "hf_var", None)
 if _installed is not None:
     {pipeline} = _installed.{pipeline}

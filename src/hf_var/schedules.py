@@ -139,7 +139,9 @@ def _candidates(grid: tuple[int, int]) -> list[Schedule]:
     )
     steps = sorted(range(max(fewest, 1), max(most, fewest, 1) + 1), key=lambda number: abs(number - usual))
     plans = [(_sides(side, number), _rule(growth, number)) for number in steps]
-    plans.append((_doubled_sides(side), "every side is twice the one before: fewer tokens than any released schedule"))
+    plans.append(
+        (_doubled_sides(side), "sides that about double: fewer tokens for the last map than any released schedule has")
+    )
     for numbers in RELEASED_PATCH_NUMS.values():
         if numbers[-1] == side:
             plans.insert(

@@ -25,6 +25,7 @@ from hf_var.app.demo import Demo, SamplingInputs
 from hf_var.app.growing import growing_pictures
 from hf_var.scoring import classify, log_likelihood
 from pipelines.stacked import image_pipeline, text_pipeline
+from pipelines.texts import make_text_pipeline
 from pipelines.tiny import make_pipeline, make_vqvae, seeded
 
 
@@ -148,6 +149,8 @@ def test_likelihoods_of_prompts_and_the_best_of_them():
     assert list(shares) == prompts
     assert shares["a red heart"] > 0.5
     assert demo.classify(picture, "a red heart") is None
+    with pytest.raises(ValueError, match="at most 100 prompts, got 101"):
+        demo.classify(picture, "\n".join(map(str, range(101))))
     for nothing in ("", " \n", None):
         with pytest.raises(ValueError, match="There must be a prompt"):
             demo.likelihood(picture, nothing)
@@ -158,6 +161,25 @@ def test_reconstruction(pipe, demo, digit):
     assert [name for _, name in found] == ["original", "1 x 1", "1 x 1", "2 x 2", "3 x 3", "4 x 4"]
     progress = pipe.decode_progress(pipe.encode_images(digit))
     assert same([picture for picture, _ in found], [digit, *(images[0] for images in progress)])
+
+
+@pytest.mark.parametrize("condition", [[3, 1], True, 1.5, {"a": 1}])
+def test_one_class_at_a_time(demo, condition):
+    with pytest.raises(ValueError, match="The class must be one of those that are offered"):
+        list(demo.draw(SamplingInputs(condition, 1.0, 1, 0)))
+
+
+def test_models_without_text_encoders_are_refused():
+    with pytest.raises(ValueError, match="must have text encoders"):
+        Demo(make_text_pipeline(has_encoders=False))
+
+
+def test_what_the_pipeline_was_told_stays():
+    pipe = make_pipeline()
+    pipe.enable_onednn_matmul()
+    demo = Demo(pipe)
+    assert demo.pipe._prefers_onednn
+    assert demo.pipe is not pipe
 
 
 def test_classes_of_the_same_name_are_told_apart(pipe):

@@ -12,7 +12,7 @@ from hf_var.cli import COMMANDS, JOBS
 
 
 # The ways to start the command. `-X importtime` names every module that is imported.
-SCRIPT = ["-c", "import sys; from hf_var_command import main; sys.exit(main())"]
+SCRIPT = ["-c", "import sys; from hf_var_command import script; sys.exit(script())"]
 MODULES = (["-m", "hf_var"], ["-m", "hf_var.cli"])
 SLOW = {"torch", "transformers", "diffusers", "accelerate", "datasets"}
 # transformers' parser of configurations, which does not bring torch.
@@ -99,11 +99,24 @@ assert "hf_var" in transformers.CONFIG_MAPPING
 def test_the_command_loads_and_registers_everything_before_it_works(tmp_path):
     code = f"""
 import sys, hf_var_command
-assert hf_var_command.main() == 0
+assert hf_var_command.script() == 0
 {REGISTERED}
 """
     check_in_fresh_interpreter(code, "generate", "--class-labels", "3", "--output", str(tmp_path / "out.png"))
     assert (tmp_path / "out.png").exists()
+
+
+def test_a_program_that_calls_the_command_has_everything_afterwards(tmp_path):
+    code = f"""
+import sys, hf_var_command
+try:
+    hf_var_command.main()
+except SystemExit as exit:
+    assert exit.code == 0
+import hf_var
+{REGISTERED}
+"""
+    check_in_fresh_interpreter(code, "--version")
 
 
 def test_a_process_that_is_not_the_command_loads_and_registers_everything(tmp_path):

@@ -7,11 +7,13 @@ from urllib.parse import urlencode
 
 import numpy as np
 import pytest
+import torch
 
 from examples.conftest import REPOSITORY
 from hf_var import DIGITS_CHECKPOINT, EMOJI_CHECKPOINT
 from hf_var.pipelines.base import load_pipeline
-from pipelines.tiny import seeded
+from pipelines.stacked import make_raster
+from pipelines.tiny import make_pipeline, seeded
 
 
 ray = pytest.importorskip("ray", reason="needs the extra `serve`")
@@ -47,7 +49,7 @@ def test_users_share_calls_and_get_their_own_images(deployment, cluster, model, 
     server = serve.run(deployment.bind(model, "cpu"))
     responses = [server.draw.remote(prompt, seed) for seed, prompt in enumerate(prompts)]
     images = [response.result(timeout_s=120) for response in responses]
-    pipe = load_pipeline(model)
+    pipe = load_pipeline(model, dtype=torch.float32)
     for seed, (prompt, image) in enumerate(zip(prompts, images, strict=True)):
         assert np.array_equal(image, pipe(prompt=prompt, generator=seeded(seed)).images[0])
     batch_sizes = server.get_batch_sizes.remote().result(timeout_s=60)
@@ -73,3 +75,17 @@ def test_mistakes_are_refused_before_the_batch(deployment, query, message):
     response = asyncio.run(server(Request({"type": "http", "query_string": urlencode(query).encode()})))
     assert response.status_code == 400
     assert message in response.body.decode()
+
+
+def test_a_model_without_unconditional_images_needs_a_class(deployment, tmp_path):
+    make_raster(class_dropout_prob=0.0).save_pretrained(tmp_path)
+    server = deployment.func_or_class(str(tmp_path), "cpu")
+    with pytest.raises(ValueError, match="`prompt` must be a class"):
+        asyncio.run(server.draw(""))
+
+
+def test_a_model_without_classes_takes_no_prompt(deployment, tmp_path):
+    make_pipeline(transformer={"num_labels": 0}).save_pretrained(tmp_path)
+    server = deployment.func_or_class(str(tmp_path), "cpu")
+    with pytest.raises(ValueError, match="the model has no classes"):
+        asyncio.run(server.draw("3"))

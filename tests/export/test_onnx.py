@@ -13,7 +13,7 @@ from export.drawing import EXAMPLE, assert_close, draw_onnx, noise_of, without_r
 from export.models import MODELS, PIPELINES
 from hf_var import DIGITS_CHECKPOINT, EMOJI_CHECKPOINT, VARPipeline, VARTextToImagePipeline
 from hf_var.cli import main
-from hf_var.export import export_model
+from hf_var.export import export_model, writing
 from pipelines.tiny import make_pipeline, make_transformer, make_vqvae, seeded
 
 
@@ -171,6 +171,18 @@ def test_int8(tmp_path):
     with torch.no_grad():
         expected = model(torch.tensor([3, 5]), inputs).logits.numpy()
     assert 0 < np.abs(found - expected).std() < 0.1 * expected.std()
+
+
+def test_int8_of_weights_that_lie_beside_their_file(tmp_path, monkeypatch):
+    monkeypatch.setattr(writing, "MAX_EMBEDDED", 0)
+    model = make_transformer(num_hidden_layers=1)
+    whole = sum(file.stat().st_size for file in export_model(model, tmp_path).glob("transformer.onnx*"))
+    (tmp_path / "decode.onnx").write_bytes(b"of an earlier export")
+    folder = export_model(model, tmp_path, int8=True)
+    assert sum(file.stat().st_size for file in folder.glob("transformer.onnx*")) < 0.8 * whole
+    assert not (folder / "decode.onnx").exists()
+    graphs = draw_onnx.Graphs(folder)
+    assert graphs("condition", class_labels=np.array([3]))["condition"].shape == (1, 32)
 
 
 class OpenVINO:

@@ -68,7 +68,9 @@ def resized(graph, name, batch_size):
     shape = [sizes[own[dim]] if dim in own else size for dim, size in enumerate(example.shape)]
     if example.is_floating_point():
         return torch.randn(shape, generator=torch.Generator().manual_seed(len(name)))
-    return torch.ones(shape, dtype=example.dtype) if "mask" in name else torch.zeros(shape, dtype=example.dtype)
+    # Masks and sizes of crops are at least 1; ids may be 0.
+    has_zero = not name.endswith(("mask", "crop_sizes"))
+    return torch.full(shape, 0 if has_zero else 1, dtype=example.dtype)
 
 
 @pytest.mark.parametrize("fields", [{}, {"is_causal": False, "crop_conditioning": False}], ids=["causal", "scales"])

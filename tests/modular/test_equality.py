@@ -99,6 +99,17 @@ def test_all_kinds_of_labels(pipe, labels):
     check(pipe, pipe, 0, {"num_images_per_label": 3, "generator": [4]}, images=3, class_labels=labels)
 
 
+def test_labels_as_prompts(pipe):
+    inputs = {"prompt": ["goldfish", "3"], "num_images_per_prompt": 2}
+    expected = pipe(**inputs, generator=seeded(), output_type="pt").images
+    found = modular_of(pipe)(**inputs, generator=seeded(), output_type="pt", output="images")
+    assert torch.equal(found, expected)
+    assert len(found) == 4
+    for both in ({"class_labels": [1], "prompt": ["3"]}, {"num_images_per_label": 2, "num_images_per_prompt": 2}):
+        with pytest.raises(ValueError, match="Pass one of"):
+            modular_of(pipe)(**{"class_labels": [1], **both})
+
+
 def test_inputs_of_one_serve_all(pipe):
     picture = PIL.Image.fromarray((IMAGES[0].movedim(0, -1).numpy() * 255).astype("uint8"))
     given = {"image": picture, "mask_image": MASK, "num_images_per_label": 2, "paste_original": True}

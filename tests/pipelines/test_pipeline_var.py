@@ -21,12 +21,14 @@ def test_signature():
     parameters = inspect.signature(VARPipeline.__call__).parameters
     assert {name: parameter.default for name, parameter in parameters.items() if name != "self"} == {
         "class_labels": None,
+        "prompt": None,
         "guidance_scale": None,
         "top_k": None,
         "top_p": None,
         "temperature": None,
         "smooth": False,
         "num_images_per_label": 1,
+        "num_images_per_prompt": 1,
         "generator": None,
         "output_type": "pil",
         "return_dict": True,

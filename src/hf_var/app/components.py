@@ -74,7 +74,8 @@ def sampling_inputs(demo: Demo, has_examples: bool = False) -> list[Any]:
     condition = condition_input(demo)
     if has_examples and demo.reads_texts:
         gr.Examples(PROMPTS, condition, label="For example")  # pyright: ignore[reportArgumentType]
-    default, is_guided = demo.pipe.config.guidance_scale, demo.knows_unconditional
+    is_guided = demo.knows_unconditional
+    default = demo.pipe.config.guidance_scale if is_guided else 1.0
     guidance = slider(1, max(10, default), default, 0.1, "Guidance scale", info="1 is off", visible=is_guided)
     with gr.Row():
         number = slider(1, MAX_PICTURES, 4, 1, "Pictures", min_width=150)

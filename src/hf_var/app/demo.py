@@ -4,6 +4,7 @@
 import math
 from collections import Counter
 from collections.abc import Iterator
+from copy import copy
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -30,6 +31,7 @@ from .growing import growing_pictures
 
 
 MAX_PICTURES = 16
+MAX_PROMPTS = 100
 # What a browser's numbers hold exactly, and torch takes.
 MAX_SEED = 2**32 - 1
 NO_PICTURE = "There is no picture yet: upload one, or send one here that was drawn."
@@ -71,6 +73,9 @@ class Demo:
             raise ValueError("`pipe` must make pictures, but its tokenizer codes class maps or other channels.")
         if getattr(pipe, "condition_vqvae", None) is not None:
             raise ValueError("`pipe` is conditioned on images, for which the app has no place.")
+        encoders = getattr(pipe, "text_encoder", None), getattr(pipe, "text_encoder_2", None)
+        if isinstance(pipe, VARTextToImagePipeline) and encoders == (None, None):
+            raise ValueError("`pipe` must have text encoders, since the app draws of prompts.")
         kind = next((kind for kind in EDITS if isinstance(pipe, kind)), type(pipe))
         inpaint, vary = EDITS.get(kind, (None, None))
         self.pipe: Any = self._quiet(kind, pipe)
@@ -79,7 +84,8 @@ class Demo:
 
     @staticmethod
     def _quiet(kind: type, pipe: PipelineBase) -> PipelineBase:
-        made = kind.from_pipe(pipe)  # pyright: ignore[reportAttributeAccessIssue]
+        # The pipeline itself keeps what it was told, such as to compile.
+        made: Any = copy(pipe) if type(pipe) is kind else kind.from_pipe(pipe)  # pyright: ignore
         made.set_progress_bar_config(disable=True)
         return made
 
@@ -144,6 +150,9 @@ class Demo:
         seed = _integer("seed", inputs.seed, 0, MAX_SEED)
         given = {"guidance_scale": inputs.guidance_scale, "generator": torch.Generator().manual_seed(seed)}
         if not self.reads_texts:
+            # A list would be as many pictures.
+            if isinstance(inputs.condition, bool) or not isinstance(inputs.condition, int | str | None):
+                raise ValueError(f"The class must be one of those that are offered, got {inputs.condition!r}.")
             return {"class_labels": inputs.condition, "num_images_per_label": number, **given}
         if not isinstance(inputs.condition, str) or not inputs.condition.strip():
             raise ValueError(f"The prompt must be a text, got {inputs.condition!r}.")
@@ -215,6 +224,8 @@ def _prompts(text: Any) -> list[str]:
     prompts = list(dict.fromkeys(filter(None, lines)))
     if not prompts:
         raise ValueError(f"There must be a prompt, or several, one in a line, got {text!r}.")
+    if len(prompts) > MAX_PROMPTS:
+        raise ValueError(f"There must be at most {MAX_PROMPTS} prompts, got {len(prompts)}.")
     return prompts
 
 

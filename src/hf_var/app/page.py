@@ -66,4 +66,6 @@ def launch_page(page: gr.Blocks, **options: Any) -> None:
     # Nothing is public, nothing is kept, and no second server is started.
     private = {"share": False, "run_history": False, "ssr_mode": False}
     look = {"footer_links": [], "css": CSS, "theme": gr.themes.Soft()}
+    # Calls go through the queue, one after the other.
+    page.queue(api_open=False)
     page.launch(**{"max_file_size": "20mb", **private, **look, **options})

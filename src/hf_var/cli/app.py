@@ -6,7 +6,7 @@ import socket
 from pathlib import Path
 
 from .. import EMOJI_CHECKPOINT
-from .flags import add_model
+from .flags import TRUTH_VALUES, add_model
 
 
 def add_app(commands) -> None:
@@ -37,9 +37,9 @@ def add_app(commands) -> None:
 
 
 def _truth(text: str) -> bool:
-    from transformers.hf_argparser import string_to_bool
-
-    return string_to_bool(text)
+    if text.lower() not in TRUTH_VALUES:
+        raise argparse.ArgumentTypeError(f"must be true or false, got {text!r}")
+    return TRUTH_VALUES[text.lower()]
 
 
 def _check(options: argparse.Namespace) -> None:
@@ -47,7 +47,10 @@ def _check(options: argparse.Namespace) -> None:
         raise ValueError(f"--port must be from 1 to 65535, got {options.port}.")
     # Gradio tries a hundred ports on any error.
     try:
-        socket.create_server((options.host, options.port or 0)).close()
+        # An address of the sixth version may stand in brackets, as in a URL.
+        host = options.host.strip("[]")
+        family = socket.AF_INET6 if ":" in host else socket.AF_INET
+        socket.create_server((host, options.port or 0), family=family).close()
     except OSError as error:
         raise ValueError(f"--host {options.host} --port {options.port or 'any'} cannot be served: {error}.") from error
 

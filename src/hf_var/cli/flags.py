@@ -12,6 +12,11 @@ from ..plain_options import PLAIN_OPTIONS
 
 
 NO_LABELS = ["none"]
+# As transformers' parser of dataclasses reads them.
+TRUTH_VALUES: dict[str, bool] = {
+    **dict.fromkeys(["true", "t", "yes", "y", "1"], True),
+    **dict.fromkeys(["false", "f", "no", "n", "0"], False),
+}
 # Checkpoints that ship with the package, by names that work unless there is such a folder.
 EMBEDDED = {"digits": DIGITS_CHECKPOINT, "emoji": EMOJI_CHECKPOINT}
 # Names of torch.

@@ -6,14 +6,12 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
-from .flags import load_library
+from .flags import TRUTH_VALUES, load_library
 
 
 RESUME = (
     "The first argument may be a recipe, a YAML file of arguments. If interrupted, rerun the same command to resume."
 )
-# Words that `push_to_hub` may be followed by, as HfArgumentParser reads them.
-TRUTH_VALUES = {"true", "t", "yes", "y", "1", "false", "f", "no", "n", "0"}
 
 
 def tokenize(argv: Sequence[str]) -> None:

@@ -4,6 +4,7 @@
 import argparse
 import json
 import re
+from functools import reduce
 from itertools import accumulate
 from typing import Annotated, Any
 
@@ -63,7 +64,12 @@ def _check(options: argparse.Namespace) -> None:
 
 def _propose(options: argparse.Namespace) -> list[Schedule]:
     size = options.size[0] if len(options.size) == 1 else options.size
-    return propose_schedules(size, options.downsampling, options.tokens)
+    try:
+        return propose_schedules(size, options.downsampling, options.tokens)
+    except ValueError as error:
+        words = {"`image_size`": "--size", "`max_tokens`": "--tokens", "`downsampling`": "--downsampling"}
+        message = reduce(lambda text, name: text.replace(name, words[name]), words, str(error))
+        raise ValueError(message) from error
 
 
 def _transformer(options: argparse.Namespace) -> dict[str, Any]:

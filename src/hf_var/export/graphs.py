@@ -63,19 +63,20 @@ def find_graphs(model: Any) -> list[Graph]:
 
 
 def _pipeline_graphs(pipe: Any) -> list[Graph]:
-    vqvae = pipe.vqvae
+    vqvae = unwrapped(pipe.vqvae)
     if not isinstance(pipe, ARPipeline):
         graphs = [*_tokenizer_graphs(vqvae), *_block_graphs(unwrapped(pipe.transformer))]
         pairs = text_encoders(pipe)
         return [*graphs, _text_encoder_graph(pairs)] if pairs else graphs
-    if isinstance(pipe.prior, VARTransformer):
-        return [*_tokenizer_graphs(vqvae, is_raster=True), *_block_graphs(pipe.prior)]
+    first = unwrapped(pipe.prior)
+    if isinstance(first, VARTransformer):
+        return [*_tokenizer_graphs(vqvae, is_raster=True), *_block_graphs(first)]
     graphs = _tokenizer_graphs(vqvae)
     for name in ("prior", "middle_prior", "bottom_prior"):
         if (prior := getattr(pipe, name)) is not None:
-            graphs.append(_prior_graph(name, prior, vqvae))
+            graphs.append(_prior_graph(name, unwrapped(prior), vqvae))
     if pipe.condition_vqvae is not None:
-        graphs.append(_encoding_graph("condition_encode", pipe.condition_vqvae))
+        graphs.append(_encoding_graph("condition_encode", unwrapped(pipe.condition_vqvae)))
     return graphs
 
 
@@ -170,10 +171,11 @@ def text_encoders(pipe: Any) -> list[tuple[Any, Any]]:
 
 def _text_encoder_graph(pairs: Sequence[tuple[Any, Any]]) -> Graph:
     encoders, tokenizers = zip(*pairs, strict=True)
-    ids = torch.tensor([[0, 0, 0, -1, -1], [0, 0, 0, 0, 0]])[:, None].repeat(1, len(pairs), 1)
+    length = text_length(pairs)
+    ids = torch.tensor([[0, 0, 0, -1, -1], [0, 0, 0, 0, 0]])[:, None, :length].repeat(1, len(pairs), 1)
     outputs = ["encoder_hidden_states", "pooled_projections", "encoder_attention_mask"]
-    varying = {"text_ids": {0: "batch", 2: "text"}}
-    function, limits = functions.TextEncoder(tokenizers), {"text": text_length(pairs)}
+    varying = {"text_ids": {0: "batch", 2: "text"} if length > 1 else {0: "batch"}}
+    function, limits = functions.TextEncoder(tokenizers), {"text": length}
     return Graph("text_encoder", encoders, function, {"text_ids": ids}, outputs, varying, limits)
 
 

@@ -88,6 +88,7 @@ def export_model(model: Any, folder: str | PathLike, format: str = "onnx", int8:
         _check_weights(module)
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
+    _remove_earlier(folder)
     with _exportable(modules), torch.no_grad():
         for graph in graphs:
             _WRITERS[format](export_program(graph), graph, folder)
@@ -100,6 +101,15 @@ def export_model(model: Any, folder: str | PathLike, format: str = "onnx", int8:
         if (tokenizer := getattr(model, name, None)) is not None:
             tokenizer.save_pretrained(folder / name)
     return folder
+
+
+def _remove_earlier(folder: Path) -> None:
+    """Remove what an earlier export wrote, which would be taken for parts of this one."""
+    if not (folder / DESCRIPTION).is_file():
+        return
+    for pattern in ("*.onnx", "*.onnx.data", "*.xml", "*.bin", "tokenizer*/*", DESCRIPTION):
+        for file in folder.glob(pattern):
+            file.unlink()
 
 
 def export_program(graph: Graph) -> torch.export.ExportedProgram:
@@ -181,8 +191,14 @@ def _write_onnx(program: torch.export.ExportedProgram, graph: Graph, folder: Pat
 def _quantize(path: Path) -> None:
     from onnxruntime.quantization import QuantType, quantize_dynamic
 
-    has_weights_beside = path.with_suffix(".onnx.data").exists()
-    quantize_dynamic(path, path, weight_type=QuantType.QInt8, use_external_data_format=has_weights_beside)
+    weights = path.with_suffix(".onnx.data")
+    # Not in place: to a file of weights that is there, onnx appends.
+    with TemporaryDirectory(dir=path.parent) as place:
+        made = Path(place, path.name)
+        quantize_dynamic(path, made, weight_type=QuantType.QInt8, use_external_data_format=weights.exists())
+        weights.unlink(missing_ok=True)
+        for file in Path(place).iterdir():
+            file.replace(path.parent / file.name)
 
 
 def _write_openvino(program: torch.export.ExportedProgram, graph: Graph, folder: Path) -> None:

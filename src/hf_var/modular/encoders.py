@@ -41,7 +41,7 @@ from .parameters import (
 
 
 class VARClassStep(ModularPipelineBlocks):
-    """Makes the condition of images from class labels or class embeddings, see [`VARPipeline.__call__`]."""
+    """Makes the condition of images from class labels, also as texts, or class embeddings, see [`VARPipeline.__call__`]."""
 
     model_name = "hf-var"
 
@@ -55,7 +55,11 @@ class VARClassStep(ModularPipelineBlocks):
 
     @property
     def inputs(self) -> list[InputParam]:
-        return [option("class_labels", Labels), option("class_embeds", torch.Tensor)]
+        return [
+            option("class_labels", Labels),
+            option("prompt", str | list[str]),
+            option("class_embeds", torch.Tensor),
+        ]
 
     @property
     def intermediate_outputs(self) -> list[OutputParam]:
@@ -65,7 +69,9 @@ class VARClassStep(ModularPipelineBlocks):
     def __call__(self, components: Any, state: PipelineState) -> Any:
         block_state: Any = self.get_block_state(state)
         (transformer,) = loaded(components, "transformer")
-        block_state.condition = class_condition(transformer, block_state.class_labels, block_state.class_embeds)
+        block_state.condition = class_condition(
+            transformer, block_state.class_labels, block_state.class_embeds, block_state.prompt
+        )
         self.set_block_state(state, block_state)
         return components, state
 

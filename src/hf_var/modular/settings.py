@@ -38,7 +38,7 @@ class VARSettingsStep(ModularPipelineBlocks):
 
     model_name = "hf-var"
     sampling_options: type = SamplingOptions
-    number_option = "num_images_per_label"
+    number_options: tuple[str, ...] = ("num_images_per_label", "num_images_per_prompt")
 
     @property
     def description(self) -> str:
@@ -54,8 +54,9 @@ class VARSettingsStep(ModularPipelineBlocks):
 
     @property
     def inputs(self) -> list[InputParam]:
-        others = [option(self.number_option, int), option("generator", torch.Generator | list[torch.Generator])]
-        return [*options_of(self.sampling_options), *others, option("output_type", str)]
+        numbers = [option(name, int) for name in self.number_options]
+        others = [option("generator", torch.Generator | list[torch.Generator]), option("output_type", str)]
+        return [*options_of(self.sampling_options), *numbers, *others]
 
     @property
     def intermediate_outputs(self) -> list[OutputParam]:
@@ -71,6 +72,10 @@ class VARSettingsStep(ModularPipelineBlocks):
         block_state: Any = self.get_block_state(state)
         self.check_models(components)
         options = {name: block_state[name] for name in self.input_names}
+        for name in self.number_options:
+            # Two names that mean the same: the one that was not passed has its default.
+            if len(self.number_options) > 1 and options[name] in (None, 1):
+                del options[name]
         config = components.vqvae.config
         settings = resolve_call(options.keys(), config, components.config, options)
         check_output(settings.output_type, config)
@@ -85,7 +90,7 @@ class VARTextSettingsStep(VARSettingsStep):
 
     model_name = "hf-var-text"
     sampling_options = TextSamplingOptions
-    number_option = "num_images_per_prompt"
+    number_options = ("num_images_per_prompt",)
 
     @property
     def expected_components(self) -> list[ComponentSpec]:

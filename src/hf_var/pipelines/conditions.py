@@ -161,6 +161,8 @@ def _label_id(label: int | str | None, num_labels: int, names: Mapping[str, list
         return _id_of_text(label, num_labels, names, argument)
     if isinstance(label, bool) or not isinstance(label, int):
         raise ValueError(f"`{argument}` must be ids, names or `None`, got {label!r} of type {type(label).__name__}.")
+    if not num_labels and label not in (-1, 0):
+        raise ValueError(f"`{argument}` must be left out, since the model has no classes, got {label!r}.")
     if not -1 <= label <= num_labels:
         raise ValueError(
             f"`{argument}` must be in [0, {num_labels}), or -1, {num_labels} or `None` for unconditional, got {label}."

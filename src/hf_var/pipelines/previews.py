@@ -3,7 +3,7 @@
 
 import contextvars
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from queue import SimpleQueue
 from typing import Any
 
@@ -52,34 +52,52 @@ class StreamMixin:
         for name in ("callback_on_step_end", "callback_on_step_end_tensor_inputs"):
             if name in options:
                 raise ValueError(f"`{name}` must not be passed to `stream`, which is a callback itself.")
-        found, is_left, shown = SimpleQueue(), threading.Event(), set()
+        shown = set()
 
-        def preview(pipe: Any, step: int, k: int, tensors: dict) -> None:
-            if is_left.is_set():
-                pipe._interrupt = True
-            elif step + 1 in preview_steps(pipe.num_timesteps, partial_images) - shown:
-                shown.add(step + 1)
-                found.put((pipe._images(tensors["latents"], options.get("output_type", "pil")), None))
+        def call(**callback: Any) -> Any:
+            return pipe(*inputs, **{**options, "return_dict": True}, **callback).images
 
-        def call() -> None:
-            try:
-                output = pipe(*inputs, **{**options, "return_dict": True}, callback_on_step_end=preview)
-                found.put((output.images, None))
-            except BaseException as error:  # the thread that waits raises it
-                found.put((None, error))
-            found.put(None)
+        def preview(pipe: Any, step: int, k: int, tensors: dict[str, Any]) -> Any:
+            if step + 1 not in preview_steps(pipe.num_timesteps, partial_images) - shown:
+                return None
+            shown.add(step + 1)
+            return pipe._images(tensors["latents"], options.get("output_type", "pil"))
 
-        thread = threading.Thread(target=contextvars.copy_context().run, args=(call,), daemon=True)
-        thread.start()
+        yield from stream_call(call, preview)
+
+
+def stream_call(call: Callable[..., Any], show: Callable[[Any, int, int, dict[str, Any]], Any]) -> Iterator[Any]:
+    """
+    What `show` makes of the steps of a pipeline's call, `None` for nothing, while it runs in a thread, and at last what it
+    returns. `call` gets the callback as an argument. If the iterator is closed, the call is interrupted.
+    """
+    found, is_left = SimpleQueue(), threading.Event()
+
+    def callback(pipe: Any, step: int, k: int, tensors: dict[str, Any]) -> None:
+        if is_left.is_set():
+            pipe._interrupt = True
+        elif (item := show(pipe, step, k, tensors)) is not None:
+            found.put((item, None))
+
+    def run() -> None:
         try:
-            while (item := found.get()) is not None:
-                images, error = item
-                if error is not None:
-                    raise error
-                yield images
-        finally:
-            is_left.set()
-            thread.join()
+            found.put((call(callback_on_step_end=callback), None))
+        except BaseException as error:  # the thread that waits raises it
+            found.put((None, error))
+        found.put(None)
+
+    # The pipeline keeps the state of a call by its thread.
+    thread = threading.Thread(target=contextvars.copy_context().run, args=(run,), daemon=True)
+    thread.start()
+    try:
+        while (item := found.get()) is not None:
+            made, error = item
+            if error is not None:
+                raise error
+            yield made
+    finally:
+        is_left.set()
+        thread.join()
 
 
 def preview_steps(num_steps: int, partial_images: int | None) -> set[int]:
