@@ -76,7 +76,7 @@ def test_values_per_level():
 def test_a_model_without_classes():
     pipe = ARPipeline(make_tokenizer(), make_pixelcnn(num_labels=0, class_dropout_prob=0.0))
     assert pipe(generator=seeded(), guidance_scale=3.0).codes.equal(pipe(generator=seeded()).codes)
-    with pytest.raises(ValueError, match="`class_labels` must be in"):
+    with pytest.raises(ValueError, match="`class_labels` must be left out"):
         pipe(1)
 
 

@@ -77,12 +77,12 @@ def export_model(model: Any, folder: str | PathLike, format: str = "onnx", int8:
             are not plain fp32 on the CPU, or `int8` goes with OpenVINO or a model without the graph `transformer`.
     """
     format = checked("format", format, Annotated[str, OneOf(*FORMATS)])
-    if missing := [name for name in NEEDED[format] if importlib.util.find_spec(name) is None]:
-        raise ValueError(f'`format` = {format!r} needs {", ".join(missing)}: pip install "hf_var[{format}]".')
     graphs = find_graphs(model)
     int8 = checked("int8", int8, bool)
     if int8 and (format != "onnx" or QUANTIZED not in {graph.name for graph in graphs}):
         raise ValueError(f"`int8` needs `format` = 'onnx' and a model with the graph {QUANTIZED!r}, got {format!r}.")
+    if missing := [name for name in NEEDED[format] if importlib.util.find_spec(name) is None]:
+        raise ValueError(f'`format` = {format!r} needs {", ".join(missing)}: pip install "hf_var[{format}]".')
     modules = graph_modules(graphs)
     for module in modules:
         _check_weights(module)
