@@ -31,6 +31,7 @@ from hf_var.training.codebook import MovingAverageCodebook
 from hf_var.training.losses import reconstruction_loss
 from hf_var.training.optimization import make_optimizer
 from hf_var.training.prior_inputs import prior_inputs
+from hf_var.training.setup import load_splits
 
 
 ROUNDS = 3
@@ -50,7 +51,7 @@ def load_script(name: str):
 
 def tokenizer_loop(script, args) -> Callable[[], Iterator[None]]:
     config = script.make_config(args)
-    source, _ = script.load_splits(args.data, args.run)
+    source, _ = load_splits(args.data, args.run)
     rows = script.make_row_reader(args, config, source, augment=True)
     batches = TrainingBatches(source, rows, args.data, args.run.seed)
     memory_format = torch.channels_last if args.script.channels_last else torch.contiguous_format

@@ -76,7 +76,7 @@ def main() -> None:
             repaint(page, "a green apple")
             page.screenshot(path=options.output / "app_repaint.png", full_page=True)
         with opened(browser, emoji, "hf_var: emoji", width=420) as page:
-            draw(page, "a yellow rose")
+            draw(page, "a yellow heart")
             page.screenshot(path=options.output / "app_narrow.png", full_page=True)
         with opened(browser, digits, "hf_var: digits", width=1200) as page:
             press(page, "Draw", ".scales:visible .gallery-item:nth-child(5)")

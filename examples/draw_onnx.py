@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """
 Draw images from a folder that `hf-var export` wrote. Needs onnxruntime, numpy and Pillow, and tokenizers for prompts, but
 neither torch nor hf_var.

@@ -20,6 +20,7 @@ On a laptop's CPU:
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
@@ -38,7 +39,7 @@ from hf_var.metrics.latents import (
 )
 from hf_var.ranges import CheckedFields, argument
 from hf_var.training.accelerator import make_accelerator
-from hf_var.training.adversary import AdversaryConfig, make_adversary
+from hf_var.training.adversary import AdversaryConfig, make_adversary, minimize_reconstruction
 from hf_var.training.autoencoder_kl import (
     FREE_FIELDS,
     POSTERIOR_STREAM,
@@ -56,7 +57,7 @@ from hf_var.training.setup import (
     Rows,
     card_contents,
     check_autoencoder_run,
-    load_splits,
+    load_image_rows,
     make_batches,
     make_measures,
 )
@@ -179,10 +180,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     # Everything that can be wrong with the input is found before any work.
     config = autoencoder_kl_config(given_fields(args.model), args.script.pretrained_autoencoder)
     image_shape = config["in_channels"], config["sample_size"], config["sample_size"]
-    train_data, validation_data = load_splits(args.data, args.run)
-    train_rows, validation_rows = Rows(train_data, make_row_reader(args, image_shape, train_data, augment=True)), None
-    if validation_data is not None:
-        validation_rows = Rows(validation_data, make_row_reader(args, image_shape, validation_data, augment=False))
+    train_rows, validation_rows = load_image_rows(args.data, args.run, partial(make_row_reader, args, image_shape))
 
     seed, batch_size, max_steps = args.run.seed, args.data.train_batch_size, args.run.max_train_steps
     accelerator = make_accelerator(args.run, batch_size, args.optimizer.max_grad_norm)
@@ -208,27 +206,21 @@ def main(argv: Sequence[str] | None = None) -> None:
     with run.started(parts, public_arguments(*args)):
         for batch in run.until_the_end(batches):
             pixel_values = batch["pixel_values"].to(accelerator.device, non_blocking=True)
-            is_judged = adversary is not None and adversary.is_active(run.step)
-            with accelerator.accumulate(optimization.model, *([adversary.discriminator] if is_judged else [])):
+            judge = adversary if adversary is not None and adversary.is_active(run.step) else None
+            with accelerator.accumulate(optimization.model, *([] if judge is None else [judge.discriminator])):
                 noise = position_generator(seed, run.position, POSTERIOR_STREAM)
                 sample, posterior = optimization.model(pixel_values, noise)
                 reconstruction, kl_loss, metrics = objective(sample, posterior, pixel_values)
-                loss = reconstruction + kl_loss
-                if is_judged:
-                    last_layer = autoencoder.decoder.conv_out.weight
-                    judgement, judged = adversary.generator_loss(
-                        sample, reconstruction, last_layer, step=run.step, position=run.position
-                    )
-                    loss, metrics = loss + judgement, metrics | judged
-                optimization.minimize(loss)
-                if is_judged:
-                    metrics |= adversary.learn(pixel_values, sample, position=run.position)
-            run.add(loss, **metrics)
+                losses, last_layer = (reconstruction, kl_loss), autoencoder.decoder.conv_out.weight
+                loss, judged = minimize_reconstruction(
+                    optimization, judge, (pixel_values, sample), losses, last_layer, run
+                )
+            run.add(loss, **metrics, **judged)
             if not accelerator.sync_gradients:
                 continue
 
-            if is_judged:
-                adversary.finish_step()
+            if judge is not None:
+                judge.finish_step()
             optimization.finish_step()
             run.finish_step(
                 optimization.learning_rate, optimization.gradient_norm, broken_images=batches.broken_images
@@ -236,11 +228,8 @@ def main(argv: Sequence[str] | None = None) -> None:
             if validation is not None and run.is_due(args.run.validation_steps):
                 with optimization.averaged():
                     noise = position_generator(seed, 0, POSTERIOR_STREAM)
-                    metrics, images = measure_autoencoder_kl(autoencoder, validation, accelerator, noise, *measures)
-                run.write(metrics, prefix="validation_")
-                for name, image in images.items():
-                    run.write_image(name, image)
-                run.restart_clock()
+                    measured = measure_autoencoder_kl(autoencoder, validation, accelerator, noise, *measures)
+                run.write_validation(*measured)
             run.save_if_due()
 
         accelerator.wait_for_everyone()

@@ -21,7 +21,8 @@ On a laptop's CPU, in a minute:
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Annotated, Any, NamedTuple
+from functools import partial
+from typing import Annotated, NamedTuple
 
 import torch
 from accelerate.utils import set_seed
@@ -38,7 +39,7 @@ from hf_var.metrics.reconstruction import measure_reconstruction
 from hf_var.metrics.reconstruction_plots import RECONSTRUCTION_CAPTION, USAGE_CAPTION
 from hf_var.ranges import CheckedFields, OneOf, argument
 from hf_var.training.accelerator import make_accelerator
-from hf_var.training.adversary import AdversaryConfig, make_adversary
+from hf_var.training.adversary import AdversaryConfig, make_adversary, minimize_reconstruction
 from hf_var.training.codebook_training import CodebookConfig, CodebookTraining, VQVAEWarmup, check_codebook
 from hf_var.training.identity import RunIdentity, make_identity
 from hf_var.training.losses import ReconstructionConfig, reconstruction_objective
@@ -50,7 +51,7 @@ from hf_var.training.setup import (
     card_contents,
     check_autoencoder_run,
     check_sample_type,
-    load_splits,
+    load_image_rows,
     make_batches,
     make_measures,
 )
@@ -191,14 +192,6 @@ def to_device(args: Arguments, pixel_values: torch.Tensor, device: torch.device)
 # Results
 
 
-def log_validation(run: TrainingRun, metrics: dict[str, float], images: dict[str, Any]) -> None:
-    """Write what a validation measured, and its pictures."""
-    run.write(metrics, prefix="validation_")
-    for name, image in images.items():
-        run.write_image(name, image)
-    run.restart_clock()
-
-
 def describe(args: Arguments, vqvae: Tokenizer, run: TrainingRun) -> None:
     """Plot the training's curves and write the model card."""
     marks = {"quantizer": args.codebook.unquantized_steps} if args.codebook.unquantized_steps > 0 else {}
@@ -223,10 +216,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 
     # Everything that can be wrong with the input is found before any work.
     config = make_config(args)
-    train_data, validation_data = load_splits(args.data, args.run)
-    train_rows, validation_rows = Rows(train_data, make_row_reader(args, config, train_data, augment=True)), None
-    if validation_data is not None:
-        validation_rows = Rows(validation_data, make_row_reader(args, config, validation_data, augment=False))
+    train_rows, validation_rows = load_image_rows(args.data, args.run, partial(make_row_reader, args, config))
 
     seed, batch_size = args.run.seed, args.data.train_batch_size
     accelerator = make_accelerator(args.run, batch_size, args.optimizer.max_grad_norm)
@@ -257,30 +247,24 @@ def main(argv: Sequence[str] | None = None) -> None:
             pixel_values = to_device(args, batch["pixel_values"], accelerator.device)
             if codebook.is_started_at(run.step) and run.begins_step:
                 codebook.start(batches.first_items(args.codebook.kmeans_images)["pixel_values"], batch_size)
-            is_judged = adversary is not None and adversary.is_active(run.step)
-            with accelerator.accumulate(optimization.model, *([adversary.discriminator] if is_judged else [])):
+            judge = adversary if adversary is not None and adversary.is_active(run.step) else None
+            with accelerator.accumulate(optimization.model, *([] if judge is None else [judge.discriminator])):
                 callback = codebook.scale_callback(run.step, run.position)
                 output = optimization.model(pixel_values, codebook.is_quantized(run.step), callback)
                 codebook.observe(output)
                 reconstruction, quantizer_loss, metrics = reconstruction_objective(
                     args.reconstruction, output, pixel_values, perceptual_loss
                 )
-                loss = reconstruction + quantizer_loss
-                if is_judged:
-                    last_layer = vqvae.decoder.conv_out.weight
-                    judgement, judged = adversary.generator_loss(
-                        output.sample, reconstruction, last_layer, step=run.step, position=run.position
-                    )
-                    loss, metrics = loss + judgement, metrics | judged
-                optimization.minimize(loss)
-                if is_judged:
-                    metrics |= adversary.learn(pixel_values, output.sample, position=run.position)
-            run.add(loss, **metrics)
+                losses = reconstruction, quantizer_loss
+                loss, judged = minimize_reconstruction(
+                    optimization, judge, (pixel_values, output.sample), losses, vqvae.decoder.conv_out.weight, run
+                )
+            run.add(loss, **metrics, **judged)
             if not accelerator.sync_gradients:
                 continue
 
-            if is_judged:
-                adversary.finish_step()
+            if judge is not None:
+                judge.finish_step()
             codebook.finish_step(run.step)
             optimization.finish_step()
             run.finish_step(
@@ -294,7 +278,7 @@ def main(argv: Sequence[str] | None = None) -> None:
                     measured = measure_reconstruction(
                         vqvae, validation, accelerator, perceptual_loss, feature_extractor
                     )
-                log_validation(run, *measured)
+                run.write_validation(*measured)
             run.save_if_due()
 
         accelerator.wait_for_everyone()

@@ -129,11 +129,10 @@ def test_variations_are_those_of_the_pipeline(pipe, demo, digit):
 
 def test_likelihoods_and_classes(pipe, demo, digit):
     found = log_likelihood(pipe, digit, 3)
-    bits = demo.likelihood(digit, 3)
+    bits, classes = demo.score(digit, 3)
     assert [name for name, _ in bits] == ["all scales", "1 x 1", "1 x 1", "2 x 2", "3 x 3", "4 x 4"]
     assert bits[0][1] == pytest.approx(-float(found.total) / 31 / np.log(2))
     assert bits[4][1] == pytest.approx(-float(found.per_scale[0, 3]) / 9 / np.log(2))
-    classes = demo.classify(digit)
     assert sum(classes.values()) == pytest.approx(1)
     assert max(classes, key=classes.__getitem__) == classify(pipe, digit).label_names[0] == "3"
 
@@ -144,16 +143,16 @@ def test_likelihoods_of_prompts_and_the_best_of_them():
     prompts = ["a red heart", "a green apple"]
     picture = last(demo.draw(SamplingInputs(prompts[0], 3.0, 1, 0))).pictures[0]
     found = log_likelihood(demo.pipe, picture, prompt=prompts[0])
-    assert demo.likelihood(picture, "\n".join(prompts))[0][1] == pytest.approx(-float(found.total) / 130 / np.log(2))
-    shares = demo.classify(picture, " a red heart\n\na green apple\na red heart")
+    bits, shares = demo.score(picture, " a red heart\n\na green apple\na red heart")
+    assert bits[0][1] == pytest.approx(-float(found.total) / 130 / np.log(2))
     assert list(shares) == prompts
     assert shares["a red heart"] > 0.5
-    assert demo.classify(picture, "a red heart") is None
+    assert demo.score(picture, "a red heart")[1] is None
     with pytest.raises(ValueError, match="at most 100 prompts, got 101"):
-        demo.classify(picture, "\n".join(map(str, range(101))))
+        demo.score(picture, "\n".join(map(str, range(101))))
     for nothing in ("", " \n", None):
         with pytest.raises(ValueError, match="There must be a prompt"):
-            demo.likelihood(picture, nothing)
+            demo.score(picture, nothing)
 
 
 def test_reconstruction(pipe, demo, digit):
@@ -196,7 +195,7 @@ def test_models_of_raster_order_have_no_edits():
     # A frame after each row, which all belong to one map.
     assert len(frames) == 5
     assert [name for _, name in frames[-1].scales] == ["4 x 4"]
-    assert demo.likelihood(frames[-1].pictures[0], None)[0][0] == "all scales"
+    assert demo.score(frames[-1].pictures[0], None)[0][0][0] == "all scales"
     assert [name for _, name in demo.reconstruct(frames[-1].pictures[0])] == ["original", "4 x 4"]
 
 

@@ -105,7 +105,8 @@ def test_labels_as_prompts(pipe):
     found = modular_of(pipe)(**inputs, generator=seeded(), output_type="pt", output="images")
     assert torch.equal(found, expected)
     assert len(found) == 4
-    for both in ({"class_labels": [1], "prompt": ["3"]}, {"num_images_per_label": 2, "num_images_per_prompt": 2}):
+    numbers = ({"num_images_per_label": 2, "num_images_per_prompt": number} for number in (1, 2))
+    for both in ({"class_labels": [1], "prompt": ["3"]}, *numbers):
         with pytest.raises(ValueError, match="Pass one of"):
             modular_of(pipe)(**{"class_labels": [1], **both})
 

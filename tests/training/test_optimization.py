@@ -65,7 +65,9 @@ def take_steps(optimization: Optimization, steps: range) -> list[float]:
             (torch.randn(weight.shape, generator=generator) * weight).sum()
             for weight in optimization.weights.parameters()
         )
-        optimization.minimize(loss)
+        # Which also settles whether gradients are synchronized: the process may remember a run that ended in between.
+        with optimization.accelerator.accumulate(optimization.model):
+            optimization.minimize(loss)
         optimization.finish_step()
         rates.append(optimization.learning_rate)
     return rates

@@ -156,28 +156,28 @@ class Demo:
             return {"class_labels": inputs.condition, "num_images_per_label": number, **given}
         if not isinstance(inputs.condition, str) or not inputs.condition.strip():
             raise ValueError(f"The prompt must be a text, got {inputs.condition!r}.")
-        per_prompt = "num_images_per_prompt" in self.pipe.call_options
-        return {"prompt": inputs.condition, f"num_images_per_{'prompt' if per_prompt else 'label'}": number, **given}
+        return {"prompt": inputs.condition, "num_images_per_prompt": number, **given}
 
     # ----------------------------------------------------------------------------------------------------------------
     # Measuring
 
-    def likelihood(self, picture: Image.Image, condition: Any) -> list[tuple[str, float]]:
-        """Bits per token of a picture of a class, or of the first of some prompts: of all tokens, then of each scale."""
-        given: Any = {"prompt": _prompts(condition)[0]} if self.reads_texts else {"class_labels": condition}
+    def score(self, picture: Image.Image, condition: Any) -> tuple[list[tuple[str, float]], dict[str, float] | None]:
+        """
+        Bits per token of a picture of a class, or of the first of some prompts: of all tokens, then of each scale. And how
+        probable each class is, or each prompt; `None` if there is nothing to choose from.
+        """
+        prompts = _prompts(condition) if self.reads_texts else None
+        names = list(self.class_names.values()) if prompts is None else prompts
+        given: Any = {"class_labels": condition} if prompts is None else {"prompt": prompts[0]}
         found = log_likelihood(self.pipe, picture, **given)
         pieces = [found.per_token[0], *found.per_token[0].split(self.config.scale_lengths)]
-        names = ["all scales", *self.scale_names]
-        return [(name, -float(piece.mean()) / math.log(2)) for name, piece in zip(names, pieces, strict=True)]
-
-    def classify(self, picture: Image.Image, condition: Any = None) -> dict[str, float] | None:
-        """How probable each class of the picture is, or each of some prompts; `None` if there is nothing to choose from."""
-        names = _prompts(condition) if self.reads_texts else list(self.class_names.values())
+        named = zip(["all scales", *self.scale_names], pieces, strict=True)
+        bits = [(name, -float(piece.mean()) / math.log(2)) for name, piece in named]
         if len(names) < 2:
-            return None
-        given: Any = {"prompt": names} if self.reads_texts else {}
-        posterior = classify(self.pipe, picture, **given).posterior[0]
-        return dict(zip(names, posterior.tolist(), strict=True))
+            return bits, None
+        choices: Any = {} if prompts is None else {"prompt": prompts}
+        posterior = classify(self.pipe, codes=found.codes, **choices).posterior[0]
+        return bits, dict(zip(names, posterior.tolist(), strict=True))
 
     def reconstruct(self, picture: Image.Image) -> list[tuple[Image.Image, str]]:
         """The picture as the model reads it, and what its codes keep after each scale."""

@@ -138,9 +138,9 @@ def _vary(
 
 def _score(demo: Demo, picture: str | None, condition: Any) -> Iterator[tuple[dict[str, float] | None, str]]:
     with answering():
-        found = demo.read_picture(picture)
-        rows = [f"| {name} | {bits:.2f} |" for name, bits in demo.likelihood(found, condition)]
-        yield demo.classify(found, condition), "\n".join(["| token maps | bits per token |", "|---|---|", *rows])
+        found, classes = demo.score(demo.read_picture(picture), condition)
+        rows = [f"| {name} | {bits:.2f} |" for name, bits in found]
+        yield classes, "\n".join(["| token maps | bits per token |", "|---|---|", *rows])
 
 
 def _reconstruct(demo: Demo, picture: str | None) -> Iterator[list[tuple[str, str]]]:

@@ -4,7 +4,6 @@
 import argparse
 import json
 import re
-from functools import reduce
 from itertools import accumulate
 from typing import Annotated, Any
 
@@ -68,7 +67,9 @@ def _propose(options: argparse.Namespace) -> list[Schedule]:
         return propose_schedules(size, options.downsampling, options.tokens)
     except ValueError as error:
         words = {"`image_size`": "--size", "`max_tokens`": "--tokens", "`downsampling`": "--downsampling"}
-        message = reduce(lambda text, name: text.replace(name, words[name]), words, str(error))
+        message = str(error)
+        for name, word in words.items():
+            message = message.replace(name, word)
         raise ValueError(message) from error
 
 

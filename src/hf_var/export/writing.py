@@ -202,7 +202,7 @@ def _quantize(path: Path) -> None:
 
 
 def _write_openvino(program: torch.export.ExportedProgram, graph: Graph, folder: Path) -> None:
-    import openvino
+    import openvino  # pyright: ignore[reportMissingImports]
 
     with TemporaryDirectory() as place:
         _write_onnx(program, graph, Path(place))

@@ -8,7 +8,6 @@ from diffusers.modular_pipelines import (
     AutoPipelineBlocks,
     ComponentSpec,
     InputParam,
-    ModularPipelineBlocks,
     OutputParam,
     PipelineState,
 )
@@ -17,10 +16,11 @@ from ..modes import evaluation_mode
 from ..pipelines.editing import match_condition
 from ..pipelines.images import given_tokens
 from ..pipelines.scale_sampling import GivenCodes
+from .block import VARBlock
 from .parameters import CONDITION, GIVEN, MASK, NUM_GIVEN, PIXELS, SETTINGS, VQVAE, loaded, made, needed
 
 
-class VARInputsStep(ModularPipelineBlocks):
+class VARInputsStep(VARBlock):
     """Repeats the condition for each image of a call."""
 
     @property
@@ -35,8 +35,7 @@ class VARInputsStep(ModularPipelineBlocks):
     def intermediate_outputs(self) -> list[OutputParam]:
         return made(CONDITION, GIVEN)
 
-    def match(self, components: Any, block_state: Any) -> None:
-        """Change the block's state to one entry for each image."""
+    def run(self, components: Any, block_state: Any, state: PipelineState) -> None:
         self._match(block_state)
         block_state.given = None
 
@@ -47,13 +46,6 @@ class VARInputsStep(ModularPipelineBlocks):
             block_state.condition, settings.num_images, settings.generator, **sizes
         )
         return items
-
-    @torch.no_grad()
-    def __call__(self, components: Any, state: PipelineState) -> Any:
-        block_state: Any = self.get_block_state(state)
-        self.match(components, block_state)
-        self.set_block_state(state, block_state)
-        return components, state
 
 
 class VARImageInputsStep(VARInputsStep):
@@ -71,7 +63,7 @@ class VARImageInputsStep(VARInputsStep):
     def inputs(self) -> list[InputParam]:
         return needed(SETTINGS, CONDITION, PIXELS, NUM_GIVEN)
 
-    def match(self, components: Any, block_state: Any) -> None:
+    def run(self, components: Any, block_state: Any, state: PipelineState) -> None:
         pixels = block_state.pixels
         codes = self._encode(components, pixels, self._match(block_state, image=len(pixels))["image"])
         lengths = components.vqvae.config.scale_lengths
@@ -95,7 +87,7 @@ class VARInpaintInputsStep(VARImageInputsStep):
     def inputs(self) -> list[InputParam]:
         return needed(SETTINGS, CONDITION, PIXELS, MASK)
 
-    def match(self, components: Any, block_state: Any) -> None:
+    def run(self, components: Any, block_state: Any, state: PipelineState) -> None:
         pixels, mask = block_state.pixels, block_state.mask
         items = self._match(block_state, image=len(pixels), mask_image=len(mask))
         config = components.vqvae.config

@@ -8,7 +8,6 @@ from diffusers.modular_pipelines import (
     AutoPipelineBlocks,
     ComponentSpec,
     InputParam,
-    ModularPipelineBlocks,
     OutputParam,
     PipelineState,
 )
@@ -16,10 +15,11 @@ from diffusers.modular_pipelines import (
 from ..modes import evaluation_mode
 from ..pipelines.checks import check_output
 from ..pipelines.images import check_pasting, make_processor, paste_kept
+from .block import VARBlock
 from .parameters import IMAGES, LATENTS, MASK, PIXELS, VQVAE, loaded, made, needed, option
 
 
-class VARDecodeStep(ModularPipelineBlocks):
+class VARDecodeStep(VARBlock):
     """Decodes latents."""
 
     @property
@@ -42,9 +42,7 @@ class VARDecodeStep(ModularPipelineBlocks):
         """The decoded images as they are returned."""
         return sample
 
-    @torch.no_grad()
-    def __call__(self, components: Any, state: PipelineState) -> Any:
-        block_state: Any = self.get_block_state(state)
+    def run(self, components: Any, block_state: Any, state: PipelineState) -> None:
         (vqvae,) = loaded(components, "vqvae")
         latents, output_type = block_state.latents, block_state.output_type
         check_output(output_type, vqvae.config)
@@ -54,8 +52,6 @@ class VARDecodeStep(ModularPipelineBlocks):
                 sample = vqvae.decode(latents=latents).sample
             sample = self.finish(sample, block_state, vqvae.config)
             block_state.images = make_processor(vqvae.config).postprocess(sample, output_type=output_type)
-        self.set_block_state(state, block_state)
-        return components, state
 
 
 class VARInpaintDecodeStep(VARDecodeStep):

@@ -9,7 +9,6 @@ from diffusers.modular_pipelines import (
     AutoPipelineBlocks,
     ComponentSpec,
     InputParam,
-    ModularPipelineBlocks,
     OutputParam,
     PipelineState,
 )
@@ -18,9 +17,10 @@ from ..modes import evaluation_mode
 from ..pipelines.conditions import Labels, class_condition
 from ..pipelines.editing import first_sampled_scale
 from ..pipelines.images import check_pasting, image_pixels, mask_pixels
-from ..pipelines.options import PromptOptions, last_guided_scale
+from ..pipelines.options import PromptOptions
 from ..pipelines.text_encoding import Prompts, prompt_condition, run_text_encoders
 from ..text_encoders import TextEmbeddings
+from .block import VARBlock
 from .parameters import (
     CONDITION,
     MASK,
@@ -40,7 +40,7 @@ from .parameters import (
 )
 
 
-class VARClassStep(ModularPipelineBlocks):
+class VARClassStep(VARBlock):
     """Makes the condition of images from class labels, also as texts, or class embeddings, see [`VARPipeline.__call__`]."""
 
     model_name = "hf-var"
@@ -65,18 +65,14 @@ class VARClassStep(ModularPipelineBlocks):
     def intermediate_outputs(self) -> list[OutputParam]:
         return made(CONDITION)
 
-    @torch.no_grad()
-    def __call__(self, components: Any, state: PipelineState) -> Any:
-        block_state: Any = self.get_block_state(state)
+    def run(self, components: Any, block_state: Any, state: PipelineState) -> None:
         (transformer,) = loaded(components, "transformer")
         block_state.condition = class_condition(
             transformer, block_state.class_labels, block_state.class_embeds, block_state.prompt
         )
-        self.set_block_state(state, block_state)
-        return components, state
 
 
-class VARTextEncoderStep(ModularPipelineBlocks):
+class VARTextEncoderStep(VARBlock):
     """Makes the condition of images from texts or their embeddings, see [`VARTextToImagePipeline.encode_prompt`]."""
 
     model_name = "hf-var-text"
@@ -97,42 +93,35 @@ class VARTextEncoderStep(ModularPipelineBlocks):
     def intermediate_outputs(self) -> list[OutputParam]:
         return made(CONDITION)
 
-    @torch.no_grad()
-    def __call__(self, components: Any, state: PipelineState) -> Any:
-        block_state: Any = self.get_block_state(state)
+    def run(self, components: Any, block_state: Any, state: PipelineState) -> None:
         (transformer,) = loaded(components, "transformer")
 
         def encode(texts: Mapping[str, Sequence[str]]) -> dict[str, TextEmbeddings]:
             with evaluation_mode(components.text_encoder, components.text_encoder_2):
                 return run_text_encoders(components.components, texts, components._execution_device)
 
-        config, sampling = transformer.config, block_state.settings.sampling
-        window = sampling.guidance_start, sampling.guidance_end
-        guided = last_guided_scale(sampling.guidance_scale, len(config.patch_nums), *window) >= 0
+        config = transformer.config
+        guided = block_state.settings.sampling.last_guided_scale(len(config.patch_nums)) >= 0
         values = {name: block_state[name] for name in self.input_names if name not in ("settings", "original_size")}
         block_state.condition = prompt_condition(Prompts(**values), block_state.original_size, config, guided, encode)
-        self.set_block_state(state, block_state)
-        return components, state
 
 
-class VARNoImageStep(ModularPipelineBlocks):
+class VARNoImageStep(VARBlock):
     """Refuses what goes with images where there are none."""
 
     @property
     def description(self) -> str:
         return "Makes sure that nothing is asked of images that are not there."
 
-    @torch.no_grad()
-    def __call__(self, components: Any, state: PipelineState) -> Any:
+    def run(self, components: Any, block_state: Any, state: PipelineState) -> None:
         _refuse(state, "needs `image`", "strength", "num_kept_scales")
         _refuse(state, "needs `mask_image`", "paste_original", "feather_width")
         # A state that is continued may have them from another workflow.
         state.set("pixels", None)
         state.set("mask", None)
-        return components, state
 
 
-class VARImageStep(ModularPipelineBlocks):
+class VARImageStep(VARBlock):
     """Reads images whose coarse scales are kept, see [`VARImg2ImgPipeline.__call__`]."""
 
     @property
@@ -152,9 +141,7 @@ class VARImageStep(ModularPipelineBlocks):
     def intermediate_outputs(self) -> list[OutputParam]:
         return made(PIXELS, NUM_GIVEN)
 
-    @torch.no_grad()
-    def __call__(self, components: Any, state: PipelineState) -> Any:
-        block_state: Any = self.get_block_state(state)
+    def run(self, components: Any, block_state: Any, state: PipelineState) -> None:
         (vqvae,) = loaded(components, "vqvae")
         _refuse(state, "needs `mask_image`", "paste_original", "feather_width")
         strength, num_kept_scales = block_state.strength, block_state.num_kept_scales
@@ -162,11 +149,9 @@ class VARImageStep(ModularPipelineBlocks):
         block_state.num_given_scales = first_sampled_scale(strength, num_kept_scales, num_scales)
         block_state.pixels = image_pixels(block_state.image, vqvae.config)
         state.set("mask", None)
-        self.set_block_state(state, block_state)
-        return components, state
 
 
-class VARInpaintStep(ModularPipelineBlocks):
+class VARInpaintStep(VARBlock):
     """Reads images and masks of what is repainted in them, see [`VARInpaintPipeline.__call__`]."""
 
     @property
@@ -186,17 +171,13 @@ class VARInpaintStep(ModularPipelineBlocks):
     def intermediate_outputs(self) -> list[OutputParam]:
         return made(PIXELS, MASK)
 
-    @torch.no_grad()
-    def __call__(self, components: Any, state: PipelineState) -> Any:
-        block_state: Any = self.get_block_state(state)
+    def run(self, components: Any, block_state: Any, state: PipelineState) -> None:
         (vqvae,) = loaded(components, "vqvae")
         _refuse(state, "is for images without `mask_image`", "strength", "num_kept_scales")
         config = vqvae.config
         check_pasting(block_state.paste_original, block_state.feather_width, block_state.output_type, config)
         block_state.pixels = image_pixels(block_state.image, config)
         block_state.mask = mask_pixels(block_state.mask_image, config)
-        self.set_block_state(state, block_state)
-        return components, state
 
 
 class VARAutoImageStep(AutoPipelineBlocks):

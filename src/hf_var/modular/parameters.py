@@ -2,7 +2,6 @@
 """What blocks say of themselves: the inputs, outputs, components and configurations that they share."""
 
 import inspect
-from collections.abc import Iterable
 from dataclasses import fields
 from typing import Any, get_type_hints
 
@@ -45,8 +44,8 @@ DESCRIPTIONS = {
     "guidance_start": "First scale that is guided.",
     "guidance_end": "First scale that is not guided any more.",
     "smooth_start": "First scale of which code vectors are mixed.",
-    "num_images_per_label": "Images for each label, next to each other.",
-    "num_images_per_prompt": "Images for each prompt, next to each other.",
+    "num_images_per_label": "Images for each label, next to each other, 1 by default.",
+    "num_images_per_prompt": "Images for each prompt, next to each other, 1 by default.",
     "generator": "Source of randomness: one generator, or a list with one for each image.",
     "output_type": "Form of the images: 'pil', 'np', 'pt' or 'latent'.",
     "class_labels": "Ids or names of classes, one image each; None and -1 are unconditional.",
@@ -69,6 +68,9 @@ DESCRIPTIONS = {
 }
 DEFAULTS = {**SAMPLING_DEFAULTS, **TEXT_SAMPLING_DEFAULTS, "paste_original": False}
 DEFAULTS |= {entry.name: entry.default for entry in fields(CallSettings)}
+# Two names that mean the same, of which one is passed.
+NUMBERS = ("num_images_per_label", "num_images_per_prompt")
+DEFAULTS |= dict.fromkeys(NUMBERS)
 
 # What blocks hand on.
 SETTINGS = {"name": "settings", "type_hint": CallSettings, "description": "How images are sampled, checked."}
@@ -88,7 +90,7 @@ IMAGES["metadata"] = {"mellon": "image"}
 # What a node of a user interface shows for an argument: all others are connected to other nodes.
 NODES = {"prompt": "textbox", "negative_prompt": "textbox", "image": "image", "mask_image": "image"}
 NODES |= {"smooth": "checkbox", "paste_original": "checkbox"}
-NODES |= {"num_images_per_label": "number", "num_images_per_prompt": "number"}
+NODES |= dict.fromkeys(NUMBERS, "number")
 
 
 def needed(*values: dict[str, Any]) -> list[InputParam]:
@@ -107,10 +109,9 @@ def option(name: str, type_hint: Any = None, **fields: Any) -> InputParam:
     return InputParam(name, type_hint, DEFAULTS.get(name), description=DESCRIPTIONS[name], metadata=node, **fields)
 
 
-def options_of(*kinds: type, leaving_out: Iterable[str] = ()) -> list[InputParam]:
-    """All arguments of the caller that typed dictionaries list."""
-    hints = {name: hint for kind in kinds for name, hint in get_type_hints(kind).items()}
-    return [option(name, hint) for name, hint in hints.items() if name not in leaving_out]
+def options_of(kind: type) -> list[InputParam]:
+    """All arguments of the caller that a typed dictionary lists."""
+    return [option(name, hint) for name, hint in get_type_hints(kind).items()]
 
 
 def configs_of(pipeline_class: type[DiffusionPipeline]) -> list[ConfigSpec]:

@@ -8,7 +8,6 @@ from diffusers.modular_pipelines import (
     ComponentSpec,
     ConfigSpec,
     InputParam,
-    ModularPipelineBlocks,
     OutputParam,
     PipelineState,
 )
@@ -19,7 +18,9 @@ from ..pipelines.components import check_components
 from ..pipelines.options import SamplingOptions, TextSamplingOptions, check_refiner, resolve_call
 from ..pipelines.text_encoding import check_text_encoders
 from ..priors import TextVARConfig, VARConfig
+from .block import VARBlock
 from .parameters import (
+    NUMBERS,
     SETTINGS,
     TEXT_ENCODERS,
     TEXT_TRANSFORMER,
@@ -33,12 +34,12 @@ from .parameters import (
 )
 
 
-class VARSettingsStep(ModularPipelineBlocks):
+class VARSettingsStep(VARBlock):
     """Checks the arguments of sampling and that the models belong together, see [`VARPipeline.__call__`]."""
 
     model_name = "hf-var"
     sampling_options: type = SamplingOptions
-    number_options: tuple[str, ...] = ("num_images_per_label", "num_images_per_prompt")
+    number_names: tuple[str, ...] = NUMBERS
 
     @property
     def description(self) -> str:
@@ -54,7 +55,7 @@ class VARSettingsStep(ModularPipelineBlocks):
 
     @property
     def inputs(self) -> list[InputParam]:
-        numbers = [option(name, int) for name in self.number_options]
+        numbers = [option(name, int) for name in self.number_names]
         others = [option("generator", torch.Generator | list[torch.Generator]), option("output_type", str)]
         return [*options_of(self.sampling_options), *numbers, *others]
 
@@ -67,22 +68,16 @@ class VARSettingsStep(ModularPipelineBlocks):
         transformer, vqvae = loaded(components, "transformer", "vqvae")
         check_components(transformer, vqvae, VARConfig)
 
-    @torch.no_grad()
-    def __call__(self, components: Any, state: PipelineState) -> Any:
-        block_state: Any = self.get_block_state(state)
+    def run(self, components: Any, block_state: Any, state: PipelineState) -> None:
         self.check_models(components)
-        options = {name: block_state[name] for name in self.input_names}
-        for name in self.number_options:
-            # Two names that mean the same: the one that was not passed has its default.
-            if len(self.number_options) > 1 and options[name] in (None, 1):
-                del options[name]
+        given = {name: block_state[name] for name in self.input_names}
+        # One name of the two that mean the same is enough.
+        options = {name: value for name, value in given.items() if value is not None or name not in NUMBERS}
         config = components.vqvae.config
         settings = resolve_call(options.keys(), config, components.config, options)
         check_output(settings.output_type, config)
         check_refiner(components.transformer, settings.sampling.refiner)
         block_state.settings = settings
-        self.set_block_state(state, block_state)
-        return components, state
 
 
 class VARTextSettingsStep(VARSettingsStep):
@@ -90,7 +85,7 @@ class VARTextSettingsStep(VARSettingsStep):
 
     model_name = "hf-var-text"
     sampling_options = TextSamplingOptions
-    number_options = ("num_images_per_prompt",)
+    number_names = ("num_images_per_prompt",)
 
     @property
     def expected_components(self) -> list[ComponentSpec]:

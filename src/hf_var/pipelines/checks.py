@@ -9,7 +9,6 @@ import torch
 
 from ..autoencoders import TokenizerConfig
 from ..priors import VARConfig
-from .sampling import Generators
 
 
 def is_number(value: Any, kind: type[Real] = Real) -> bool:
@@ -109,7 +108,7 @@ def check_output(output_type: str, config: Any) -> None:
         raise ValueError(f"`output_type` must be 'np', 'pt' or 'latent' for images of {channels} channels, got 'pil'.")
 
 
-def check_generator(generator: Generators, batch_size: int) -> None:
+def check_generator(generator: Any, batch_size: int) -> None:
     """Raise a `ValueError` unless there is no generator, one, or a list with one for each image."""
     if isinstance(generator, list) and len(generator) != batch_size:
         raise ValueError(f"`generator` must be one generator or {batch_size}, one per image, got {len(generator)}.")

@@ -230,22 +230,6 @@ def resolve_sampling(tokenizer: Any, defaults: Mapping[str, Any], options: TextS
     return SamplingSettings(**values)
 
 
-def last_guided_scale(guidance_scale: Guidance, num_scales: int, start: int = 0, end: int | None = None) -> int:
-    """
-    The last scale whose weight is not 1, -1 if there is none: until then, the unconditional half is computed. Guidance
-    is off before the scale `start` and from `end` on.
-    """
-    end = num_scales if end is None else end
-    if not callable(guidance_scale):
-        # A callback may change it.
-        return end - 1 if guidance_scale != 1 and start < end else -1
-    weights = [guidance_scale(k, num_scales) for k in range(num_scales)]
-    for k, weight in enumerate(weights):
-        if not is_number(weight):
-            raise ValueError(f"`guidance_scale` must return a finite number, got {weight!r} for ({k}, {num_scales}).")
-    return max((k for k, weight in enumerate(weights) if weight != 1 and start <= k < end), default=-1)
-
-
 def _smooth_scales(values: Mapping[str, Any], start: Any, rule: str, num_scales: int) -> list[bool]:
     """Which scales mix code vectors: from `start` on, by Switti's rule while there is guidance only."""
     check_flag("smooth", values["smooth"])

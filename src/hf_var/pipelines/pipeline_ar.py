@@ -23,9 +23,9 @@ from .condition_inputs import given_ids, prompt_ids
 from .conditions import Condition, Labels, ids_condition, knows_unconditional
 from .editing import known_latents
 from .images import image_pixels
-from .options import ARCallOptions, CallSettings, last_guided_scale, show_options
+from .options import ARCallOptions, CallSettings, show_options
 from .raster import LevelsPredictor, RasterPredictor, StackPredictor, TokenPredictor, WindowPredictor
-from .sampling import Guidance, Sampler, SamplingSettings
+from .sampling import Guidance, Sampler, SamplingSettings, last_guided_scale
 
 
 class ARPipeline(PipelineBase):
@@ -334,8 +334,8 @@ class ARPipeline(PipelineBase):
     def _predictor(self, call: CallSettings, condition: Condition, canvas: Canvas) -> RasterPredictor:
         """What predicts the codes, by the kind of the prior."""
         config, device = self.prior.config, self._execution_device
-        last_guided = last_guided_scale(call.sampling.guidance_scale, len(self.vqvae.config.patch_nums))
-        last_guided = -1 if condition.is_unconditional else last_guided
+        num_scales = len(self.vqvae.config.patch_nums)
+        last_guided = -1 if condition.is_unconditional else call.sampling.last_guided_scale(num_scales)
         if not isinstance(config, RQTransformerConfig | VARConfig):
             arguments = [
                 condition.arguments(device, guided=k <= last_guided) if prior.config.num_labels else {}

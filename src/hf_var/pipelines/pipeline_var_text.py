@@ -16,7 +16,7 @@ from .base import Prepared
 from .checks import check_count, check_flag
 from .components import check_components
 from .conditions import Condition, Labels
-from .options import CallSettings, PromptOptions, TextCallOptions, last_guided_scale, show_options
+from .options import CallSettings, PromptOptions, TextCallOptions, show_options
 from .pipeline_var import ScalePipeline
 from .sampling import GuidanceRule, SmoothRule
 from .text_encoding import Prompts, check_text_encoders, embed_prompts, prompt_condition, run_text_encoders
@@ -278,9 +278,7 @@ class VARTextToImagePipeline(ScalePipeline):
         return partial(self._prepare, None, others, condition)
 
     def _condition_of_call(self, prompts: Prompts, original_size: Any, call: CallSettings) -> Condition:
-        settings, num_scales = call.sampling, len(self.vqvae.config.patch_nums)
-        window = settings.guidance_start, settings.guidance_end
-        guided = last_guided_scale(settings.guidance_scale, num_scales, *window) >= 0
+        guided = call.sampling.last_guided_scale(len(self.vqvae.config.patch_nums)) >= 0
         return prompt_condition(prompts, original_size, self.transformer.config, guided, self._run_encoders)
 
     def _scored_condition(self, class_labels: Labels, given: Mapping[str, Any]) -> Condition:

@@ -12,6 +12,7 @@ from transformers import LogitsProcessorList
 from ..priors.modeling_blocks import BlockTransformer
 from ..ranges import CheckedFields, OneOf
 from ..scales import GUIDANCE_RULES
+from .checks import is_number
 
 
 # How code vectors are mixed: VAR filters the logits and draws codes besides, Switti does neither.
@@ -39,6 +40,10 @@ class SamplingSettings(CheckedFields):
     smooth_rule: SmoothRule = "filtered"
     guidance_rule: GuidanceRule = "linear"
 
+    def last_guided_scale(self, num_scales: int) -> int:
+        """The last scale for which the unconditional half is computed, -1 if there is none."""
+        return last_guided_scale(self.guidance_scale, num_scales, self.guidance_start, self.guidance_end)
+
 
 class Sampler:
     """Samples the codes of one scale after the other from guided logits."""
@@ -64,6 +69,22 @@ class Sampler:
         drawn = draw_codes(logits, self.generator)
         weights = smooth_weights(logits, k, self.num_scales, self.generator) if settings.smooth[k] else None
         return drawn, weights
+
+
+def last_guided_scale(guidance_scale: Guidance, num_scales: int, start: int = 0, end: int | None = None) -> int:
+    """
+    The last scale whose weight is not 1, -1 if there is none: until then, the unconditional half is computed. Guidance
+    is off before the scale `start` and from `end` on.
+    """
+    end = num_scales if end is None else end
+    if not callable(guidance_scale):
+        # A callback may change it.
+        return end - 1 if guidance_scale != 1 and start < end else -1
+    weights = [guidance_scale(k, num_scales) for k in range(num_scales)]
+    for k, weight in enumerate(weights):
+        if not is_number(weight):
+            raise ValueError(f"`guidance_scale` must return a finite number, got {weight!r} for ({k}, {num_scales}).")
+    return max((k for k, weight in enumerate(weights) if weight != 1 and start <= k < end), default=-1)
 
 
 def guidance_weight(

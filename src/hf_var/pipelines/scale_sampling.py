@@ -11,7 +11,6 @@ from ..priors import VARCache
 from ..priors.modeling_blocks import BlockTransformer
 from .compilation import CompiledModels, FrozenModels, unwrapped
 from .conditions import Condition
-from .options import last_guided_scale
 from .predictor import ScalePredictor
 from .sampling import Generators, Guidance, Sampler, SamplingSettings, guidance_weight
 
@@ -108,9 +107,7 @@ def scale_predictor(
     """What predicts the scales from `first_scale` on, with a cache for the time of a call."""
     config = transformer.config
     num_scales = len(config.patch_nums)
-    window = settings.guidance_start, settings.guidance_end
-    last_guided = last_guided_scale(settings.guidance_scale, num_scales, *window)
-    last_guided = -1 if condition.is_unconditional else last_guided
+    last_guided = -1 if condition.is_unconditional else settings.last_guided_scale(num_scales)
     arguments = {}
     if first_scale < num_scales:
         arguments = condition.arguments(device, guided=last_guided >= 0)

@@ -80,8 +80,8 @@ def eager_attention_forward(
 
 def token_blocks(config: BlocksMixin, device: torch.device) -> torch.Tensor:
     """The block of every token of an image, `(length,)`."""
-    numbers = [block for block, length in enumerate(config.block_lengths) for _ in range(length)]
-    return torch.tensor(numbers, device=device)
+    positions = torch.arange(config.length, device=device)[:, None]
+    return (positions >= torch.tensor(config.block_ends, device=device)).sum(dim=1)
 
 
 def block_mask(config: BlocksMixin, hidden_states: torch.Tensor, begin: int, length: int):

@@ -17,6 +17,7 @@ from .augmentation import POLICIES, diff_augment
 from .discriminators import DISCRIMINATORS, make_discriminator
 from .optimization import Optimization, OptimizerConfig
 from .random_numbers import position_generator
+from .run import TrainingRun
 
 
 Metrics = dict[str, torch.Tensor]
@@ -165,6 +166,29 @@ class Adversary:
         if not self.config.diffaugment:
             return images
         return diff_augment(images, self.config.diffaugment, position_generator(self.seed, position, place))
+
+
+def minimize_reconstruction(
+    optimization: Optimization,
+    adversary: Adversary | None,
+    images: tuple[torch.Tensor, torch.Tensor],
+    losses: tuple[torch.Tensor, torch.Tensor],
+    last_layer: torch.Tensor,
+    run: TrainingRun,
+) -> tuple[torch.Tensor, Metrics]:
+    """
+    Learn from a batch of `images`, targets and their reconstructions, whose `losses` are those of the reconstruction and
+    of all else; `adversary` is one that takes part in this step of the `run`. Returns the whole loss and its metrics.
+    """
+    (target, sample), (reconstruction_loss, other_loss) = images, losses
+    loss, metrics = reconstruction_loss + other_loss, {}
+    if adversary is not None:
+        judgement, metrics = adversary.generator_loss(sample, reconstruction_loss, last_layer, run.step, run.position)
+        loss = loss + judgement
+    optimization.minimize(loss)
+    if adversary is not None:
+        metrics |= adversary.learn(target, sample, position=run.position)
+    return loss, metrics
 
 
 def make_adversary(

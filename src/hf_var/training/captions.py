@@ -92,9 +92,7 @@ class CaptionedTransformer(nn.Module):
         self, caption_ids: torch.Tensor, is_dropped: torch.Tensor | None = None, **inputs: torch.Tensor
     ) -> VARTransformerOutput:
         text = text_arguments(encode_ids(self.encoders.pairs, caption_ids))
-        if is_dropped is not None:
-            text["encoder_attention_mask"] = text["encoder_attention_mask"].masked_fill(is_dropped[:, None], 0)
-        return self.transformer(**text, **inputs)
+        return self.transformer(**_without_dropped(text, is_dropped), **inputs)
 
 
 @dataclass
@@ -119,15 +117,17 @@ class CaptionInputs:
             is_dropped = torch.rand(len(inputs["labels"]), device=inputs["labels"].device) < self.dropout_prob
             if self.is_learned:
                 inputs["is_dropped"] = is_dropped
-            for name in [] if self.is_learned else names:
-                value, empty = inputs[name], self._empty[name].to(inputs[name])
-                inputs[name] = torch.where(is_dropped.view(-1, *[1] * (value.ndim - 1)), empty, value)
-        if self.is_encoded and "caption_ids" in inputs:
+            else:
+                inputs |= {name: self._drop(name, inputs[name], is_dropped) for name in names}
+        if not self.is_encoded:
+            return inputs
+        if "caption_ids" in inputs:
             inputs |= text_arguments(encode_ids(self.encoders.pairs, inputs.pop("caption_ids")))
-        if self.is_encoded and "is_dropped" in inputs:
-            is_dropped = inputs.pop("is_dropped")
-            inputs["encoder_attention_mask"] = inputs["encoder_attention_mask"].masked_fill(is_dropped[:, None], 0)
-        return inputs
+        return _without_dropped(inputs, inputs.pop("is_dropped", None))
+
+    def _drop(self, name: str, value: torch.Tensor, is_dropped: torch.Tensor) -> torch.Tensor:
+        """The empty text in the place of some."""
+        return torch.where(is_dropped.view(-1, *[1] * (value.ndim - 1)), self._empty[name].to(value), value)
 
     @cached_property
     def _empty(self) -> dict[str, torch.Tensor]:
@@ -136,6 +136,14 @@ class CaptionInputs:
         device = self.encoders.models[0].device
         embeddings = text_arguments(encode_ids(self.encoders.pairs, ids.to(device))) if self.is_encoded else {}
         return {"caption_ids": ids, **embeddings}
+
+
+def _without_dropped(text: dict[str, Any], is_dropped: torch.Tensor | None) -> dict[str, Any]:
+    """The same without the tokens of some texts, in whose place a transformer puts its vectors of the empty text."""
+    if is_dropped is None:
+        return text
+    mask = text["encoder_attention_mask"].masked_fill(is_dropped[:, None], 0)
+    return {**text, "encoder_attention_mask": mask}
 
 
 def text_arguments(embeddings: TextEmbeddings) -> dict[str, torch.Tensor]:

@@ -59,7 +59,6 @@ def train_prior(
                 metrics = measure_likelihood(
                     optimization.weights, make_validation_inputs or make_inputs, validation, accelerator
                 )
-            run.write(metrics, prefix="validation_")
-            run.restart_clock()
+            run.write_validation(metrics, {})
         yield
         run.save_if_due()

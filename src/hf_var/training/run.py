@@ -233,6 +233,13 @@ class TrainingRun:
         with self.writing():
             self.accelerator.log({f"{prefix}{name}": value for name, value in metrics.items()}, step=self.step)
 
+    def write_validation(self, metrics: Mapping[str, Any], images: Mapping[str, Image.Image | Figure]) -> None:
+        """Write what a validation measured and its pictures. Its time is not that of the training."""
+        self.write(metrics, prefix="validation_")
+        for name, image in images.items():
+            self.write_image(name, image)
+        self.restart_clock()
+
     def write_image(self, name: str, image: Image.Image | Figure) -> None:
         """Save `name`.png in the output folder and, with the step, in `pictures/`, and show it to the trackers."""
         if not self.accelerator.is_main_process:

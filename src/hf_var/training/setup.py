@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Setup and end of the trainings of both stages: rows, batches, measures and the contents of model cards."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -59,6 +59,15 @@ def load_splits(data: DataConfig, run: RunConfig) -> tuple[AnyDataset, AnyDatase
         return train, None
     splits = ["validation", "test"]
     return train, load_source("validation_data", data.validation_data, data.validation_split, splits, data.streaming)
+
+
+def load_image_rows(
+    data: DataConfig, run: RunConfig, make_reader: Callable[..., RowReader]
+) -> tuple[Rows, Rows | None]:
+    """The same with what `make_reader(dataset, augment=...)` makes of each; only those of the training are augmented."""
+    train, validation = load_splits(data, run)
+    rows = Rows(train, make_reader(train, augment=True))
+    return rows, None if validation is None else Rows(validation, make_reader(validation, augment=False))
 
 
 def check_autoencoder_run(
