@@ -359,7 +359,7 @@ def make_agreement(args: Arguments, prompts: list[str]) -> TextAgreement | None:
 
 def whole_transformer(args: Arguments, transformer: Any) -> Any:
     """`transformer`, or if it is sharded a whole copy, in the first process alone; for all processes together."""
-    return whole_model(transformer, lambda: make_transformer(args, transformer.config, None))
+    return whole_model(transformer, lambda: make_transformer(args, transformer.config, None), args.run.output_dir)
 
 
 def save(args: Arguments, transformer: Any, models: Models, folder: Path, is_final: bool = False) -> Any:

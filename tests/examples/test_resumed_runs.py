@@ -151,19 +151,30 @@ def test_a_changed_learning_rate_is_applied_and_logged(
     assert [line["learning_rate"] for line in read_log(folder) if line["step"] == 3 and "loss" in line] == [0.5]
 
 
-@pytest.mark.parametrize("name", ["random_state_0", "optimization", "model", "batches"])
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("random_state_0.safetensors", "random_state_0.safetensors' is (missing|truncated or damaged)"),
+        (
+            "tensors/shard-00001-model-00001-of-00001.safetensors",
+            "A file of .*tensors' is (missing|truncated or damaged)",
+        ),
+        ("states.json", "step-00000002' is damaged: states.json cannot be read"),
+        ("run.json", "step-00000002' is damaged: run.json cannot be read"),
+    ],
+)
 @pytest.mark.parametrize("damage", ["missing", "truncated"])
 def test_a_damaged_checkpoint_is_refused(
-    name: str, damage: str, tmp_path: Path, vqvae_run: tuple[list[str], Path]
+    name: str, message: str, damage: str, tmp_path: Path, vqvae_run: tuple[list[str], Path]
 ) -> None:
     arguments, folder = vqvae_run
     folder = copied(folder, tmp_path / "run")
-    path = folder / "checkpoints/step-00000002" / f"{name}.safetensors"
+    path = folder / "checkpoints/step-00000002" / name
     content = path.read_bytes()
     path.unlink()
     if damage == "truncated":
         path.write_bytes(content[: len(content) // 2])
-    with pytest.raises(ValueError, match=f"{name}.safetensors' is (missing|truncated or damaged)"):
+    with pytest.raises(ValueError, match=message):
         train_vqvae.main([*arguments, *RESUME, "--output_dir", str(folder)])
 
 
@@ -192,11 +203,11 @@ def test_a_checkpoint_runs_no_code(tmp_path: Path, vqvae_run: tuple[list[str], P
         (checkpoint / name).write_bytes(payload)
     train_vqvae.main([*arguments, *RESUME, "--output_dir", str(folder)])
     # Nor in place of a file that is read.
-    for path in checkpoint.iterdir():
+    for path in [path for path in checkpoint.rglob("*") if path.is_file()]:
         shutil.rmtree(folder / "checkpoints/step-00000004", ignore_errors=True)
         whole = path.read_bytes()
         path.write_bytes(payload)
-        if path.suffix == ".safetensors" or path.name == "run.json":
+        if path.suffix == ".safetensors" or path.name in ("run.json", "states.json"):
             with pytest.raises(ValueError, match="damaged"):
                 train_vqvae.main([*arguments, *RESUME, "--output_dir", str(folder)])
         path.write_bytes(whole)

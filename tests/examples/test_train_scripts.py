@@ -132,7 +132,7 @@ def test_resumed_run_equals_the_uninterrupted_one(
     # As if killed while the checkpoint of step 4 was being written, with step 5 in the log.
     shutil.copytree(whole, resumed)
     (resumed / "checkpoints/step-00000004").rename(resumed / "checkpoints/.unfinished-step-00000004")
-    (resumed / "checkpoints/.unfinished-step-00000004/optimization.safetensors").unlink()
+    (resumed / "checkpoints/.unfinished-step-00000004/states.json").unlink()
     shutil.rmtree(resumed / "checkpoints/step-00000006")
     (resumed / weights).unlink()
     main([*arguments, "--output_dir", str(resumed), "--resume_from_checkpoint", "latest"])

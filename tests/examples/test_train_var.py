@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -307,6 +308,27 @@ def test_sharded_training_equals_that_of_whole_models(
         run_two("sharded", sharding, "--resume_from_checkpoint", "latest")
         assert read_log(sharded) == read_log(tmp_path / "uninterrupted")
         assert same_weights(sharded, tmp_path / "uninterrupted")
+        check_other_numbers_of_processes(tmp_path, arguments, run_two, sharding)
+
+
+def check_other_numbers_of_processes(
+    folder: Path, arguments: list[str], run_two: Callable[..., None], sharding: list[str]
+) -> None:
+    """From the middle of a run of two processes in one, and from there in two again; a step has the same images."""
+    expected = losses(folder / "uninterrupted")
+    alone = folder / "alone"
+    shutil.copytree(folder / "uninterrupted", alone)
+    shutil.rmtree(alone / "checkpoints/step-00000004")
+    more = ["--resume_from_checkpoint", "latest", "--gradient_accumulation_steps"]
+    train_var.main([*arguments, *more, "4", "--output_dir", str(alone), "--checkpointing_steps", "1"])
+    assert losses(alone)[:2] == expected[:2]
+    assert losses(alone) == pytest.approx(expected, abs=1e-6)
+
+    shutil.copytree(alone, folder / "again")
+    shutil.rmtree(folder / "again/checkpoints/step-00000004")
+    run_two("again", sharding, *more, "2")
+    assert losses(folder / "again")[:3] == losses(alone)[:3]
+    assert losses(folder / "again") == pytest.approx(expected, abs=1e-6)
 
 
 def test_new_labels_keep_what_the_model_knows(tmp_path: Path, var_folder: str, images_folder: str) -> None:

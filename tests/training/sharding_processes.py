@@ -18,6 +18,8 @@ from torch.distributed.fsdp import fully_shard
 from hf_var import VARConfig, VARPipeline, VARTransformer, VQVAEConfig, VQVAEModel
 from hf_var.metrics.likelihood import measure_likelihood
 from hf_var.training.average import AveragedWeights, averaged_weights
+from hf_var.training.checkpoints import Checkpoints
+from hf_var.training.identity import RunIdentity
 from hf_var.training.optimization import OptimizerConfig, make_optimizer
 from hf_var.training.prior_inputs import prior_inputs
 from hf_var.training.sharding import whole_model
@@ -84,13 +86,17 @@ def train(folder: str) -> None:
         optimizer.zero_grad()
         average.step(transformer.parameters())
         if step == 1:
-            # As if the run was stopped and resumed here: the first process saves, all load.
-            state, path = average.state_dict(), Path(folder) / f"average{size}.pt"
-            if accelerator.is_main_process:
-                torch.save(state, path)
-            accelerator.wait_for_everyone()
+            # As if the run was stopped and resumed here.
+            checkpoints = Checkpoints(accelerator, Path(folder) / f"run{size}", 1)
+            checkpoints.save(step, {"model": transformer, "average": average}, RunIdentity({}, {}))
+            # What is written is what was there before.
+            with torch.no_grad():
+                for tensor in [*transformer.parameters(), *average.shadow_params]:
+                    tensor.zero_()
+            checkpoints.finish()
             average = AveragedWeights(transformer, 0.5)
-            average.load_state_dict(torch.load(path, weights_only=True))  # noqa: TID251
+            newest = Path(folder) / f"run{size}/checkpoints/step-{step:08d}"
+            checkpoints.load(newest, {"model": transformer, "average": average})
     # Three batches for two processes.
     validation = [codes(100 + number, 2) for number in range(3)][rank::size]
     with averaged_weights(average, transformer):
@@ -98,7 +104,7 @@ def train(folder: str) -> None:
         pipeline = VARPipeline(transformer=transformer, vqvae=vqvae)
         pipeline.set_progress_bar_config(disable=True)
         drawn = pipeline([0, 2], generator=torch.Generator().manual_seed(0)).codes
-        whole = whole_model(transformer, lambda: VARTransformer(config))
+        whole = whole_model(transformer, lambda: VARTransformer(config), folder)
         output = Path(folder) / str(size)
         if accelerator.is_main_process:
             whole.save_pretrained(output)

@@ -14,7 +14,14 @@ from PIL import Image
 from .demo import MAX_PICTURES, Demo
 
 
-PROMPTS = ["a red heart", "a purple heart", "smiling face with sunglasses", "a purple cat face", "a green book", "a blue apple"]
+PROMPTS = [
+    "a red heart",
+    "a purple heart",
+    "smiling face with sunglasses",
+    "a purple cat face",
+    "a green book",
+    "a blue apple",
+]
 BRUSH = "#ff2d95"
 # A handler that belongs to the page, not to the programming interface.
 INTERNAL: dict[str, Any] = {"api_visibility": "private", "show_progress": "hidden"}

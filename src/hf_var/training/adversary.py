@@ -156,6 +156,11 @@ class Adversary:
         optimization = None if self.optimization is None else self.optimization.state_dict()
         return {"lecam_averages": self.lecam_penalty.averages, "optimization": optimization}
 
+    def sharded_tensors(self) -> dict[str, torch.Tensor]:
+        """What of the state is sharded."""
+        sharded = {} if self.optimization is None else self.optimization.sharded_tensors()
+        return {f"optimization/{name}": tensor for name, tensor in sharded.items()}
+
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Continue where [`Adversary.state_dict`] was taken."""
         self.lecam_penalty.averages = state_dict["lecam_averages"]

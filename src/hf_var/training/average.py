@@ -8,14 +8,15 @@ from typing import Any
 import torch
 from diffusers.training_utils import EMAModel
 from torch import nn
+from torch.distributed.tensor import DTensor
 
-from .sharding import is_sharded, saved_tensor, spread_like
+from .sharding import is_sharded
 
 
 class AveragedWeights(EMAModel):
     """
-    diffusers' moving average of all parameters of a model, whose state has names, and whole tensors even if they are
-    sharded. The weight of the past is `(1 + steps) / (10 + steps)` until that reaches `decay`.
+    diffusers' moving average of all parameters of a model, whose state has names. The weight of the past is
+    `(1 + steps) / (10 + steps)` until that reaches `decay`.
     """
 
     def __init__(self, model: nn.Module, decay: float):
@@ -27,15 +28,19 @@ class AveragedWeights(EMAModel):
         self.shadow_params = [parameter.float() for parameter in self.shadow_params]
 
     def state_dict(self) -> dict[str, Any]:
-        """Steps and averages by name. All processes have to call this together."""
-        shadows = zip(self.names, self.shadow_params, strict=True)
-        return {"steps": self.optimization_step, "weights": {name: saved_tensor(tensor) for name, tensor in shadows}}
+        """Steps and averages by name."""
+        return {"steps": self.optimization_step, "weights": dict(zip(self.names, self.shadow_params, strict=True))}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Continue where [`AveragedWeights.state_dict`] was taken."""
         self.optimization_step = state_dict["steps"]
         for name, shadow in zip(self.names, self.shadow_params, strict=True):
-            shadow.copy_(spread_like(state_dict["weights"][name], shadow))
+            shadow.copy_(state_dict["weights"][name])
+
+    def sharded_tensors(self) -> dict[str, torch.Tensor]:
+        """What of the state is sharded."""
+        shadows = zip(self.names, self.shadow_params, strict=True)
+        return {f"weights/{name}": shadow for name, shadow in shadows if isinstance(shadow, DTensor)}
 
     @torch.no_grad()
     def restart(self, name: str, value: torch.Tensor, rows: torch.Tensor | None = None) -> None:

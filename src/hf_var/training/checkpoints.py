@@ -1,10 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Checkpoints, written atomically, with one file per part of a run."""
+"""Checkpoints, written atomically and in the background by all processes of a run."""
 
+import json
 import os
 import random
 import shutil
 from collections.abc import Mapping
+from concurrent.futures import Future
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -12,13 +15,21 @@ import numpy as np
 import torch
 from accelerate import Accelerator
 from accelerate.utils import DistributedType
-from torch import nn
 from transformers.utils import logging
 
 from ..files import remove_unfinished, unfinished
 from .identity import RunIdentity, read_identity, write_identity
-from .sharding import load_model_state, model_state
-from .state_files import read_state, write_state
+from .sharding import sharded_tensors
+from .state_files import (
+    join_state,
+    read_shards,
+    read_state,
+    split_state,
+    tensor_shapes,
+    wait_for_shards,
+    write_shards,
+    write_state,
+)
 
 
 logger = logging.get_logger(__name__)
@@ -26,6 +37,9 @@ logger = logging.get_logger(__name__)
 PREFIX = "step-"
 # The folder that Accelerate saves when DeepSpeed holds weights and optimizer.
 DEEPSPEED_FOLDER = "deepspeed"
+# The tensors of all parts, and what else is in their states.
+TENSORS_FOLDER = "tensors"
+STATES_FILE = "states.json"
 
 
 def checkpoint_folders(output_dir: str | Path) -> list[Path]:
@@ -65,62 +79,98 @@ def find_checkpoint(output_dir: str | Path, resume_from_checkpoint: str | None) 
     return folder
 
 
-def save_checkpoint(
-    accelerator: Accelerator,
-    output_dir: str | Path,
-    step: int,
-    total_limit: int,
-    parts: Mapping[str, Any],
-    identity: RunIdentity,
-) -> None:
-    """Save the parts of a run, all random numbers and its identity, and remove all but the newest checkpoints."""
-    folder = Path(output_dir) / "checkpoints" / f"{PREFIX}{step:08d}"
-    place = unfinished(folder)
-    if accelerator.is_main_process:
-        remove_unfinished(folder.parent)
-        place.mkdir(parents=True)
-        write_identity(place, identity, accelerator.num_processes)
-    accelerator.wait_for_everyone()
-    if accelerator.distributed_type == DistributedType.DEEPSPEED:
-        accelerator.save_state(str(place / DEEPSPEED_FOLDER))
-    for name, part in parts.items():
-        # In all processes, each of which may have a part of it.
-        state = model_state(part) if isinstance(part, nn.Module) else part.state_dict()
+class Checkpoints:
+    """
+    Writes and reads the checkpoints of a run, in all of its processes together. Every process writes its part, in the
+    background; a checkpoint gets its name when all are done, so that it is complete or absent.
+    """
+
+    def __init__(self, accelerator: Accelerator, output_dir: str | Path, total_limit: int):
+        self.accelerator = accelerator
+        self.output_dir = Path(output_dir)
+        self.total_limit = total_limit
+        # Of their own, through the CPUs: what is written in the background must not come between the training's messages.
+        is_alone = accelerator.num_processes == 1
+        self._group = None if is_alone else torch.distributed.new_group(backend="gloo")
+        self._written: Future | None = None
+
+    def save(self, step: int, parts: Mapping[str, Any], identity: RunIdentity) -> None:
+        """
+        Copy the parts of a run, all random numbers and its identity, and write them in the background; then all but the
+        newest checkpoints are removed. What is still being written is waited for.
+        """
+        self.finish()
+        accelerator = self.accelerator
+        folder = self.output_dir / "checkpoints" / f"{PREFIX}{step:08d}"
+        place = unfinished(folder)
         if accelerator.is_main_process:
-            write_state(place / f"{name}.safetensors", state)
-    write_state(place / random_state_name(accelerator.process_index), random_state(accelerator.device))
-    accelerator.wait_for_everyone()
-    if accelerator.is_main_process:
+            remove_unfinished(folder.parent)
+            place.mkdir(parents=True)
+            write_identity(place, identity, accelerator.num_processes)
+        accelerator.wait_for_everyone()
+        if accelerator.distributed_type == DistributedType.DEEPSPEED:
+            accelerator.save_state(str(place / DEEPSPEED_FOLDER))
+        structures, tensors = {}, {}
+        for name, part in parts.items():
+            structures[name], own = split_state(part.state_dict(), name)
+            tensors |= own
+        if accelerator.is_main_process:
+            (place / STATES_FILE).write_text(json.dumps(structures), encoding="utf-8")
+        write_state(place / random_state_name(accelerator.process_index), random_state(accelerator.device))
+        self._written = write_shards(
+            place / TENSORS_FOLDER, tensors, self._group, partial(self._complete, place, folder)
+        )
+
+    def finish(self) -> None:
+        """Wait until the last checkpoint is complete, and raise what prevented it."""
+        written, self._written = self._written, None
+        if written is not None:
+            wait_for_shards(written)
+
+    def wait(self) -> None:
+        """The same where another error is on its way."""
+        if self._written is not None:
+            self._written.exception()
+
+    def load(self, folder: str | Path, parts: Mapping[str, Any]) -> None:
+        """Load what [`Checkpoints.save`] saved, in however many processes."""
+        folder, accelerator = Path(folder), self.accelerator
+        if accelerator.distributed_type == DistributedType.DEEPSPEED:
+            accelerator.load_state(str(folder / DEEPSPEED_FOLDER))
+        structures = _read_structures(folder)
+        for name, part in parts.items():
+            try:
+                examples = {f"{name}/{key}": tensor for key, tensor in sharded_tensors(part).items()}
+                tensors = read_shards(folder / TENSORS_FOLDER, tensor_shapes(structures[name]), examples, self._group)
+                part.load_state_dict(join_state(structures[name], tensors))
+            except (RuntimeError, KeyError, TypeError, AttributeError) as error:
+                raise ValueError(
+                    f"The part {name!r} of the checkpoint {str(folder)!r} does not fit this run: {error}"
+                ) from error
+        num_processes = read_identity(folder)["num_processes"]
+        if accelerator.process_index >= num_processes:
+            logger.warning(
+                f"Process {accelerator.process_index} begins with new random numbers: there were {num_processes}."
+            )
+            return
+        set_random_state(read_state(folder / random_state_name(accelerator.process_index)), accelerator.device)
+
+    def _complete(self, place: Path, folder: Path) -> None:
         if folder.exists():
             _remove(folder)
         os.replace(place, folder)
-        for old in checkpoint_folders(output_dir)[:-total_limit]:
+        for old in checkpoint_folders(self.output_dir)[: -self.total_limit]:
             _remove(old)
 
 
-def load_checkpoint(accelerator: Accelerator, folder: str | Path, parts: Mapping[str, Any]) -> None:
-    """Load what [`save_checkpoint`] saved."""
-    folder = Path(folder)
-    if accelerator.distributed_type == DistributedType.DEEPSPEED:
-        accelerator.load_state(str(folder / DEEPSPEED_FOLDER))
-    for name, part in parts.items():
-        state = read_state(folder / f"{name}.safetensors")
-        try:
-            if isinstance(part, nn.Module):
-                load_model_state(part, state)
-            else:
-                part.load_state_dict(state)
-        except (RuntimeError, KeyError, TypeError, AttributeError) as error:
-            raise ValueError(
-                f"The part {name!r} of the checkpoint {str(folder)!r} does not fit this run: {error}"
-            ) from error
-    num_processes = read_identity(folder)["num_processes"]
-    if accelerator.process_index >= num_processes:
-        logger.warning(
-            f"Process {accelerator.process_index} begins with new random numbers: there were {num_processes}."
-        )
-        return
-    set_random_state(read_state(folder / random_state_name(accelerator.process_index)), accelerator.device)
+def _read_structures(folder: Path) -> dict[str, Any]:
+    path = folder / STATES_FILE
+    try:
+        return dict(json.loads(path.read_text(encoding="utf-8")))
+    except (OSError, UnicodeDecodeError, json.JSONDecodeError, TypeError, ValueError) as error:
+        raise ValueError(
+            f"The checkpoint {str(folder)!r} is damaged: {path.name} cannot be read ({error})."
+        ) from error
 
 
 def random_state_name(process_index: int) -> str:

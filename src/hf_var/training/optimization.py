@@ -15,13 +15,15 @@ from transformers import get_scheduler, get_wsd_schedule
 
 from ..ranges import CheckedFields, Decay, NonNegativeFloat, NonNegativeInt, OneOf, PositiveFloat, Share, argument
 from .average import AveragedWeights, averaged_weights
-from .sharding import saved_tensor, spread_like
+from .sharding import sharded_tensors
 
 
 # Those of transformers' get_scheduler that need no further arguments.
 SCHEDULERS = ("linear", "cosine", "cosine_with_restarts", "polynomial", "constant", "constant_with_warmup")
 # Schedules that end at `lr_final_ratio`.
 DECAYS = ("linear", "cosine")
+# AdamW's, of the size of a parameter.
+MOMENTS = ("exp_avg", "exp_avg_sq")
 # Tables of vectors: decay would pull positions, levels and codes towards each other.
 UNDECAYED_NAMES = ("position", "level_embedding", "offset", "codebook", "code_embedding", "condition_embedding")
 
@@ -116,13 +118,12 @@ class Optimization:
         return self._optimizer.param_groups[0]["lr"]
 
     def state_dict(self) -> dict[str, Any]:
-        """Steps, moments and averages by the names of the parameters. All processes have to call this together."""
+        """Steps, moments and averages by the names of the parameters."""
         names = {id(parameter): name for name, parameter in self.weights.named_parameters()}
         # DeepSpeed has parameters of its own, whose moments Accelerate saves.
         is_ours = self.accelerator.distributed_type != DistributedType.DEEPSPEED
         moments = {
-            names[id(parameter)]: {key: saved_tensor(moment) for key, moment in state.items()}
-            for parameter, state in (self._optimizer.state.items() if is_ours else ())
+            names[id(parameter)]: state for parameter, state in (self._optimizer.state.items() if is_ours else ())
         }
         average = None if self.average is None else self.average.state_dict()
         return {"steps": self.steps, "moments": moments, "average": average}
@@ -140,6 +141,13 @@ class Optimization:
         self.steps = state_dict["steps"]
         if self.steps > 0:
             self._follow_schedules()
+
+    def sharded_tensors(self) -> dict[str, torch.Tensor]:
+        """What of the state is sharded, the moments as the parameters are."""
+        parameters = sharded_tensors(self.weights)
+        moments = {f"moments/{name}/{key}": parameters[name] for name in parameters for key in MOMENTS}
+        averages = {} if self.average is None else self.average.sharded_tensors()
+        return {**moments, **{f"average/{name}": average for name, average in averages.items()}}
 
     def _follow_schedules(self) -> None:
         config = self.config
@@ -195,4 +203,4 @@ def _moment_like(moment: torch.Tensor, parameter: torch.Tensor) -> torch.Tensor:
         # The number of steps.
         return moment.to(parameter.device)
     # In the parameter's memory format, which the fused kernel expects.
-    return torch.empty_like(parameter).copy_(spread_like(moment, parameter))
+    return torch.empty_like(parameter).copy_(moment)

@@ -25,17 +25,17 @@ from ..precision import ONEDNN_MATMUL, fp32_precision
 from ..progress import progress_bar
 from ..ranges import CheckedFields, NonNegativeInt, OneOf, PositiveInt, argument
 from .checkpoints import (
+    Checkpoints,
     checkpoint_folders,
     checkpoint_step,
     find_checkpoint,
-    load_checkpoint,
     remove_later_checkpoints,
-    save_checkpoint,
 )
 from .identity import RunIdentity
 from .lock import locked_folder
 from .log import CHANGES, TrainingLog
 from .sharding import whole_tensor
+from .state_files import without_process_warning
 from .stopping import StopRequest
 
 
@@ -129,8 +129,12 @@ class TrainingRun:
             stack.enter_context(self._stop.listening())
             with self.writing():
                 stack.enter_context(locked_folder(self.accelerator, self.config.output_dir))
+            stack.enter_context(without_process_warning())
+            config = self.config
+            self._checkpoints = Checkpoints(self.accelerator, config.output_dir, config.checkpoints_total_limit)
+            stack.callback(self._checkpoints.wait)
             if self.checkpoint is not None:
-                load_checkpoint(self.accelerator, self.checkpoint, self._parts)
+                self._checkpoints.load(self.checkpoint, self._parts)
             with self.writing():
                 if self.checkpoint is not None and self.accelerator.is_main_process:
                     remove_later_checkpoints(self.config.output_dir, self.step)
@@ -142,6 +146,8 @@ class TrainingRun:
             self.progress = stack.enter_context(progress)
             self.restart_clock()
             yield
+            with self.writing():
+                self._checkpoints.finish()
             self.accelerator.end_training()
 
     def until_the_end(self, batches: Iterable[Any]) -> Iterator[Any]:
@@ -194,14 +200,9 @@ class TrainingRun:
             # A step may make weights non-finite although its loss was finite.
             self.check_weights()
             with self.writing():
-                save_checkpoint(
-                    self.accelerator,
-                    config.output_dir,
-                    self.step,
-                    config.checkpoints_total_limit,
-                    self._parts,
-                    self.identity,
-                )
+                self._checkpoints.save(self.step, self._parts, self.identity)
+                if self._stop.is_agreed:
+                    self._checkpoints.finish()
             self.restart_clock()
         if self._stop.is_agreed and not self.is_finished:
             self.accelerator.end_training()

@@ -1,13 +1,18 @@
 # SPDX-License-Identifier: Apache-2.0
 """Whole weights of models that are sharded over processes (FSDP2)."""
 
-from collections.abc import Callable, Mapping
-from typing import TypeVar, cast
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, TypeVar
 
 import torch
+from safetensors.torch import load_file
 from torch import nn
-from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict, set_model_state_dict
-from torch.distributed.tensor import DTensor, distribute_tensor
+from torch.distributed.checkpoint import HuggingFaceStorageWriter, save
+from torch.distributed.tensor import DTensor
+
+from ..files import unfinished
 
 
 ModelType = TypeVar("ModelType", bound=nn.Module)
@@ -18,54 +23,41 @@ def is_sharded(model: nn.Module) -> bool:
     return any(isinstance(parameter, DTensor) for parameter in model.parameters())
 
 
+def sharded_tensors(part: Any) -> dict[str, torch.Tensor]:
+    """
+    The tensors in the state of a part of a run of which every process holds only a part, by their names there. Parts that
+    are not modules may have a method of this name.
+    """
+    if isinstance(part, nn.Module):
+        return {name: tensor for name, tensor in part.state_dict().items() if isinstance(tensor, DTensor)}
+    return part.sharded_tensors() if hasattr(part, "sharded_tensors") else {}
+
+
 def whole_tensor(tensor: torch.Tensor) -> torch.Tensor:
     """All of a tensor that may be spread over processes, which then have to call this together."""
     return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
 
 
-def saved_tensor(tensor: torch.Tensor) -> torch.Tensor:
-    """What the first process saves of a tensor, all of it; others have nothing. All processes call this."""
-    if not isinstance(tensor, DTensor):
-        return tensor
-    whole = tensor.full_tensor()
-    return whole.cpu() if torch.distributed.get_rank() == 0 else whole.new_empty(0)
-
-
-def spread_like(tensor: torch.Tensor, example: torch.Tensor) -> torch.Tensor:
-    """A whole tensor, equal in all processes, spread as `example` is."""
-    if not isinstance(example, DTensor):
-        return tensor
-    local = tensor.to(example.device, example.dtype)
-    return distribute_tensor(local, example.device_mesh, example.placements)
-
-
-def model_state(model: nn.Module) -> Mapping[str, torch.Tensor]:
-    """Weights to save: a sharded model's are on the CPU of the first process. All processes call this."""
-    if not is_sharded(model):
-        return model.state_dict()
-    options = StateDictOptions(full_state_dict=True, cpu_offload=True)
-    return cast(dict[str, torch.Tensor], get_model_state_dict(model, options=options))
-
-
-def load_model_state(model: nn.Module, state: Mapping[str, torch.Tensor]) -> None:
-    """Load whole weights, which every process has, into a model that may be sharded."""
-    if is_sharded(model):
-        set_model_state_dict(model, dict(state), options=StateDictOptions(full_state_dict=True))
-    else:
-        model.load_state_dict(state)
-
-
-def whole_model(model: ModelType, make_empty: Callable[[], ModelType]) -> ModelType | None:
+def whole_model(model: ModelType, make_empty: Callable[[], ModelType], folder: str | Path) -> ModelType | None:
     """
-    `model` itself, or if it is sharded a copy on the CPU that has all of its weights, so that what is saved is the
-    same however many processes trained it. All processes call this together; only the first gets a copy. `make_empty`
-    makes another model of the same configuration on the meta device, at no cost of memory or random numbers.
+    `model` itself, or if it is sharded a copy that has all of its weights, so that what is saved is the same however many
+    processes trained it. All processes call this together; only the first gets a copy.
+
+    The weights of the copy lie in a file, of which the system reads what is needed: every process writes its part into
+    `folder`, which all of them see, and the first one puts them together, a tensor at a time. `make_empty` makes another
+    model of the same configuration on the meta device, at no cost of memory or random numbers.
     """
     if not is_sharded(model):
         return model
-    state = model_state(model)
+    place = unfinished(Path(folder) / "weights")
+    writer = HuggingFaceStorageWriter(str(place), save_distributed=True, enable_consolidation=True)
+    save(model.state_dict(), storage_writer=writer)
     if torch.distributed.get_rank() > 0:
         return None
+    (weights,) = place.glob("*.safetensors")
+    state = load_file(weights)
+    # The tensors keep what the names of the files go from.
+    shutil.rmtree(place)
     with torch.device("meta"):
         empty = make_empty()
     empty.load_state_dict(state, assign=True)
