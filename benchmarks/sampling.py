@@ -9,7 +9,7 @@ and diffusers' DiT, all in one run and in turns.
 Weights are random: they cost as much as trained ones, and the share of tokens that bf16 changes is that of random weights.
 `_compiled` is `pipe.compile()`. `_onednn` is torch's public switch `torch.backends.mkldnn.matmul.fp32_precision`, which sends fp32
 products on a CPU to another library; how much it gains depends on which library torch was built with, so ratios with and
-without it are both given.
+without it are both given. Our pipeline sets it by itself where nothing is rounded; `ours_mkl` is without it.
 A tilde stands before times that are not measured in whole: of DiT `--peer_steps` steps run, of the raster decoder
 `--peer_tokens` tokens at three positions, and the rest is taken to be as fast.
 """

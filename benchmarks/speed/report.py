@@ -92,7 +92,7 @@ def choose(args: argparse.Namespace, variants: list[str], known: list[str] | Non
         return list(args.variants)
     chosen = [name for name in variants if args.dtype == "both" or is_half(name) == (args.dtype == "bfloat16")]
     # Which library multiplies on a CPU is of no concern elsewhere.
-    return [name for name in chosen if args.device.type == "cpu" or "onednn" not in name]
+    return [name for name in chosen if args.device.type == "cpu" or not ("onednn" in name or "mkl" in name)]
 
 
 def is_half(variant: str) -> bool:

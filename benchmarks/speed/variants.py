@@ -17,8 +17,8 @@ from .plain_var import PlainVAR
 from .plain_vqvae import PlainVQVAE
 
 
-# A name says who draws, then how: with torch's oneDNN switch, in bf16, compiled.
-VAR_VARIANTS = ["plain", "plain_onednn", "plain_bf16", "ours", "ours_onednn", "ours_compiled"]
+# A name says who draws, then how: with torch's oneDNN switch or, of ours, without it; in bf16, compiled.
+VAR_VARIANTS = ["plain", "plain_onednn", "plain_bf16", "ours", "ours_mkl", "ours_compiled"]
 VAR_VARIANTS += ["ours_bf16", "ours_bf16_compiled"]
 DIT_STEPS = (25, 250)
 PEER_VARIANTS = [
@@ -69,7 +69,7 @@ class Samplers:
         switched = "onednn" in name
         if name.startswith("ours"):
             # The pipeline sets and restores the switch itself.
-            return self._draw_ours(self.pipeline(dtype, switched, "compiled" in name), batch_size)
+            return self._draw_ours(self.pipeline(dtype, "mkl" in name, "compiled" in name), batch_size)
         if name.startswith("plain"):
             draw = self._draw_plain(dtype, batch_size)
         elif name.startswith("raster"):
@@ -142,8 +142,8 @@ class Samplers:
     def _plain(self, dtype: torch.dtype) -> tuple[PlainVAR, PlainVQVAE]:
         return PlainVAR(self.transformer(dtype)), PlainVQVAE(self.vqvae(dtype))
 
-    def _pipeline(self, dtype: torch.dtype, switched: bool, compiled: bool) -> VARPipeline:
-        methods = {"enable_onednn_matmul": switched, "compile": compiled}
+    def _pipeline(self, dtype: torch.dtype, without_onednn: bool, compiled: bool) -> VARPipeline:
+        methods = {"disable_onednn_matmul": without_onednn, "compile": compiled}
         wanted = [method for method, is_wanted in methods.items() if is_wanted]
         for method in wanted:
             if not hasattr(VARPipeline, method):

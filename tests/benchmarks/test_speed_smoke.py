@@ -18,7 +18,7 @@ import torch
 
 BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
 # They draw the same tokens; half precision may change any.
-EQUAL = ("plain", "plain_onednn", "ours", "ours_onednn")
+EQUAL = ("plain", "plain_onednn", "ours", "ours_mkl")
 
 
 @pytest.fixture(autouse=True)
@@ -297,7 +297,7 @@ def test_one_command_runs_all(tmp_path, capfd):
     assert {"speed.md", "sampling_size.png"} <= names
     text = (tmp_path / "speed.md").read_text(encoding="utf-8")
     assert capfd.readouterr().out.strip() == text.strip()
-    for name in ("| ours_onednn |", "| encode: ours |", "| VAR, time |", "cache allocated, MB"):
+    for name in ("| ours_mkl |", "| encode: ours |", "| VAR, time |", "cache allocated, MB"):
         assert name in text, name
     report = json.loads((tmp_path / "sampling_tiny.json").read_text(encoding="utf-8"))
     assert {row["batch_size"] for row in report["rows"]} == {1}

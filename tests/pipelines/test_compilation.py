@@ -12,6 +12,7 @@ import pytest
 import torch
 
 from hf_var import VARImg2ImgPipeline, VARInpaintPipeline
+from hf_var.pipelines import base
 from pipelines.compiled import SETTINGS, assert_same, compile_and_count, draw, make_copy
 from pipelines.tiny import make_pipeline, make_transformer, seeded
 
@@ -182,6 +183,33 @@ def test_onednn_is_chosen_for_the_time_of_a_call(pipe):
     seen.clear()
     draw(pipe, callback_on_step_end=note)
     assert set(seen) == {before}
+
+
+@pytest.mark.parametrize(
+    ("exact", "width", "prefers", "expected"),
+    [
+        (True, 8, None, True),
+        (True, 9, None, False),
+        (False, 8, None, False),
+        (True, 8, False, False),
+        (False, 9, True, True),
+    ],
+)
+def test_onednn_is_the_default_where_it_rounds_nothing_and_gains_time(
+    pipe, monkeypatch, exact, width, prefers, expected
+):
+    monkeypatch.setattr(base, "is_onednn_exact", lambda: exact)
+    monkeypatch.setattr(base, "ONEDNN_WIDTH", pipe.transformer.config.hidden_size + width - 8)
+    if prefers is not None:
+        (pipe.enable_onednn_matmul if prefers else pipe.disable_onednn_matmul)()
+    seen = []
+
+    def note(pipe, step, timestep, tensors):
+        seen.append(torch.backends.mkldnn.matmul.fp32_precision == "bf16")
+        return {}
+
+    draw(pipe, callback_on_step_end=note)
+    assert set(seen) == {expected}
 
 
 @either_way

@@ -1,11 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
 """The precision of fp32 matrix products is that of the run while it lasts, and torch's own after it."""
 
+from contextlib import ExitStack
+
 import pytest
 import torch
 from accelerate import Accelerator
 
-from hf_var.precision import fp32_precision
+from hf_var.precision import ONEDNN_MATMUL, fp32_precision, is_onednn_exact
 from hf_var.training.identity import RunIdentity
 from hf_var.training.run import MATMUL_PRECISIONS, RunConfig, TrainingRun
 
@@ -32,6 +34,24 @@ def test_settings_are_put_back_after_an_error(precision: str, expected: tuple[st
         assert settings() == before
 
 
+def test_blocks_that_overlap_set_them_back_when_the_last_ends() -> None:
+    before = settings()
+    with ExitStack() as first, ExitStack() as second:
+        first.enter_context(fp32_precision({"mkldnn.matmul": "tf32"}))
+        second.enter_context(fp32_precision({"mkldnn.matmul": "bf16"}))
+        assert settings()[0] == "bf16"
+        # As of two threads: not in the order of a stack.
+        first.close()
+        assert settings()[0] == "bf16"
+        second.close()
+    assert settings() == before
+    with fp32_precision({"mkldnn.matmul": "bf16"}):
+        with fp32_precision({"mkldnn.matmul": "tf32"}):
+            assert settings()[0] == "tf32"
+        assert settings()[0] == "bf16"
+    assert settings() == before
+
+
 def test_a_run_sets_them_until_it_ends(tmp_path) -> None:
     before = settings()
     config = RunConfig(output_dir=str(tmp_path), matmul_precision="bf16", report_to="none")
@@ -47,6 +67,17 @@ def test_products_stay_close() -> None:
         product = factors[0] @ factors[1]
     # 8 bits of both factors where the hardware is faster so, all 24 where not.
     assert (product - exact).std() < 2**-8 * exact.std()
+
+
+@pytest.mark.skipif(not is_onednn_exact(), reason="this CPU may round")
+@pytest.mark.parametrize(("rows", "width"), [(2, 256), (512, 1024)])
+def test_onednn_rounds_nothing_where_it_is_the_default(rows: int, width: int) -> None:
+    generator = torch.Generator().manual_seed(0)
+    left, right = torch.randn(rows, width, generator=generator), torch.randn(width, width, generator=generator)
+    exact = left.double() @ right.double()
+    with fp32_precision(ONEDNN_MATMUL):
+        product = left @ right
+    assert (product - exact).std() < 2**-20 * exact.std()
 
 
 def test_other_precisions_are_refused() -> None:

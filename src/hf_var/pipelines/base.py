@@ -17,7 +17,7 @@ from torch import nn
 
 from ..code_files import check_has_code, is_ours, is_single_file, write_code_files
 from ..modes import evaluation_mode
-from ..precision import ONEDNN_MATMUL, fp32_precision
+from ..precision import ONEDNN_MATMUL, fp32_precision, is_onednn_exact
 from .checks import as_tensor, check_flag, check_guidance, check_output, check_temperature, check_top_p
 from .compilation import unwrapped
 from .conditions import Condition, Labels, class_condition, label_ids
@@ -63,6 +63,10 @@ def load_pipeline(name: str | PathLike, **options: Any) -> "PipelineBase":
     return pipeline_class.from_pretrained(name, **options)
 
 
+# From this width on oneDNN's products gain more time than their calls cost, also of a single image of few tokens.
+ONEDNN_WIDTH = 256
+
+
 class PipelineBase(DiffusionPipeline):
     """State, labels and images of a pipeline with a tokenizer `vqvae` and the models that predict its codes."""
 
@@ -72,7 +76,8 @@ class PipelineBase(DiffusionPipeline):
     scored_conditions: Collection[str] = ("class_embeds", "prompt")
     # What a callback may ask for.
     _callback_tensor_inputs: list[str]
-    _prefers_onednn = False
+    # `None`: where it gains time and rounds nothing.
+    _prefers_onednn: bool | None = None
 
     def _set_defaults(self, guidance_scale: float, top_p: float, temperature: float) -> None:
         """Keep the values that these arguments of a call have by default, which travel with the checkpoint."""
@@ -250,16 +255,23 @@ class PipelineBase(DiffusionPipeline):
         Let oneDNN multiply the fp32 matrices of a CPU during calls, in place of MKL, which is slow on other CPUs than
         Intel's.
 
-        It sets `torch.backends.mkldnn.matmul.fp32_precision` to `"bf16"` for the time of a call, and then back. The name
-        says what else it permits: where the CPU has bf16 matrix units (AMX), oneDNN may round to bf16, and codes may be
-        others. Elsewhere it computes in fp32. The setting belongs to the process: if several threads sample, set it
-        once for all of them instead.
+        Where oneDNN rounds nothing (x86 processors without bf16 matrix units, AMX) and the model is wide enough to gain
+        from it, this is so without being asked for. Elsewhere it sets `torch.backends.mkldnn.matmul.fp32_precision` to
+        `"bf16"` for the time of a call all the same: with AMX, oneDNN may round to bf16, and codes may be others. The
+        setting belongs to the process, hence to all threads until the last of their calls ends.
         """
         self._prefers_onednn = True
 
     def disable_onednn_matmul(self) -> None:
-        """Leave the choice of the library to torch again, see [`~VARPipeline.enable_onednn_matmul`]."""
+        """Leave the choice of the library to torch, see [`~VARPipeline.enable_onednn_matmul`]."""
         self._prefers_onednn = False
+
+    @property
+    def _uses_onednn(self) -> bool:
+        if self._prefers_onednn is not None:
+            return self._prefers_onednn
+        is_wide = max(prior.config.hidden_size for prior in self.priors) >= ONEDNN_WIDTH
+        return is_wide and self._execution_device.type == "cpu" and is_onednn_exact()
 
     # ----------------------------------------------------------------------------------------------------------------
     # Parts of all methods
@@ -267,7 +279,7 @@ class PipelineBase(DiffusionPipeline):
     @contextmanager
     def _at_work(self, *others: nn.Module | None) -> Iterator[torch.device]:
         """The models, and others, in evaluation mode; afterwards those that are offloaded leave the device."""
-        precision = fp32_precision(ONEDNN_MATMUL if self._prefers_onednn else {})
+        precision = fp32_precision(ONEDNN_MATMUL if self._uses_onednn else {})
         with evaluation_mode(*self.priors, self.vqvae, *others), precision:
             yield self._execution_device
         self.maybe_free_model_hooks()
