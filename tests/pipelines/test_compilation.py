@@ -199,7 +199,7 @@ def test_onednn_is_the_default_where_it_rounds_nothing_and_gains_time(
     pipe, monkeypatch, exact, width, prefers, expected
 ):
     monkeypatch.setattr(base, "is_onednn_exact", lambda: exact)
-    monkeypatch.setattr(base, "ONEDNN_WIDTH", pipe.transformer.config.hidden_size + width - 8)
+    monkeypatch.setattr(type(pipe), "_onednn_width", pipe.transformer.config.hidden_size + width - 8)
     if prefers is not None:
         (pipe.enable_onednn_matmul if prefers else pipe.disable_onednn_matmul)()
     seen = []

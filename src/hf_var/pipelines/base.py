@@ -2,6 +2,7 @@
 """What all pipelines share: the state of a call, labels, images in and out, and the choice of the best sample."""
 
 import inspect
+import math
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -63,10 +64,6 @@ def load_pipeline(name: str | PathLike, **options: Any) -> "PipelineBase":
     return pipeline_class.from_pretrained(name, **options)
 
 
-# From this width on oneDNN's products gain more time than their calls cost, also of a single image of few tokens.
-ONEDNN_WIDTH = 256
-
-
 class PipelineBase(DiffusionPipeline):
     """State, labels and images of a pipeline with a tokenizer `vqvae` and the models that predict its codes."""
 
@@ -76,8 +73,9 @@ class PipelineBase(DiffusionPipeline):
     scored_conditions: Collection[str] = ("class_embeds", "prompt")
     # What a callback may ask for.
     _callback_tensor_inputs: list[str]
-    # `None`: where it gains time and rounds nothing.
+    # `None`: where it rounds nothing, for priors of this width at least.
     _prefers_onednn: bool | None = None
+    _onednn_width: float = math.inf
 
     def _set_defaults(self, guidance_scale: float, top_p: float, temperature: float) -> None:
         """Keep the values that these arguments of a call have by default, which travel with the checkpoint."""
@@ -255,8 +253,8 @@ class PipelineBase(DiffusionPipeline):
         Let oneDNN multiply the fp32 matrices of a CPU during calls, in place of MKL, which is slow on other CPUs than
         Intel's.
 
-        Where oneDNN rounds nothing (x86 processors without bf16 matrix units, AMX) and the model is wide enough to gain
-        from it, this is so without being asked for. Elsewhere it sets `torch.backends.mkldnn.matmul.fp32_precision` to
+        Where oneDNN rounds nothing (x86 processors without bf16 matrix units, AMX) and wide models that predict many codes
+        at once gain from it, this is so without being asked for. Elsewhere it sets `torch.backends.mkldnn.matmul.fp32_precision` to
         `"bf16"` for the time of a call all the same: with AMX, oneDNN may round to bf16, and codes may be others. The
         setting belongs to the process, hence to all threads until the last of their calls ends.
         """
@@ -270,7 +268,7 @@ class PipelineBase(DiffusionPipeline):
     def _uses_onednn(self) -> bool:
         if self._prefers_onednn is not None:
             return self._prefers_onednn
-        is_wide = max(prior.config.hidden_size for prior in self.priors) >= ONEDNN_WIDTH
+        is_wide = max(prior.config.hidden_size for prior in self.priors) >= self._onednn_width
         return is_wide and self._execution_device.type == "cpu" and is_onednn_exact()
 
     # ----------------------------------------------------------------------------------------------------------------

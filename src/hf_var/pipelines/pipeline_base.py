@@ -20,6 +20,8 @@ class VARPipelineBase(LoraMixin, PipelineBase):
 
     # The tokenizer is small and runs between the scales. It is outside the chain, so it is loaded once per call.
     model_cpu_offload_seq = "transformer"
+    # A narrower model loses more by the calls of oneDNN than it gains, for a single image of few tokens.
+    _onednn_width = 256
 
     _compiled: CompiledModels | FrozenModels | None = None
 
