@@ -90,8 +90,9 @@ class Checkpoints:
         self.output_dir = Path(output_dir)
         self.total_limit = total_limit
         # Of their own, through the CPUs: what is written in the background must not come between the training's messages.
-        is_alone = accelerator.num_processes == 1
-        self._group = None if is_alone else torch.distributed.new_group(backend="gloo")
+        # torch wants it of a single process as well, if that was started as one of several.
+        is_distributed = torch.distributed.is_available() and torch.distributed.is_initialized()
+        self._group = torch.distributed.new_group(backend="gloo") if is_distributed else None
         self._written: Future | None = None
 
     def save(self, step: int, parts: Mapping[str, Any], identity: RunIdentity) -> None:
