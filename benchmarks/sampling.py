@@ -18,7 +18,7 @@ from typing import Any
 
 import torch
 from speed import growth
-from speed.clock import alternate, available, progress
+from speed.clock import alternate, available, calls_to_warm_up, progress
 from speed.machine import as_report, describe, measure_limits, sampling_work
 from speed.report import (
     CODES_COLUMN,
@@ -55,7 +55,7 @@ def measure(args, samplers: Samplers, names: list[str], batch_size: int, limits)
     variants, skipped = available({name: lambda name=name: samplers.make(name, batch_size) for name in names})
     # Peers take minutes, and what a first call costs them is little of that.
     warm_up = [name for name in variants if args.device.type != "cpu" or name in VAR_VARIANTS or args.smoke]
-    series = alternate(variants, args.rounds, warm_up)
+    series = alternate(variants, args.rounds, warm_up, calls_to_warm_up(args.device))
     floors = {}
     for name in variants:
         if name in VAR_VARIANTS:

@@ -12,24 +12,9 @@ dropout of any kind. `_onednn`: see sampling.py.
 The floor is the arithmetic of the matrix products at the measured rate: its share is the utilisation of the machine.
 """
 
-import copy
-from collections.abc import Callable
-from typing import Any
-
 import torch
-from speed.clock import Timed, alternate, available, progress, timed
+from speed.clock import alternate, available, progress
 from speed.machine import as_report, describe, dtype_name, measure_limits
-from speed.models import (
-    calibrate,
-    make_transformer,
-    make_vqvae,
-    onednn_matmul,
-    random_images,
-    transformer_fields,
-    vqvae_fields,
-)
-from speed.plain_var import PlainVAR
-from speed.plain_vqvae import PlainVQVAE
 from speed.report import (
     LOSS_COLUMN,
     TOKENS_COLUMN,
@@ -43,6 +28,7 @@ from speed.report import (
     table,
     write,
 )
+from speed.steps import Steps
 
 from hf_var.priors.costs import training_flops
 
@@ -51,91 +37,6 @@ EAGER = ["plain", "plain_onednn", "plain_bf16", "plain_images", "ours", "ours_on
 EAGER += ["ours_images", "ours_onednn_images", "ours_bf16_images"]
 COMPILED = ["ours_compiled", "ours_bf16_compiled"]
 BASELINE, IMAGES_BASELINE = "plain", "plain_images"
-
-
-class Steps:
-    """
-    Makes the variants. All of ours share weights and optimizer, and so do all plain ones.
-
-    Args:
-        model (`str`): Size of the transformer.
-        device (`torch.device`): Where.
-        batch_size (`int`): Images of a step.
-    """
-
-    def __init__(self, model: str, device: torch.device, batch_size: int):
-        self.device = device
-        self.transformer = make_transformer(transformer_fields(model), device=device).train()
-        # As train_var.py does.
-        self.transformer.set_attn_implementation("blockwise_sdpa")
-        self.vqvae: Any = make_vqvae(vqvae_fields(model), device=device).requires_grad_(False)
-        calibrate(self.vqvae)
-        self.plain_vqvae = PlainVQVAE(self.vqvae)
-        self.images = random_images(self.vqvae, batch_size)
-        self.labels = torch.arange(batch_size, device=device) % (self.transformer.config.num_labels or 1)
-        with torch.no_grad():
-            self.codes = self.vqvae.encode(self.images).codes
-        self.optimizer = torch.optim.AdamW(self.transformer.parameters(), lr=0.0, fused=True)
-        self.plain: PlainVAR | None = None
-        self.compiled: torch.nn.Module | None = None
-
-    def make(self, name: str) -> Callable[[], Timed]:
-        """A measurement of one step of the variant `name`."""
-        from_images = name.endswith("_images")
-        if name.startswith("plain"):
-            loss, optimizer = self._plain_loss(from_images)
-        else:
-            loss, optimizer = self._loss(from_images, "compiled" in name), self.optimizer
-
-        def step() -> float:
-            with onednn_matmul("onednn" in name):
-                with torch.autocast(self.device.type, torch.bfloat16, enabled=is_half(name)):
-                    value = loss()
-                value.backward()
-                optimizer.step()
-                optimizer.zero_grad()
-            return value.item()
-
-        def measure() -> Timed:
-            seconds, value = timed(step, self.device)
-            return Timed(seconds, loss=value)
-
-        return measure
-
-    def _loss(self, from_images: bool, compiled: bool) -> Callable[[], torch.Tensor]:
-        transformer = self._compiled() if compiled else self.transformer
-
-        def loss() -> torch.Tensor:
-            with torch.no_grad(), torch.autocast(self.device.type, enabled=False):
-                codes = self.vqvae.encode(self.images).codes if from_images else self.codes
-                scale_inputs = self.vqvae.teacher_forcing(codes)
-            return transformer(self.labels, scale_inputs=scale_inputs, labels=codes).loss
-
-        return loss
-
-    def _plain_loss(self, from_images: bool) -> tuple[Callable[[], torch.Tensor], torch.optim.Optimizer]:
-        if self.plain is None:
-            self.plain = PlainVAR(self.transformer, trainable=True)
-            # Not fused, otherwise as torch has it.
-            self.plain_optimizer = torch.optim.AdamW(self.plain.parameters(), lr=0.0)
-        plain = self.plain
-
-        def loss() -> torch.Tensor:
-            with torch.autocast(self.device.type, enabled=False):
-                codes = self.plain_vqvae.encode(self.images) if from_images else self.codes
-                scale_inputs = self.plain_vqvae.teacher_forcing(codes)
-            return plain.training_loss(self.labels, scale_inputs, codes)
-
-        return loss, self.plain_optimizer
-
-    def _compiled(self) -> torch.nn.Module:
-        """A twin with the same parameters, whose layers are compiled one by one: they are alike, so that one serves all."""
-        if self.compiled is None:
-            shared = {id(parameter): parameter for parameter in self.transformer.parameters()}
-            self.compiled = copy.deepcopy(self.transformer, shared)
-            for layer in self.compiled.layers:
-                layer.compile()
-        return self.compiled
 
 
 def main(argv: list[str] | None = None) -> dict:

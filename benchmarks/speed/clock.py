@@ -49,7 +49,8 @@ class Series:
         codes (`torch.Tensor`, *optional*): Tokens of the last round; all rounds have the same seed.
         loss (`float`, *optional*): Loss of the last round; all rounds have the same weights.
         extrapolated (`bool`): See [`Timed`].
-        warm_up (`float`, *optional*): Wall time of the call before all rounds, which compiles where there is something to.
+        warm_up (`float`, *optional*):
+            Wall time of the calls before all rounds, the first of which compiles where there is something to.
     """
 
     name: str
@@ -111,8 +112,16 @@ def timed(function: Callable[[], Any], device: torch.device) -> tuple[float, Any
     return now(device) - start, result
 
 
+def calls_to_warm_up(device: torch.device) -> int:
+    """Calls until all are alike: on CUDA a compiled function records its graphs in the second call and replays them later."""
+    return 3 if device.type == "cuda" else 1
+
+
 def alternate(
-    variants: dict[str, Callable[[], Timed]], rounds: int, warm_up: Sequence[str] | None = None
+    variants: dict[str, Callable[[], Timed]],
+    rounds: int,
+    warm_up: Sequence[str] | None = None,
+    warm_up_calls: int = 1,
 ) -> dict[str, Series]:
     """
     Run all variants in turns, beginning with another one each round, so that neither a change of the machine's speed nor
@@ -121,12 +130,14 @@ def alternate(
     Args:
         variants (`dict[str, Callable[[], Timed]]`): A measurement of each variant.
         rounds (`int`): How often.
-        warm_up (`list[str]`, *optional*): Variants that run once before, all if `None`.
+        warm_up (`list[str]`, *optional*): Variants that run before all rounds, all if `None`.
+        warm_up_calls (`int`, *optional*, defaults to 1): How often; see [`calls_to_warm_up`].
     """
     series = {name: Series(name) for name in variants}
     for name in variants if warm_up is None else warm_up:
         start = time.perf_counter()
-        variants[name]()
+        for _ in range(warm_up_calls):
+            variants[name]()
         series[name].warm_up = time.perf_counter() - start
         progress(f"warm-up of {name}: {series[name].warm_up:.4g} s")
     names = list(variants)

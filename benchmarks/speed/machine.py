@@ -24,6 +24,9 @@ from .models import onednn_matmul
 
 
 LIBRARIES = ("torch", "transformers", "diffusers")
+# Dense products of bf16 in FLOP per second by NVIDIA's data sheets, by a part of the device's name; utilisations are published
+# against these. The variants of a chip with other connectors are slower.
+BF16_PEAKS = {"H200": 989e12, "H100 80GB HBM3": 989e12, "A100": 312e12}
 
 
 @dataclass(frozen=True)
@@ -87,6 +90,12 @@ def describe(device: torch.device) -> dict:
     return description | {name: version(name) for name in LIBRARIES}
 
 
+def bf16_peak(device: torch.device) -> float | None:
+    """FLOP per second in bf16 by the data sheet, `None` of a device that is not in `BF16_PEAKS`."""
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else ""
+    return next((rate for part, rate in BF16_PEAKS.items() if part in name), None)
+
+
 def processor_name() -> str:
     """As the system calls it."""
     information = Path("/proc/cpuinfo")
@@ -119,8 +128,8 @@ def measure_limits(device: torch.device, dtypes: list[torch.dtype], quick: bool 
             with onednn_matmul(switch):
                 fastest.append(fastest_call(lambda: functional.linear(left, right), device, seconds))  # noqa: B023
         flops[dtype_name(dtype)] = 2 * size**3 / min(fastest)
-    # Larger than any cache; a sum reads everything once.
-    numbers = torch.ones((2**20 if quick else 2**27), device=device)
+    # Larger than any cache; a sum reads everything once. A GPU reads 4 GB in a millisecond, beside which a launch is short.
+    numbers = torch.ones((2**20 if quick else 2**27 if device.type == "cpu" else 2**30), device=device)
     read = fastest_call(lambda: numbers.sum(), device, seconds)
     matrix, vector = numbers.view(2**10, -1), torch.ones(numbers.numel() // 2**10, device=device)
     read = min(read, fastest_call(lambda: matrix @ vector, device, seconds))

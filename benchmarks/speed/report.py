@@ -115,7 +115,8 @@ def write_table(rows: list[dict[str, Any]], columns: list[tuple[str, str, str]])
         for _, field, form in columns:
             value = row.get(field)
             mark = "~" if row.get("extrapolated") and field in EXTRAPOLATED else ""
-            cells.append("" if value is None else mark + form.format(value))
+            # An error may have a bar in its text.
+            cells.append("" if value is None else mark + form.format(value).replace("|", "\\|"))
         lines.append("| " + " | ".join(cells) + " |")
     return "\n".join(lines)
 

@@ -273,6 +273,27 @@ def test_ratios_are_of_the_same_round():
     assert ratios == {"ratio": 3.0, "ratio_low": 2.0, "ratio_high": 4.0}
 
 
+def test_what_is_recorded_in_the_second_call_is_measured_from_the_fourth_on():
+    from speed import clock
+
+    seconds = iter([50.0, 9.0, 2.0, 1.0, 1.5])
+    calls = clock.calls_to_warm_up(torch.device("cuda"))
+    assert clock.calls_to_warm_up(torch.device("cpu")) == 1
+    series = clock.alternate({"compiled": lambda: clock.Timed(next(seconds))}, rounds=2, warm_up_calls=calls)
+    assert series["compiled"].seconds == [1.0, 1.5]
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"), [("NVIDIA H200", 989e12), ("NVIDIA A100-SXM4-80GB", 312e12), ("NVIDIA H100 PCIe", None)]
+)
+def test_the_rate_of_the_data_sheet_is_that_of_the_device(monkeypatch, name, expected):
+    from speed import machine
+
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: name)
+    assert machine.bf16_peak(torch.device("cuda")) == expected
+    assert machine.bf16_peak(torch.device("cpu")) is None
+
+
 def test_the_onednn_switch_is_put_back():
     from speed import models
 
