@@ -11,6 +11,11 @@ On one or many GPUs:
     accelerate launch examples/tokenize_dataset.py --data user/images --vqvae user/vqvae --output_dir codes/train \
         --horizontal_flip --num_crops 10 --dataloader_num_workers 8 --mixed_precision bf16
 
+On a Ray cluster, which decodes on all CPUs and encodes on eight GPUs (needs the extra `ray`):
+
+    RAY_ADDRESS=auto python examples/tokenize_dataset.py --data user/images --vqvae user/vqvae --output_dir codes/train \
+        --horizontal_flip --num_crops 10 --engine ray --ray_actors 8 --mixed_precision bf16
+
 On a laptop's CPU, in seconds, with the tokenizer that ships with the package:
 
     python examples/prepare_digits.py data/digits

@@ -100,7 +100,8 @@ MAY_IMPORT: dict[str, tuple[set[str], set[str]]] = {
             "hub",
             "text_encoders",
         },
-        CORE | READ,
+        # Ray is an extra, imported by the engine that is named after it.
+        CORE | READ | {"ray"},
     ),
     # Neither imports the other.
     "training": (

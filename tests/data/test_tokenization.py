@@ -4,44 +4,21 @@
 import json
 import random
 import shutil
+import sys
 from pathlib import Path
 
-import numpy as np
 import pyarrow.parquet
 import pytest
 import torch
-from accelerate import Accelerator
 from datasets import ClassLabel, Dataset, Features, List, Value, load_dataset
-from PIL import Image
 
 from hf_var import VQVAEConfig, VQVAEModel, data
-from hf_var.data.codes_files import ROWS_PER_GROUP, CodesFile, count_codes
-from hf_var.data.tokenization import TokenizationConfig, tokenize_dataset
+from hf_var.data.codes_files import ROWS_PER_GROUP, CodesFile, codes_table, count_codes
+from hf_var.data.tokenization import TokenizationConfig
 from hf_var.data.work_units import StreamedUnits
 
-from .samples import broken_bytes, encoded, image_rows_of, numbered_contents, write_folder, write_parquet
-
-
-SIZES = {
-    "in_channels": 1,
-    "base_channels": 8,
-    "channel_multipliers": (1, 2),
-    "num_res_blocks": 1,
-    "norm_num_groups": 4,
-}
-NAMES = ["cat", "dog", "newt"]
-
-
-def make_vqvae(seed: int = 0, **fields) -> VQVAEModel:
-    torch.manual_seed(seed)
-    config = VQVAEConfig(**SIZES, **({"latent_channels": 4, "codebook_size": 64, "patch_nums": (1, 2, 4)} | fields))
-    vqvae = VQVAEModel(config)
-    with torch.no_grad():
-        # Fresh weights give all images the same few codes.
-        vqvae.codebook.vectors.normal_()
-        vqvae.encoder.conv_out.weight.mul_(8)
-        vqvae.quant_conv.weight.mul_(4)
-    return vqvae.eval()
+from .samples import broken_bytes, image_rows_of, numbered_contents, write_folder, write_parquet
+from .tokenizing import NAMES, contents_of, make_vqvae, noise_contents, noise_images, rows_of, tokenize, write_named
 
 
 @pytest.fixture(scope="module")
@@ -54,35 +31,6 @@ def vqvae_folder(vqvae: VQVAEModel, tmp_path_factory: pytest.TempPathFactory) ->
     folder = tmp_path_factory.mktemp("vqvae")
     vqvae.save_pretrained(folder)
     return str(folder)
-
-
-def noise_images(number: int, height: int = 12, width: int = 15) -> list[Image.Image]:
-    pixels = np.random.default_rng(0).integers(0, 256, (number, height, width), dtype=np.uint8)
-    return [Image.fromarray(image) for image in pixels]
-
-
-def noise_contents(number: int) -> list[bytes]:
-    return [encoded(image) for image in noise_images(number)]
-
-
-def write_named(path: Path, contents: list[bytes | None], batch_size: int = 4) -> str:
-    """A parquet file of images whose labels have names."""
-    image_rows_of(contents).cast_column("label", ClassLabel(names=NAMES)).to_parquet(path, batch_size=batch_size)
-    return str(path)
-
-
-def tokenize(source: str, vqvae_folder: str, output_dir: Path, **values):
-    args = TokenizationConfig(**({"data": source, "vqvae": vqvae_folder, "output_dir": str(output_dir)} | values))
-    return tokenize_dataset(args, Accelerator(cpu=True))
-
-
-def contents_of(folder: Path) -> dict[str, bytes]:
-    """The files that a run leaves, by name, but for those that tell its arguments."""
-    return {path.name: path.read_bytes() for path in sorted(folder.iterdir()) if path.suffix == ".parquet"}
-
-
-def rows_of(folder: Path) -> Dataset:
-    return Dataset.from_parquet([str(path) for path in sorted(folder.glob("*.parquet"))])
 
 
 def codes_of(folder: Path) -> torch.Tensor:
@@ -198,10 +146,11 @@ def test_large_codebooks_need_more_bits() -> None:
 
 def test_row_groups_do_not_depend_on_batches(tmp_path: Path, vqvae: VQVAEModel) -> None:
     codes = torch.arange(2 * ROWS_PER_GROUP + 10)[:, None].remainder(64).expand(-1, 21).contiguous()
+    schema = data.codes_schema(vqvae)
     for name, batch_size in (("many", 999), ("one", len(codes))):
-        file = CodesFile(tmp_path / name, data.codes_schema(vqvae))
+        file = CodesFile(tmp_path / name, schema)
         for batch in codes.split(batch_size):
-            file.add(batch)
+            file.add(codes_table(schema, batch))
         assert not (tmp_path / name).exists()
         file.finish()
     assert (tmp_path / "many").read_bytes() == (tmp_path / "one").read_bytes()
@@ -358,11 +307,27 @@ def test_bad_input_is_refused_before_any_work(tmp_path: Path, vqvae_folder: str)
         ({"seed": -1}, "`seed` must be at least 0, got -1"),
         ({"max_broken_share": 2.0}, "`max_broken_share` must be a share"),
         ({"mixed_precision": "fp8"}, "`mixed_precision` must be one of no, fp16, bf16"),
+        ({"engine": "spark"}, "`engine` must be one of accelerate, ray, got 'spark'"),
+        ({"ray_actors": 2}, "`ray_actors` = 2 needs `engine` = 'ray', got 'accelerate'"),
+        ({"engine": "ray", "ray_actors": 0}, "`ray_actors` must be at least 1, got 0"),
+        ({"engine": "ray", "dataloader_num_workers": 1}, "`dataloader_num_workers` must be 0 for `engine` = 'ray'"),
         ({"augment_zoom": 0.1}, "`augment_zoom` = 0.1 changes random crops: `num_crops` must be above 1"),
     ):
         with pytest.raises(ValueError, match=message):
             tokenize(values.pop("data", source), vqvae_folder, tmp_path / "output", **values)
     assert not (tmp_path / "output").exists()
+
+
+def test_ray_is_needed_for_its_engine_alone(
+    tmp_path: Path, vqvae_folder: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source = write_named(tmp_path / "images.parquet", noise_contents(2))
+    monkeypatch.delitem(sys.modules, "hf_var.data.ray_engine", raising=False)
+    monkeypatch.setitem(sys.modules, "ray", None)
+    with pytest.raises(ValueError, match=r"`engine` = 'ray' needs `pip install hf_var\[ray\]`"):
+        tokenize(source, vqvae_folder, tmp_path / "output", engine="ray")
+    assert not (tmp_path / "output").exists()
+    assert tokenize(source, vqvae_folder, tmp_path / "output").rows == 2
 
 
 # --------------------------------------------------------------------------------------------------------------------

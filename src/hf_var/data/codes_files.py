@@ -31,23 +31,26 @@ def codes_path(folder: str | Path, unit: int, number: int) -> Path:
     return Path(folder) / f"codes-{unit:05d}-of-{number:05d}.parquet"
 
 
+def codes_table(schema: pyarrow.Schema, codes: torch.Tensor, *others: pyarrow.Array) -> pyarrow.Table:
+    """Rows of a file with this `schema`: codes of shape `(batch, length)` and the other columns."""
+    kind: Any = schema.field(CODES_COLUMN).type
+    flat = pyarrow.array(codes.numpy().astype(kind.value_type.to_pandas_dtype()).ravel())
+    columns: list[Any] = [pyarrow.FixedSizeListArray.from_arrays(flat, type=kind), *others]
+    return pyarrow.Table.from_arrays(columns, schema=schema)
+
+
 class CodesFile:
     """A parquet file of codes with the columns and metadata of `schema`, written atomically."""
 
     def __init__(self, path: Path, schema: pyarrow.Schema):
         self.path = path
         self.tally = Tally()
-        self._schema = schema
         self._writer = pyarrow.parquet.ParquetWriter(unfinished(path), schema)
         self._rows = schema.empty_table()
 
-    def add(self, codes: torch.Tensor, *others: pyarrow.Array) -> None:
-        """Add rows: codes of shape `(batch, length)` and the other columns of the file."""
-        kind: Any = self._schema.field(CODES_COLUMN).type
-        flat = pyarrow.array(codes.numpy().astype(kind.value_type.to_pandas_dtype()).ravel())
-        columns: list[Any] = [pyarrow.FixedSizeListArray.from_arrays(flat, type=kind), *others]
-        added = pyarrow.Table.from_arrays(columns, schema=self._schema)
-        self._rows = pyarrow.concat_tables([self._rows, added])
+    def add(self, rows: pyarrow.Table) -> None:
+        """Add rows of [`codes_table`]."""
+        self._rows = pyarrow.concat_tables([self._rows, rows])
         # Groups of one size, so that the file does not depend on that of the batches.
         while len(self._rows) >= ROWS_PER_GROUP:
             self._writer.write_table(self._rows.slice(0, ROWS_PER_GROUP))

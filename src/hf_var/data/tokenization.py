@@ -3,11 +3,13 @@
 Images to parquet files of codes, once for all trainings on them.
 
 The work is cut into units, each of which becomes one file. What a file holds depends on the images, the arguments and its
-number alone, and it is written atomically. Processes share the units, and a resumed run encodes the units without a file.
+number alone, and it is written atomically. A resumed run encodes the units without a file. Who encodes is the engine: the
+processes of Accelerate, which share the units, or the workers of a Ray cluster.
 """
 
 import random
 import re
+from collections.abc import Callable, Iterator
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
@@ -26,9 +28,9 @@ from ..autoencoders import Tokenizer, TokenizerConfig, load_tokenizer
 from ..hub.names import is_hub_name, public_recipe, without_folders
 from ..hub.push import push_card
 from ..progress import progress_bar
-from ..text_encoders import TextEncoders, encode_ids, load_text_encoders
+from ..text_encoders import load_text_encoders
 from .batches import warn_of_broken
-from .codes import codes_schema, encode_codes, is_codes_dataset, tokenizer_fingerprint
+from .codes import codes_schema, is_codes_dataset, tokenizer_fingerprint
 from .codes_files import (
     FILES,
     SETTINGS_FILE,
@@ -45,19 +47,18 @@ from .conditions import (
     label_feature,
     training_labels,
 )
+from .encoding import CAPTIONS_COLUMN, EncodedPart, PartEncoder
 from .images import ImageRows, ImageTransform, image_rows
 from .resumable_settings import check_settings, write_settings
 from .rows import Tally
 from .sources import AnyDataset, load_source
-from .text_conditions import POOLED_PROMPT_EMBEDS, PROMPT_EMBEDS, caption_condition, embedded_caption_feature
+from .text_conditions import caption_condition, embedded_caption_feature
 from .tokenization_config import TokenizationConfig
 from .work_units import IndexedUnits, StreamedUnits
 
 
 logger = logging.get_logger(__name__)
 
-# Column of stored embeddings of texts.
-CAPTIONS_COLUMN = "caption_embeds"
 # Arguments that may change while files are missing. The tokenizer counts by its fingerprint, wherever it lies.
 FREE_SETTINGS = {
     "text_encoder",
@@ -67,8 +68,11 @@ FREE_SETTINGS = {
     "batch_size",
     "dataloader_num_workers",
     "max_broken_share",
+    "license",
 }
-FREE_SETTINGS |= {"push_to_hub", "hub_dataset_id", "license"}
+# Those that a reader of the result need not know either.
+PRIVATE_SETTINGS = {"engine", "ray_actors", "push_to_hub", "hub_dataset_id"}
+FREE_SETTINGS |= PRIVATE_SETTINGS
 
 
 # --------------------------------------------------------------------------------------------------------------------
@@ -129,14 +133,30 @@ def make_units(
 # Run
 
 
+def ray_engine(accelerator: Accelerator) -> Callable[..., Iterator[EncodedPart]]:
+    """[`~hf_var.data.ray_engine.encode_with_ray`], or a `ValueError` if it cannot run."""
+    if accelerator.num_processes > 1:
+        raise ValueError(
+            f"`engine` = 'ray' must be started as one process, which starts its workers itself: see `ray_actors`. Got "
+            f"{accelerator.num_processes} processes."
+        )
+    # It comes with an extra.
+    try:
+        from .ray_engine import encode_with_ray
+    except ModuleNotFoundError as error:
+        raise ValueError(f"`engine` = 'ray' needs `pip install hf_var[ray]`: {error}.") from error
+    return encode_with_ray
+
+
 def tokenize_dataset(config: TokenizationConfig, accelerator: Accelerator) -> CodesCount:
     """
     Write the codes of all images of a data set as parquet files with the columns `codes` and, where the images have
-    labels, `label`, and a data set card. All processes call it together; called again with the same arguments, it
-    resumes. The random numbers of an image depend on `seed` and its place in the data set (in its shard, if it is
+    labels, `label`, and a data set card. All processes call it together, with the engine "ray" a single one; called again
+    with the same arguments, by either engine, it resumes. The random numbers of an image depend on `seed` and its place in the data set (in its shard, if it is
     streamed).
     """
     # All input is checked before any work.
+    encode_with_ray = ray_engine(accelerator) if config.engine == "ray" else None
     vqvae = load_tokenizer(config.vqvae, dtype=torch.float32).requires_grad_(False)
     dataset = load_source("data", config.data, config.split, ["train"], config.streaming)
     if is_codes_dataset(dataset):
@@ -157,14 +177,13 @@ def tokenize_dataset(config: TokenizationConfig, accelerator: Accelerator) -> Co
     read_row = image_rows(config, None, dataset, image_size, in_channels, condition, num_classes)
     read_row.transform = CropTransform(config, image_size, in_channels, num_classes)
     begun = read_codes_settings(config.output_dir)
-    units = make_units(config, dataset, read_row, accelerator.num_processes, begun)
+    num_processes = accelerator.num_processes if encode_with_ray is None else config.ray_actors
+    units = make_units(config, dataset, read_row, num_processes, begun)
     settings = {name: value for name, value in asdict(config).items() if name not in FREE_SETTINGS}
     settings |= {"vqvae": tokenizer_fingerprint(vqvae), **units.settings}
     text_fingerprint = None
     if encoders is not None:
         text_fingerprint = settings["text_encoder"] = encoders.fingerprint
-        for model in encoders.models:
-            model.to(accelerator.device)
     check_settings(config.output_dir, begun, settings)
     repo_id = Path(config.output_dir).resolve().name
     if config.push_to_hub and accelerator.is_main_process:
@@ -174,10 +193,16 @@ def tokenize_dataset(config: TokenizationConfig, accelerator: Accelerator) -> Co
     if accelerator.is_main_process:
         write_settings(Path(config.output_dir) / SETTINGS_FILE, settings)
     accelerator.wait_for_everyone()
-    vqvae.to(accelerator.device)
     schema = codes_schema(vqvae, others, text_fingerprint)
     paths = [codes_path(config.output_dir, unit, units.number) for unit in range(units.number)]
-    write_units(config, vqvae, encoders, units, paths, schema, accelerator)
+    encoder = PartEncoder(config, vqvae, encoders, schema)
+
+    def encode(missing: list[int]) -> Iterator[EncodedPart]:
+        if encode_with_ray is not None:
+            return encode_with_ray(encoder, units, missing)
+        return encoder.encode(units.parts(missing, config.dataloader_num_workers), accelerator)
+
+    write_units(config, units, encode, paths, schema, accelerator)
     accelerator.wait_for_everyone()
 
     missing = [path.name for path in paths if not path.exists()]
@@ -207,17 +232,15 @@ def tokenize_dataset(config: TokenizationConfig, accelerator: Accelerator) -> Co
     return count
 
 
-@torch.no_grad()
 def write_units(
     config: TokenizationConfig,
-    vqvae: Tokenizer,
-    encoders: TextEncoders | None,
     units: IndexedUnits | StreamedUnits,
+    encode: Callable[[list[int]], Iterator[EncodedPart]],
     paths: list[Path],
     schema: pyarrow.Schema,
     accelerator: Accelerator,
 ) -> None:
-    """Write the missing ones of this process's share of `paths`, the files of all units."""
+    """Write the missing ones of this process's share of `paths`, the files of all units, which `encode` encodes."""
     own = list(range(accelerator.process_index, units.number, accelerator.num_processes))
     missing = [unit for unit in own if not paths[unit].exists()]
     before = count_codes([paths[unit] for unit in own if paths[unit].exists()])
@@ -225,7 +248,7 @@ def write_units(
     is_shown, known = accelerator.is_local_main_process, {"total": units.num_rows(own), "initial": total.seen}
     progress = progress_bar(is_shown=is_shown, desc="tokenize", unit="image", **known)
     files: dict[int, CodesFile] = {}
-    for part in units.parts(missing, config.dataloader_num_workers):
+    for part in encode(missing):
         if part.unit not in files:
             files[part.unit] = CodesFile(paths[part.unit], schema)
         file = files[part.unit]
@@ -234,35 +257,12 @@ def write_units(
         file.tally.add(part.tally)
         total.add(part.tally)
         total.check(config.max_broken_share)
-        if part.batch is not None:
-            crops = part.batch["pixel_values"].flatten(0, 1)  # (images * rows per image, channels, height, width)
-            with accelerator.autocast():
-                codes = torch.cat([encode_codes(vqvae, batch) for batch in crops.split(config.batch_size)])
-            others = []
-            if "class_labels" in part.batch:
-                others.append(pyarrow.array(part.batch["class_labels"].numpy()))
-            elif encoders is not None:
-                embedded = embed_captions(encoders, part.batch["caption_ids"])
-                others.append(pyarrow.array(embedded, type=schema.field(CAPTIONS_COLUMN).type))
-            numbers = np.arange(len(codes)) // config.rows_per_image
-            file.add(codes, *(values.take(pyarrow.array(numbers)) for values in others))
+        if part.rows is not None:
+            file.add(part.rows)
         if part.is_last:
             files.pop(part.unit).finish()
         progress.update(part.tally.seen)
     progress.close()
-
-
-def embed_captions(encoders: TextEncoders, ids: torch.Tensor) -> list[dict[str, np.ndarray | list[np.ndarray]]]:
-    """Rows of stored embeddings, without padding, of the ids `(batch, encoders, length)` of texts."""
-    text = encode_ids(encoders.pairs, ids.to(encoders.models[0].device))
-    states, pooled, mask = (values.cpu() for values in text)
-    return [
-        {
-            PROMPT_EMBEDS: list(states[row][mask[row] > 0].half().numpy()),
-            POOLED_PROMPT_EMBEDS: pooled[row].half().numpy(),
-        }
-        for row in range(len(ids))
-    ]
 
 
 # --------------------------------------------------------------------------------------------------------------------
@@ -284,7 +284,7 @@ def make_codes_card(
     of any other folder with that name.
     """
     tokenizer: TokenizerConfig = vqvae.config
-    recipe = {name: value for name, value in asdict(config).items() if name not in ("push_to_hub", "hub_dataset_id")}
+    recipe = {name: value for name, value in asdict(config).items() if name not in PRIVATE_SETTINGS}
     configs = [{"config_name": "default", "data_files": [{"split": split, "path": FILES}]}]
     name = repo_id.split("/")[-1]
     card_data = DatasetCardData(

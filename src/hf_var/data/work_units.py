@@ -4,7 +4,8 @@ A data set cut into units, each of which is read by itself: what it holds depend
 that share the units, nor on the workers that load them.
 """
 
-from collections.abc import Iterator
+import sys
+from collections.abc import Iterable, Iterator
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -12,12 +13,20 @@ import datasets
 import torch
 
 from .indexed import IndexedRows
-from .rows import RowReader, Tally, make_loader
+from .rows import Loaded, RowReader, Tally, make_loader
 from .streamed import StreamedRows
 
 
 # Pieces that a stream with too few shards is cut into. With more of them an interrupted run loses less work.
 UNITS_PER_PROCESS = 16
+
+
+class Piece(NamedTuple):
+    """What can be read of a unit by itself: its parts from the one with number `first` on, at most `number` of them."""
+
+    unit: int
+    first: int = 0
+    number: int = sys.maxsize
 
 
 class Part(NamedTuple):
@@ -52,14 +61,30 @@ class IndexedUnits:
 
     def parts(self, units: list[int], num_workers: int) -> Iterator[Part]:
         """All parts of `units`, one unit after the other, loaded by `num_workers` processes."""
-        keys = [
-            (unit, rows[first : first + self.rows_per_part], first + self.rows_per_part >= len(rows))
-            for unit, rows in ((unit, self.rows_in(unit)) for unit in units)
-            for first in range(0, len(rows), self.rows_per_part)
-        ]
+        keys = [(unit, *key) for unit in units for key in self._keys(Piece(unit))]
         loader = make_loader(self.rows, num_workers, [rows for _, rows, _ in keys])
         for (unit, _, is_last), (batch, tally) in zip(keys, loader, strict=True):
             yield Part(unit, batch, tally, is_last)
+
+    def pieces(self, units: list[int], most_parts: int) -> list[Piece]:
+        """`units` in pieces of at most `most_parts`, in their order."""
+        size = self.rows_per_part * most_parts
+        return [
+            Piece(unit, number * most_parts, most_parts)
+            for unit in units
+            for number in range(-(-len(self.rows_in(unit)) // size))
+        ]
+
+    def read(self, piece: Piece) -> Iterator[Part]:
+        """The parts of a piece, read by this process."""
+        for rows, is_last in self._keys(piece):
+            yield Part(piece.unit, *self.rows[rows], is_last)
+
+    def _keys(self, piece: Piece) -> list[tuple[range, bool]]:
+        """The rows of each part of a piece, and whether the unit ends with them."""
+        rows, size = self.rows_in(piece.unit), self.rows_per_part
+        keys = [(rows[first : first + size], first + size >= len(rows)) for first in range(0, len(rows), size)]
+        return keys[piece.first : piece.first + piece.number]
 
 
 class StreamedUnits:
@@ -96,11 +121,25 @@ class StreamedUnits:
 
     def parts(self, units: list[int], num_workers: int) -> Iterator[Part]:
         """All parts of `units`. Each of `num_workers` processes loads its own units, so that their parts take turns."""
+        return _streamed_parts(make_loader(self._rows(units), min(num_workers, len(units))))
+
+    def pieces(self, units: list[int], most_parts: int) -> list[Piece]:
+        """`units`, each in one piece: what comes later in a stream cannot be read without what comes before."""
+        return [Piece(unit) for unit in units]
+
+    def read(self, piece: Piece) -> Iterator[Part]:
+        """The parts of a piece, read by this process."""
+        return _streamed_parts(self._rows([piece.unit]))
+
+    def _rows(self, units: list[int]) -> StreamedRows:
         # Not through iter(), which would split the shards between the workers a second time.
         opened = {unit: partial(_batches_of, self.dataset, self.number, unit, self.rows_per_part) for unit in units}
-        rows = StreamedRows(opened, self.read_row, self.seed)
-        for unit, loaded in make_loader(rows, min(num_workers, len(units))):
-            yield Part(unit, None, Tally(), True) if loaded is None else Part(unit, loaded.batch, loaded.tally, False)
+        return StreamedRows(opened, self.read_row, self.seed)
+
+
+def _streamed_parts(rows: Iterable[tuple[int, Loaded | None]]) -> Iterator[Part]:
+    for unit, loaded in rows:
+        yield Part(unit, None, Tally(), True) if loaded is None else Part(unit, loaded.batch, loaded.tally, False)
 
 
 def _batches_of(dataset: Any, number: int, unit: int, batch_size: int) -> Iterator[dict[str, Any]]:
