@@ -15,7 +15,7 @@ import time
 import torch
 
 from hf_var import PixelCNN, PixelCNNConfig, PixelSNAIL, PixelSNAILConfig
-from hf_var.pipelines.predictor import RowPredictor
+from hf_var.pipelines.raster import LevelsPredictor, RasterOrder
 
 
 CODES = 128
@@ -30,14 +30,12 @@ MODELS = {
 
 def cached(model, side: int, batch_size: int) -> tuple[torch.Tensor, float, int]:
     """Codes, seconds and rows of the pipeline's predictor."""
-    predictor, rows, begin = RowPredictor(model, {}, guided=False), [], time.perf_counter()
-    for _ in range(side):
-        row = torch.zeros(batch_size, side, dtype=torch.long)
-        for column in range(side):
-            row[:, column] = predictor.logits(row, column, 1.0)[:, 0].argmax(-1)
-        rows.append(row)
+    predictor = LevelsPredictor([model], RasterOrder([(side, side)]), [{}])
+    codes, begin = torch.zeros(batch_size, side * side, dtype=torch.long), time.perf_counter()
+    for number in range(side * side):
+        codes[:, number] = predictor.logits(codes, number, 1.0)[:, 0].argmax(-1)
     # Every row again for each of its codes, and once more when it is finished.
-    return torch.cat(rows, dim=1), time.perf_counter() - begin, side * (side + 1) - 1
+    return codes, time.perf_counter() - begin, side * (side + 1) - 1
 
 
 def naive(model, codes: torch.Tensor, side: int, measured: list[int]) -> tuple[float, int]:

@@ -83,14 +83,15 @@ def tokenizer_loop(script, args) -> Callable[[], Iterator[None]]:
 
 
 def transformer_loop(script, args) -> Callable[[], Iterator[None]]:
-    vqvae, *_ = script.load_models(args)
-    rows, _, conditioning = script.read_data(args, vqvae, None)
-    config = script.make_config(args, vqvae.config, conditioning)
-    batches = TrainingBatches(rows.dataset, rows.reader, args.data, args.run.seed)
+    models = script.load_models(args)
+    images = script.load_data(args, models)
+    config = script.make_config(args, models, images)
+    batches = TrainingBatches(images.train.dataset, images.train.reader, args.data, args.run.seed)
     inputs = [
-        prior_inputs(vqvae, batch, config.is_raster) for _, batch in zip(range(NUM_BATCHES), batches, strict=False)
+        prior_inputs(models.vqvae, batch, config.is_raster)
+        for _, batch in zip(range(NUM_BATCHES), batches, strict=False)
     ]
-    args = script.resolve_learning_rate(args, images_per_step=args.data.train_batch_size)
+    args.optimizer.learning_rate = args.optimizer.learning_rate_of(args.data.train_batch_size)
 
     def steps() -> Iterator[None]:
         transformer = script.make_transformer(args, config, None)
