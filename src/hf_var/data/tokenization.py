@@ -152,8 +152,8 @@ def tokenize_dataset(config: TokenizationConfig, accelerator: Accelerator) -> Co
     """
     Write the codes of all images of a data set as parquet files with the columns `codes` and, where the images have
     labels, `label`, and a data set card. All processes call it together, with the engine "ray" a single one; called again
-    with the same arguments, by either engine, it resumes. The random numbers of an image depend on `seed` and its place in the data set (in its shard, if it is
-    streamed).
+    with the same arguments, by either engine, it resumes. The random numbers of an image depend on `seed` and its place
+    in the data set (in its shard, if it is streamed).
     """
     # All input is checked before any work.
     encode_with_ray = ray_engine(accelerator) if config.engine == "ray" else None
