@@ -55,6 +55,7 @@ class Job:
     images_stored: int
     image_size: int
     images_per_step: int
+    batches_per_step: int
 
     @cached_property
     def num_parameters(self) -> int:
@@ -77,15 +78,16 @@ class Job:
 def imagenet_job(depth: str, size: int) -> Job:
     """The job of a recipe."""
     args = train_var.read_arguments([str(RECIPES / f"var_{depth}_{size}.yaml")])
-    batch = args.data.train_batch_size * args.run.gradient_accumulation_steps
+    batches = args.run.gradient_accumulation_steps
+    batch = args.data.train_batch_size * batches
     config = VARConfig(num_labels=1000, **given_fields(args.model))
     images_seen = args.run.max_train_steps * PROCESSES * batch
-    return Job(f"VAR-{depth}", config, images_seen, COPIES * IMAGENET_IMAGES, size, batch)
+    return Job(f"VAR-{depth}", config, images_seen, COPIES * IMAGENET_IMAGES, size, batch, batches)
 
 
 def text_job() -> Job:
     """A model of Switti's size at 512x512 pixels, three passes over 100 million images."""
-    return Job("text to image", TextVARConfig(), 300_000_000, 100_000_000, 512, images_per_step=16)
+    return Job("text to image", TextVARConfig(), 300_000_000, 100_000_000, 512, images_per_step=16, batches_per_step=1)
 
 
 def encoding_flops(size: int) -> float:
@@ -132,17 +134,16 @@ def data_table(jobs: list[Job]) -> list[str]:
 
 def network_table(jobs: list[Job]) -> list[str]:
     """Rows of Markdown."""
-    lines = [
-        "| | images a step and GPU | a step of an H100, s | sent and received, GB | GB/s |",
-        "|---|---|---|---|---|",
-    ]
+    lines = ["| | images a step and GPU | in batches | a step of an H100, s | DDP, GB | GB/s | FSDP2, GB | GB/s |"]
+    lines.append("|---|---|---|---|---|---|---|---|")
     for job in jobs:
         seconds = job.flops_per_image * job.images_per_step / (TRAINING_SHARE * PEAKS["H100"])
-        # A ring sends and receives fp32 gradients nearly twice. FSDP2 gathers weights in half precision twice and reduces
-        # the gradients once, which is as much.
-        sent = 2 * 4 * job.num_parameters / 1e9
+        # A ring sends and receives fp32 gradients nearly twice, once a step. FSDP2 gathers weights in half precision twice for
+        # every batch, and reduces the gradients once.
+        ddp, fsdp = (size * job.num_parameters / 1e9 for size in (2 * 4, 2 * 2 * job.batches_per_step + 4))
         lines.append(
-            f"| {job.name}, {job.image_size} px | {job.images_per_step} | {seconds:.1f} | {sent:.1f} | {sent / seconds:.0f} |"
+            f"| {job.name}, {job.image_size} px | {job.images_per_step} | {job.batches_per_step} | {seconds:.1f} | {ddp:.1f} | "
+            f"{ddp / seconds:.0f} | {fsdp:.1f} | {fsdp / seconds:.0f} |"
         )
     return lines
 

@@ -311,7 +311,8 @@ def main(argv: Sequence[str] | None = None) -> None:
 
         accelerator.wait_for_everyone()
         with optimization.averaged():
-            whole = whole_model(transformer, lambda: make_transformer(args, config), args.run.output_dir)
+            with run.writing():
+                whole = whole_model(transformer, lambda: make_transformer(args, config), args.run.output_dir)
             if accelerator.is_main_process:
                 save(args, whole, tokenizers, run)
                 if args.hub.push_to_hub:

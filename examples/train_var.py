@@ -448,14 +448,16 @@ def main(argv: Sequence[str] | None = None) -> None:
                         if agreement is not None and accelerator.is_main_process:
                             run.write(agreement(samples, prompts), prefix="sample_")
                     if is_pushed:
-                        whole = whole_transformer(args, transformer)
+                        with run.writing():
+                            whole = whole_transformer(args, transformer)
                         if accelerator.is_main_process:
                             pusher.push(partial(save, args, whole, models), f"Step {run.step}")
                 run.restart_clock()
 
         accelerator.wait_for_everyone()
         with optimization.averaged():
-            whole = whole_transformer(args, transformer)
+            with run.writing():
+                whole = whole_transformer(args, transformer)
             if accelerator.is_main_process:
                 with run.writing():
                     saved = save(args, whole, models, Path(args.run.output_dir), is_final=True)

@@ -30,17 +30,19 @@ def fp32_precision(settings: Mapping[str, str]) -> Iterator[None]:
     Args:
         settings (`dict[str, str]`): `"ieee"`, `"tf32"` or `"bf16"` by backend, such as `"cuda.matmul"`.
     """
-    block = object()
-    with _lock:
-        for name, value in settings.items():
-            backend = attrgetter(name)(torch.backends)
-            _wanted.setdefault(name, [(None, backend.fp32_precision)]).append((block, value))
-            backend.fp32_precision = value
+    block, entered = object(), []
     try:
+        with _lock:
+            for name, value in settings.items():
+                backend = attrgetter(name)(torch.backends)
+                before = backend.fp32_precision
+                backend.fp32_precision = value
+                _wanted.setdefault(name, [(None, before)]).append((block, value))
+                entered.append(name)
         yield
     finally:
         with _lock:
-            for name in settings:
+            for name in entered:
                 _wanted[name] = [entry for entry in _wanted[name] if entry[0] is not block]
                 attrgetter(name)(torch.backends).fp32_precision = _wanted[name][-1][1]
                 if len(_wanted[name]) == 1:

@@ -14,7 +14,8 @@ from accelerate import Accelerator, FullyShardedDataParallelPlugin
 from accelerate.state import AcceleratorState, PartialState
 from accelerate.utils import DistributedType
 
-from hf_var.training import run
+from hf_var.training import accelerator
+from hf_var.training.sharding import is_sharded
 
 
 class ShardingAccelerator(Accelerator):
@@ -37,7 +38,13 @@ class ShardingAccelerator(Accelerator):
 
 if __name__ == "__main__":
     sys.path.insert(0, sys.argv[1])
-    run.Accelerator = ShardingAccelerator
+    accelerator.Accelerator = ShardingAccelerator
     import train_var
 
+    class CheckedRun(train_var.TrainingRun):
+        def started(self, parts, arguments=None):
+            assert is_sharded(parts["model"])
+            return super().started(parts, arguments)
+
+    train_var.TrainingRun = CheckedRun
     train_var.main(sys.argv[2:])

@@ -280,6 +280,8 @@ def test_sharded_training_equals_that_of_whole_models(
     arguments = ["--train_data", images_parquet, "--validation_data", images_parquet, *SHORT_RUN]
     arguments += ["--class_dropout_prob", "0", "--drop_path_rate", "0", "--max_train_steps", "4", "--num_samples", "3"]
     arguments += ["--checkpointing_steps", "2", "--ema_decay", "0.5", "--train_batch_size", "3"]
+    # A validation, with averages, must leave the weights of the next step as they were.
+    arguments += ["--validation_steps", "1", "--learning_rate", "1e-2"]
     if lora_rank == "0":
         arguments += ["--vqvae", vqvae_folder, *TINY_VAR, "--gradient_accumulation_steps", "2"]
     else:
@@ -302,6 +304,8 @@ def test_sharded_training_equals_that_of_whole_models(
     assert expected.keys() == found.keys()
     moved = [name for name in expected if (expected[name] - found[name]).abs().max() > 1e-3]
     assert moved == []
+    parts = [len(list(folder.glob("checkpoints/step-00000004/tensors/*"))) for folder in (whole, sharded)]
+    assert parts == [1, 2]
     if lora_rank == "0":
         shutil.copytree(sharded, tmp_path / "uninterrupted")
         shutil.rmtree(sharded / "checkpoints/step-00000004")

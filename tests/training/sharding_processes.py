@@ -12,6 +12,7 @@ from pathlib import Path
 import torch
 from accelerate import Accelerator, debug_launcher
 from accelerate.utils import set_seed
+from safetensors.torch import save_file
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
 
@@ -104,7 +105,15 @@ def train(folder: str) -> None:
         pipeline = VARPipeline(transformer=transformer, vqvae=vqvae)
         pipeline.set_progress_bar_config(disable=True)
         drawn = pipeline([0, 2], generator=torch.Generator().manual_seed(0)).codes
+        # Of a run of more processes that was stopped while it wrote.
+        leftovers = Path(folder) / ".unfinished-weights/sharded"
+        if size > 1 and accelerator.is_main_process:
+            leftovers.mkdir(parents=True)
+            save_file(
+                {"head.bias": torch.full((16,), 9.0)}, leftovers / "shard-00003-model-00001-of-00001.safetensors"
+            )
         whole = whole_model(transformer, lambda: VARTransformer(config), folder)
+        assert not leftovers.exists() or not accelerator.is_main_process
         output = Path(folder) / str(size)
         if accelerator.is_main_process:
             whole.save_pretrained(output)

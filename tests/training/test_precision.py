@@ -52,6 +52,19 @@ def test_blocks_that_overlap_set_them_back_when_the_last_ends() -> None:
     assert settings() == before
 
 
+def test_a_value_that_is_none_leaves_nothing_behind() -> None:
+    before = settings()
+    with (
+        pytest.raises(RuntimeError, match="foo"),
+        fp32_precision({"cuda.matmul": "tf32", "mkldnn.matmul": "foo"}),
+    ):
+        pass
+    assert settings() == before
+    with fp32_precision({"mkldnn.matmul": "bf16"}):
+        assert settings()[0] == "bf16"
+    assert settings() == before
+
+
 def test_a_run_sets_them_until_it_ends(tmp_path) -> None:
     before = settings()
     config = RunConfig(output_dir=str(tmp_path), matmul_precision="bf16", report_to="none")

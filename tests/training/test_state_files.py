@@ -103,11 +103,26 @@ def test_what_is_incomplete_is_refused(tmp_path: Path, monkeypatch: pytest.Monke
         read_shards(tmp_path, shapes, {}, None)
 
 
+def test_names_that_collide_are_refused() -> None:
+    with pytest.raises(ValueError, match="Two tensors of a state have the name 'part/a/b'"):
+        split_state({"a/b": torch.ones(1), "a": {"b": torch.ones(1)}}, "part")
+
+
 def test_one_process_is_nothing_to_warn_of(tmp_path: Path) -> None:
     with warnings.catch_warnings(record=True) as caught, without_process_warning():
         write(tmp_path, {"a": torch.ones(2)})
         read_shards(tmp_path, {"a": torch.Size([2])}, {}, None)
     assert caught == []
+
+
+def test_a_file_that_cannot_be_read_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: Any) -> None:
+        raise OSError(errno.EIO, "Input/output error")
+
+    write(tmp_path, {"a": torch.ones(2)})
+    monkeypatch.setattr(state_files.HuggingFaceStorageReader, "read_data", fail)
+    with pytest.raises(ValueError, match=r"truncated or damaged: .*Input/output error"):
+        read_shards(tmp_path, {"a": torch.Size([2])}, {}, None)
 
 
 def test_the_error_is_that_of_the_file_system(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

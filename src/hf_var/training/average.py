@@ -10,7 +10,7 @@ from diffusers.training_utils import EMAModel
 from torch import nn
 from torch.distributed.tensor import DTensor
 
-from .sharding import is_sharded
+from .sharding import is_sharded, reshard
 
 
 class AveragedWeights(EMAModel):
@@ -56,10 +56,12 @@ def averaged_weights(average: EMAModel | None, model: nn.Module) -> Iterator[nn.
     if average is None:
         yield model
         return
+    reshard(model)
     parameters = list(model.parameters())
     average.store(parameters)
     average.copy_to(parameters)
     try:
         yield model
     finally:
+        reshard(model)
         average.restore(parameters)

@@ -81,8 +81,9 @@ def find_checkpoint(output_dir: str | Path, resume_from_checkpoint: str | None) 
 
 class Checkpoints:
     """
-    Writes and reads the checkpoints of a run, in all of its processes together. Every process writes its part, in the
-    background; a checkpoint gets its name when all are done, so that it is complete or absent.
+    Writes and reads the checkpoints of a run, in all of its processes together. Every process writes its part of what is
+    sharded, and the first one all else, in the background; a checkpoint gets its name when all are done, so that it is
+    complete or absent.
     """
 
     def __init__(self, accelerator: Accelerator, output_dir: str | Path, total_limit: int):

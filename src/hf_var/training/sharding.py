@@ -10,9 +10,11 @@ import torch
 from safetensors.torch import load_file
 from torch import nn
 from torch.distributed.checkpoint import HuggingFaceStorageWriter, save
+from torch.distributed.fsdp import FSDPModule
 from torch.distributed.tensor import DTensor
 
 from ..files import unfinished
+from .state_files import errors_of_processes
 
 
 ModelType = TypeVar("ModelType", bound=nn.Module)
@@ -33,6 +35,16 @@ def sharded_tensors(part: Any) -> dict[str, torch.Tensor]:
     return part.sharded_tensors() if hasattr(part, "sharded_tensors") else {}
 
 
+def reshard(model: nn.Module) -> None:
+    """
+    Let each process keep its part alone of what a forward pass has gathered. After one without a backward pass, some of the
+    parameters are whole copies otherwise, and what is written into the parts is not seen by the next.
+    """
+    for module in model.modules():
+        if isinstance(module, FSDPModule):
+            module.reshard()
+
+
 def whole_tensor(tensor: torch.Tensor) -> torch.Tensor:
     """All of a tensor that may be spread over processes, which then have to call this together."""
     return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
@@ -49,15 +61,23 @@ def whole_model(model: ModelType, make_empty: Callable[[], ModelType], folder: s
     """
     if not is_sharded(model):
         return model
-    place = unfinished(Path(folder) / "weights")
+    place, is_first = unfinished(Path(folder) / "weights"), torch.distributed.get_rank() == 0
+    if is_first:
+        # Parts that a run has left that was stopped here would be put together with these.
+        shutil.rmtree(place, ignore_errors=True)
+    torch.distributed.barrier()
     writer = HuggingFaceStorageWriter(str(place), save_distributed=True, enable_consolidation=True)
-    save(model.state_dict(), storage_writer=writer)
-    if torch.distributed.get_rank() > 0:
-        return None
-    (weights,) = place.glob("*.safetensors")
-    state = load_file(weights)
-    # The tensors keep what the names of the files go from.
-    shutil.rmtree(place)
+    try:
+        with errors_of_processes():
+            save(model.state_dict(), storage_writer=writer)
+        if not is_first:
+            return None
+        (weights,) = place.glob("*.safetensors")
+        state = load_file(weights)
+    finally:
+        if is_first:
+            # The tensors stay where the names of the files go. Network file systems may keep the names as long.
+            shutil.rmtree(place, ignore_errors=True)
     with torch.device("meta"):
         empty = make_empty()
     empty.load_state_dict(state, assign=True)

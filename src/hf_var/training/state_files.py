@@ -18,7 +18,6 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch.distributed.checkpoint import (
-    DefaultSavePlanner,
     HuggingFaceStorageReader,
     HuggingFaceStorageWriter,
     async_save,
@@ -27,13 +26,14 @@ from torch.distributed.checkpoint import (
 from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.metadata import Metadata, TensorStorageMetadata
 from torch.distributed.checkpoint.storage import WriteResult
+from torch.distributed.tensor import DTensor
 
 from ..weight_files import use_umask
 
 
 # Keys of the placeholder that replaces a tensor by its name and its shape.
 TENSOR, SHAPE = "tensor", "shape"
-# A process holds the bytes of a file in memory while it writes its part of it: no more than those of so large a file.
+# A process holds the bytes of its part of a file in memory while it writes them. A file ends with the tensor that makes it so large.
 MAX_FILE_SIZE = 2**30
 
 Tensors = dict[str, torch.Tensor]
@@ -92,6 +92,8 @@ def _without_tensors(state: Any, name: str, tensors: Tensors) -> Any:
     if isinstance(state, np.ndarray):
         state = torch.from_numpy(state)
     if isinstance(state, torch.Tensor):
+        if name in tensors:
+            raise ValueError(f"Two tensors of a state have the name {name!r}.")
         tensors[name] = state
         return {TENSOR: name, SHAPE: list(state.shape)}
     if isinstance(state, Mapping):
@@ -119,14 +121,17 @@ class _ShardWriter(HuggingFaceStorageWriter):
 
 def write_shards(folder: Path, tensors: Tensors, group: Any, when_written: Callable[[], None]) -> Future:
     """
-    Write tensors that are the same or sharded in the processes of `group`, which call this together (`None`: there is one).
-    They are copied at once and written in the background; after the last process the first one calls `when_written`.
+    Write tensors that are sharded over the processes of `group`, which call this together, and those that the first of them
+    has. They are copied at once and written in the background; after the last process the first one calls `when_written`.
+    `group` is one that knows CPUs, or `None` if torch has no processes to communicate with.
     """
+    if group is not None and torch.distributed.get_rank(group) > 0:
+        # What all processes have, the first one writes: of buffers each may have its own values.
+        tensors = {name: tensor for name, tensor in tensors.items() if isinstance(tensor, DTensor)}
     tensors = {name: tensor.detach().contiguous() for name, tensor in tensors.items()}
-    # What all processes have, the first one writes: of buffers each may have its own values.
-    planner = DefaultSavePlanner(dedup_save_to_lowest_rank=True)
+    # The first process tells the others the files.
     writer = _ShardWriter(folder, _files_of(tensors), when_written)
-    saved = async_save(tensors, storage_writer=writer, planner=planner, process_group=group, no_dist=group is None)
+    saved = async_save(tensors, storage_writer=writer, process_group=group, no_dist=group is None)
     return cast(Future, saved)
 
 
@@ -140,8 +145,15 @@ def without_process_warning() -> Iterator[None]:
 
 def wait_for_shards(written: Future) -> None:
     """Wait until the tensors are written, and raise what prevented it."""
-    try:
+    with errors_of_processes():
         written.result()
+
+
+@contextmanager
+def errors_of_processes() -> Iterator[None]:
+    """Raise the error of the first process that had one in place of torch's, which is none that anybody catches."""
+    try:
+        yield
     except CheckpointException as error:
         raise next(iter(error.failures.values()))[0] from error
 
@@ -170,7 +182,11 @@ def read_shards(
             raise ValueError(f"{name!r} has the shape {tuple(shape)}, expected {tuple(examples[name].shape)}.")
         empty = torch.empty(shape, dtype=stored[name].properties.dtype)
         tensors[name] = torch.empty_like(examples[name], requires_grad=False) if name in examples else empty
-    load(tensors, storage_reader=reader, process_group=group, no_dist=group is None)
+    try:
+        with errors_of_processes():
+            load(tensors, storage_reader=reader, process_group=group, no_dist=group is None)
+    except (SafetensorError, OSError) as error:
+        raise ValueError(f"A file of {str(folder)!r} is truncated or damaged: {error}") from error
     return tensors
 
 
