@@ -45,7 +45,7 @@ DOCUMENTED = {
     "diffusers.modular_pipelines",
     "diffusers.training_utils",
     "diffusers.utils",
-    "torch.distributed.checkpoint.state_dict",
+    "torch.distributed.checkpoint",
     "torch.distributed.fsdp",
     "torch.distributed.tensor",
     "torch.nn",

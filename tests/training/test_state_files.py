@@ -64,6 +64,7 @@ def assert_same(found: Any, expected: Any) -> None:
         assert found == expected
 
 
+@pytest.mark.contract
 @pytest.mark.parametrize("file_size", [state_files.MAX_FILE_SIZE, 100], ids=["one file", "many files"])
 def test_what_is_written_is_what_was_there_when_it_was_asked_for(
     file_size: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -125,6 +126,7 @@ def test_a_file_that_cannot_be_read_is_named(tmp_path: Path, monkeypatch: pytest
         read_shards(tmp_path, {"a": torch.Size([2])}, {}, None)
 
 
+@pytest.mark.contract
 def test_the_error_is_that_of_the_file_system(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def fail(*_: Any) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")

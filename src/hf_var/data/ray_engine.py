@@ -47,7 +47,10 @@ def encode_with_ray(
     if not missing:
         return
     with _cluster():
-        pieces = [piece._asdict() for piece in units.pieces(missing, PARTS_PER_TASK)]
+        pieces = [
+            {"unit": piece.unit, "first": piece.first, "number": piece.number}
+            for piece in units.pieces(missing, PARTS_PER_TASK)
+        ]
         dataset = ray.data.from_items(pieces, override_num_blocks=len(pieces))
         # That of this data set alone; the progress that counts is that of the images.
         dataset.context.enable_progress_bars = False

@@ -18,14 +18,12 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch.distributed.checkpoint import (
+    CheckpointException,
     HuggingFaceStorageReader,
     HuggingFaceStorageWriter,
     async_save,
     load,
 )
-from torch.distributed.checkpoint.api import CheckpointException
-from torch.distributed.checkpoint.metadata import Metadata, TensorStorageMetadata
-from torch.distributed.checkpoint.storage import WriteResult
 from torch.distributed.tensor import DTensor
 
 from ..weight_files import use_umask
@@ -114,7 +112,7 @@ class _ShardWriter(HuggingFaceStorageWriter):
         super().__init__(str(folder), fqn_to_index_mapping=files, save_distributed=True)
         self._when_written = when_written
 
-    def finish(self, metadata: Metadata, results: list[list[WriteResult]]) -> None:
+    def finish(self, metadata: Any, results: list[list[Any]]) -> None:
         super().finish(metadata, results)
         self._when_written()
 
@@ -169,7 +167,7 @@ def read_shards(
         return {}
     reader = HuggingFaceStorageReader(str(folder))
     try:
-        stored = cast(dict[str, TensorStorageMetadata], reader.read_metadata().state_dict_metadata)
+        stored: dict[str, Any] = reader.read_metadata().state_dict_metadata
     except (SafetensorError, OSError, TypeError, KeyError, ValueError) as error:
         raise ValueError(f"A file of {str(folder)!r} is truncated or damaged: {error}") from error
     tensors = {}
