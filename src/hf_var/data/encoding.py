@@ -1,7 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """From the parts of units, as they are read, to rows of codes."""
 
-from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -42,13 +41,15 @@ class PartEncoder:
     encoders: TextEncoders | None
     schema: pyarrow.Schema
 
-    def encode(self, parts: Iterable[Part], accelerator: Accelerator) -> Iterator[EncodedPart]:
-        """The same parts, encoded on the device of this process."""
+    def to(self, device: torch.device) -> None:
+        """Move the models."""
         for model in [self.vqvae, *(self.encoders.models if self.encoders is not None else [])]:
-            model.to(accelerator.device)
-        for part in parts:
-            rows = None if part.batch is None else self._rows(part.batch, accelerator)
-            yield EncodedPart(part.unit, rows, part.tally, part.is_last)
+            model.to(device)
+
+    def encode(self, part: Part, accelerator: Accelerator) -> EncodedPart:
+        """The same part, encoded on the device of this process, where the models are."""
+        rows = None if part.batch is None else self._rows(part.batch, accelerator)
+        return EncodedPart(part.unit, rows, part.tally, part.is_last)
 
     @torch.no_grad()
     def _rows(self, batch: dict[str, torch.Tensor], accelerator: Accelerator) -> pyarrow.Table:

@@ -88,6 +88,7 @@ class _Encoding:
     def __init__(self, encoder: PartEncoder, use_cpu: bool):
         self.encoder = encoder
         self.accelerator = Accelerator(cpu=use_cpu, mixed_precision=encoder.config.mixed_precision)
+        encoder.to(self.accelerator.device)
 
     def __call__(self, table: pyarrow.Table) -> Iterator[pyarrow.Table]:
         for row in table.to_pylist():
@@ -96,8 +97,8 @@ class _Encoding:
                 return
             batch = None if row["content"] is None else load(row["content"])
             part = Part(row["unit"], batch, _tally(row), row["is_last"])
-            for encoded in self.encoder.encode([part], self.accelerator):
-                yield _message(row["place"], encoded, None if encoded.rows is None else _written(encoded.rows))
+            encoded = self.encoder.encode(part, self.accelerator)
+            yield _message(row["place"], encoded, None if encoded.rows is None else _written(encoded.rows))
 
 
 def _in_order(tables: Iterator[pyarrow.Table]) -> Iterator[EncodedPart]:

@@ -200,7 +200,9 @@ def tokenize_dataset(config: TokenizationConfig, accelerator: Accelerator) -> Co
     def encode(missing: list[int]) -> Iterator[EncodedPart]:
         if encode_with_ray is not None:
             return encode_with_ray(encoder, units, missing)
-        return encoder.encode(units.parts(missing, config.dataloader_num_workers), accelerator)
+        encoder.to(accelerator.device)
+        parts = units.parts(missing, config.dataloader_num_workers)
+        return (encoder.encode(part, accelerator) for part in parts)
 
     write_units(config, units, encode, paths, schema, accelerator)
     accelerator.wait_for_everyone()

@@ -254,9 +254,10 @@ class PipelineBase(DiffusionPipeline):
         Intel's.
 
         Where oneDNN rounds nothing (x86 processors without bf16 matrix units, AMX) and wide models that predict many codes
-        at once gain from it, this is so without being asked for. Elsewhere it sets `torch.backends.mkldnn.matmul.fp32_precision` to
-        `"bf16"` for the time of a call all the same: with AMX, oneDNN may round to bf16, and codes may be others. The
-        setting belongs to the process, hence to all threads until the last of their calls ends.
+        at once gain from it, this is so without being asked for. Elsewhere it sets
+        `torch.backends.mkldnn.matmul.fp32_precision` to `"bf16"` for the time of a call all the same: with AMX, oneDNN may
+        round to bf16, and codes may be others. The setting belongs to the process, hence to all threads until the last of
+        their calls ends.
         """
         self._prefers_onednn = True
 

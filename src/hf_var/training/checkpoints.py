@@ -139,11 +139,14 @@ class Checkpoints:
         folder, accelerator = Path(folder), self.accelerator
         if accelerator.distributed_type == DistributedType.DEEPSPEED:
             accelerator.load_state(str(folder / DEEPSPEED_FOLDER))
-        structures = _read_structures(folder)
+        structures, shapes, examples = _read_structures(folder), {}, {}
+        for name, part in parts.items():
+            shapes |= tensor_shapes(structures.get(name))
+            examples |= {f"{name}/{key}": tensor for key, tensor in sharded_tensors(part).items()}
+        # At once, as every reading begins with the headers of all files.
+        tensors = read_shards(folder / TENSORS_FOLDER, shapes, examples, self._group)
         for name, part in parts.items():
             try:
-                examples = {f"{name}/{key}": tensor for key, tensor in sharded_tensors(part).items()}
-                tensors = read_shards(folder / TENSORS_FOLDER, tensor_shapes(structures[name]), examples, self._group)
                 part.load_state_dict(join_state(structures[name], tensors))
             except (RuntimeError, KeyError, TypeError, AttributeError) as error:
                 raise ValueError(
