@@ -33,7 +33,7 @@ from speed.report import (
     table,
     write,
 )
-from speed.variants import ALL_VARIANTS, CPU_PEERS, GPU_PEERS, VAR_VARIANTS, Samplers
+from speed.variants import ALL_VARIANTS, CPU_PEERS, GPU_PEERS, VAR_VARIANTS, Samplers, decoder_dtype
 
 
 BASELINE = "plain"
@@ -61,7 +61,8 @@ def measure(args, samplers: Samplers, names: list[str], batch_size: int, limits)
         if name in VAR_VARIANTS:
             dtype = torch.bfloat16 if is_half(name) else torch.float32
             config, tokenizer = samplers.transformer(torch.float32).config, samplers.vqvae(torch.float32).config
-            floors[name] = sampling_work(config, tokenizer, batch_size, guided=True, dtype=dtype).floor(limits, dtype)
+            work = sampling_work(config, tokenizer, batch_size, guided=True, dtype=dtype)
+            floors[name] = work.floor(limits, dtype, decoder_dtype(name))
     baseline = BASELINE if BASELINE in series else next(iter(series))
     reference = next((name for name in series if name in VAR_VARIANTS and not is_half(name)), baseline)
     return make_rows(series, baseline, batch_size, floors, reference), skipped

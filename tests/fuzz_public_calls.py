@@ -98,7 +98,9 @@ def values() -> list:
 def entry_points() -> dict[str, tuple]:
     """By `group.name`: a callable, its right arguments, and names of further ones."""
     pipe = make_pipeline()
-    options = "guidance_scale top_k top_p temperature smooth logits_processor refiner refiner_start class_embeds"
+    options = (
+        "guidance_scale top_k top_p temperature smooth logits_processor refiner refiner_start layer_hooks class_embeds"
+    )
     options += (
         " prompt num_images_per_label num_images_per_prompt generator output_type return_dict callback_on_step_end"
     )

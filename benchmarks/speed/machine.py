@@ -65,12 +65,15 @@ class Work:
         """All arithmetic."""
         return sum(self.scale_flops) + self.decoder_flops
 
-    def floor(self, limits: Limits, dtype: torch.dtype) -> float:
-        """Seconds: at each scale the slower of arithmetic and memory, then the decoder's arithmetic."""
+    def floor(self, limits: Limits, dtype: torch.dtype, decoder_dtype: torch.dtype | None = None) -> float:
+        """
+        Seconds: at each scale the slower of arithmetic and memory, then the decoder's arithmetic, in a precision of its own
+        if it has one.
+        """
         rate = limits.flops[dtype_name(dtype)]
         scales = zip(self.scale_flops, self.scale_bytes, strict=True)
         steps = [max(flops / rate, read / limits.bytes_per_second) for flops, read in scales]
-        return sum(steps) + self.decoder_flops / rate
+        return sum(steps) + self.decoder_flops / limits.flops[dtype_name(decoder_dtype or dtype)]
 
 
 def dtype_name(dtype: torch.dtype) -> str:

@@ -96,8 +96,8 @@ def choose(args: argparse.Namespace, variants: list[str], known: list[str] | Non
 
 
 def is_half(variant: str) -> bool:
-    """Whether a variant computes in bf16."""
-    return "bf16" in variant
+    """Whether a variant computes in bf16, not just its decoder."""
+    return "bf16" in variant and "bf16_decoder" not in variant
 
 
 def table(rows: list[dict[str, Any]], baseline: str, more: list[tuple[str, str, str]]) -> str:

@@ -15,11 +15,13 @@ from .models import make_transformer, make_vqvae, onednn_matmul, transformer_fie
 from .peers import draw_dit, draw_raster, make_dit, make_raster
 from .plain_var import PlainVAR
 from .plain_vqvae import PlainVQVAE
+from .report import is_half
 
 
-# A name says who draws, then how: with torch's oneDNN switch or, of ours, without it; in bf16, compiled.
+# A name says who draws, then how: with torch's oneDNN switch or, of ours, without it; in bf16, or with the decoder alone in
+# bf16; compiled.
 VAR_VARIANTS = ["plain", "plain_onednn", "plain_bf16", "ours", "ours_mkl", "ours_compiled"]
-VAR_VARIANTS += ["ours_bf16", "ours_bf16_compiled"]
+VAR_VARIANTS += ["ours_bf16_decoder", "ours_bf16_decoder_compiled", "ours_bf16", "ours_bf16_compiled"]
 DIT_STEPS = (25, 250)
 PEER_VARIANTS = [
     f"{peer}{mode}"
@@ -34,6 +36,11 @@ GPU_PEERS = [name for name in PEER_VARIANTS if name.endswith("_bf16")]
 
 GUIDANCE_SCALE, TOP_K, TOP_P = 2.5, 900, 0.96
 SEED = 0
+
+
+def decoder_dtype(name: str) -> torch.dtype:
+    """Of the decoder of a variant."""
+    return torch.bfloat16 if "bf16" in name else torch.float32
 
 
 class Samplers:
@@ -65,11 +72,12 @@ class Samplers:
         Raises:
             [`Unavailable`]: If it cannot run here.
         """
-        dtype = torch.bfloat16 if "bf16" in name else torch.float32
+        dtype = torch.bfloat16 if is_half(name) else torch.float32
         switched = "onednn" in name
         if name.startswith("ours"):
             # The pipeline sets and restores the switch itself.
-            return self._draw_ours(self.pipeline(dtype, "mkl" in name, "compiled" in name), batch_size)
+            pipe = self.pipeline(dtype, decoder_dtype(name), "mkl" in name, "compiled" in name)
+            return self._draw_ours(pipe, batch_size)
         if name.startswith("plain"):
             draw = self._draw_plain(dtype, batch_size)
         elif name.startswith("raster"):
@@ -142,13 +150,15 @@ class Samplers:
     def _plain(self, dtype: torch.dtype) -> tuple[PlainVAR, PlainVQVAE]:
         return PlainVAR(self.transformer(dtype)), PlainVQVAE(self.vqvae(dtype))
 
-    def _pipeline(self, dtype: torch.dtype, without_onednn: bool, compiled: bool) -> VARPipeline:
+    def _pipeline(
+        self, dtype: torch.dtype, decoder_dtype: torch.dtype, without_onednn: bool, compiled: bool
+    ) -> VARPipeline:
         methods = {"disable_onednn_matmul": without_onednn, "compile": compiled}
         wanted = [method for method, is_wanted in methods.items() if is_wanted]
         for method in wanted:
             if not hasattr(VARPipeline, method):
                 raise Unavailable(f"`VARPipeline` has no `{method}`")
-        pipe = VARPipeline(self.transformer(dtype), self.vqvae(dtype))
+        pipe = VARPipeline(self.transformer(dtype), self.vqvae(decoder_dtype))
         pipe.set_progress_bar_config(disable=True)
         for method in wanted:
             getattr(pipe, method)()

@@ -22,6 +22,9 @@ from .pipelines import (
     VARTextToImagePipeline,
 )
 from .priors import (
+    CacheBudget,
+    LayerCall,
+    LayerHook,
     PixelCNN,
     PixelCNNConfig,
     PixelPriorOutput,
@@ -33,6 +36,7 @@ from .priors import (
     RQTransformerOutput,
     TextVARConfig,
     TextVARTransformer,
+    TokenPruning,
     VARCache,
     VARConfig,
     VARTransformer,

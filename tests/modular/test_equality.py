@@ -8,6 +8,7 @@ import torch
 from transformers import TemperatureLogitsWarper
 
 from hf_var import (
+    TokenPruning,
     VARImg2ImgPipeline,
     VARInpaintPipeline,
     VARTextImg2ImgPipeline,
@@ -33,6 +34,7 @@ OPTIONS = [
     {"output_type": "latent"},
     {"generator": [1, 2]},
     {"logits_processor": TemperatureLogitsWarper(0.5)},
+    {"layer_hooks": [TokenPruning([0.5])]},
 ]
 
 

@@ -7,7 +7,7 @@ import torch
 from PIL import Image
 from transformers import LogitsProcessor, LogitsProcessorList
 
-from hf_var import VARImg2ImgPipeline, VARInpaintPipeline, VARPipeline
+from hf_var import CacheBudget, VARImg2ImgPipeline, VARInpaintPipeline, VARPipeline
 from hf_var.pipelines.image_grids import progress_strip, save_progress_gif
 from hf_var.scoring import classify, log_likelihood
 from pipelines.tiny import make_pipeline, seeded
@@ -55,6 +55,11 @@ def resting(pipe):
         ("class_embeds", torch.zeros(0, 32)),
         ("class_embeds", [[0.0] * 32]),
         ("refiner", 3),
+        ("layer_hooks", 3),
+        ("layer_hooks", "pruning"),
+        ("layer_hooks", [print]),
+        ("layer_hooks", CacheBudget(3)),
+        ("layer_hooks", [CacheBudget]),
     ],
 )
 def test_options_of_a_call(resting, name, value):

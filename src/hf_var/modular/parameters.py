@@ -41,6 +41,7 @@ DESCRIPTIONS = {
     "logits_processor": "transformers' processors, which change the guided logits.",
     "refiner": "Another transformer, which samples the last scales.",
     "refiner_start": "First scale of the refiner.",
+    "layer_hooks": "Changes of what the layers compute, such as token pruning.",
     "guidance_start": "First scale that is guided.",
     "guidance_end": "First scale that is not guided any more.",
     "smooth_start": "First scale of which code vectors are mixed.",

@@ -15,7 +15,7 @@ from diffusers.modular_pipelines import (
 from ..pipelines import VARPipeline, VARTextToImagePipeline
 from ..pipelines.checks import check_output
 from ..pipelines.components import check_components
-from ..pipelines.options import SamplingOptions, TextSamplingOptions, check_refiner, resolve_call
+from ..pipelines.options import SamplingOptions, TextSamplingOptions, check_layers, resolve_call
 from ..pipelines.text_encoding import check_text_encoders
 from ..priors import TextVARConfig, VARConfig
 from .block import VARBlock
@@ -76,7 +76,7 @@ class VARSettingsStep(VARBlock):
         config = components.vqvae.config
         settings = resolve_call(options.keys(), config, components.config, options)
         check_output(settings.output_type, config)
-        check_refiner(components.transformer, settings.sampling.refiner)
+        check_layers(components.transformer, settings.sampling)
         block_state.settings = settings
 
 

@@ -14,7 +14,8 @@ from diffusers.callbacks import MultiPipelineCallbacks, PipelineCallback
 from transformers import LogitsProcessor, LogitsProcessorList
 
 from ..plain_options import PLAIN_OPTIONS
-from ..priors import TextVARConfig
+from ..priors import LayerHook, TextVARConfig
+from ..priors.layer_hooks import check_layer_hooks
 from ..priors.modeling_blocks import BlockTransformer
 from ..ranges import CheckedFields, PositiveInt
 from ..scales import GUIDANCE_RULES
@@ -57,6 +58,7 @@ class SamplingOptions(FilterOptions, total=False):
     smooth: bool
     refiner: BlockTransformer | None
     refiner_start: int | None
+    layer_hooks: Sequence[LayerHook] | None
 
 
 class TextSamplingOptions(SamplingOptions, total=False):
@@ -122,6 +124,7 @@ SAMPLING_DEFAULTS: Mapping[str, Any] = {
     "logits_processor": None,
     "refiner": None,
     "refiner_start": None,
+    "layer_hooks": None,
 }
 # Those that only pipelines of texts have.
 TEXT_SAMPLING_DEFAULTS: Mapping[str, Any] = {"guidance_start": 0, "guidance_end": None, "smooth_start": 0}
@@ -260,6 +263,14 @@ def _refiner_start(refiner: BlockTransformer | None, start: int | None, num_scal
     if start is None or not is_number(start, Integral) or not 0 <= start < num_scales:
         raise ValueError(f"`refiner_start` must be a scale from 0 to {num_scales - 1}, got {start!r}.")
     return int(start)
+
+
+def check_layers(transformer: BlockTransformer, settings: SamplingSettings) -> None:
+    """Raise a `ValueError` unless refiner and hooks of the layers, where there are any, fit the `transformer`."""
+    check_refiner(transformer, settings.refiner)
+    for model in (transformer, settings.refiner):
+        if model is not None:
+            check_layer_hooks(settings.layer_hooks, model.config)
 
 
 def check_refiner(transformer: BlockTransformer, refiner: BlockTransformer | None) -> None:

@@ -132,9 +132,10 @@ class VARPipelineBase(LoraMixin, PipelineBase):
         unguided calls, and scales of adapters, count separately); others run uncompiled. So does a call while another one
         is running, in another thread or around it. Weights may be trained or adapted later.
 
-        Where several scales are read at once (by [`VARImg2ImgPipeline`] and by a `refiner`), and in a `refiner`, the model
-        runs uncompiled. The pipeline's models are not changed. Pipelines made by `from_pipe` must be compiled separately.
-        After exchanging a model or moving it to another kind of device, call this method again.
+        Where several scales are read at once (by [`VARImg2ImgPipeline`] and by a `refiner`), in a `refiner` and with
+        `layer_hooks`, the model runs uncompiled. The pipeline's models are not changed. Pipelines made by `from_pipe`
+        must be compiled separately. After exchanging a model or moving it to another kind of device, call this method
+        again.
 
         Args:
             mode (`str`, *optional*):

@@ -15,7 +15,7 @@ from .components import check_components
 from .conditions import Condition, Labels
 from .editing import first_sampled_scale
 from .images import check_pasting, given_tokens, image_pixels, mask_pixels, paste_kept
-from .options import CHECKPOINT_DEFAULTS, CallOptions, CallSettings, check_refiner, show_options
+from .options import CHECKPOINT_DEFAULTS, CallOptions, CallSettings, check_layers, show_options
 from .pipeline_base import VARPipelineBase
 from .previews import StreamMixin
 from .scale_sampling import GivenCodes, ScaleSampling, scale_predictor
@@ -134,7 +134,7 @@ class ScalePipeline(StreamMixin, VARPipelineBase):
         **sizes: int,
     ) -> Prepared:
         prepared = super()._prepare(class_labels, options, condition, **sizes)
-        check_refiner(self.transformer, prepared[0].sampling.refiner)
+        check_layers(self.transformer, prepared[0].sampling)
         return prepared
 
 
@@ -224,6 +224,9 @@ class VARPipeline(ScalePipeline):
                 et al. 2024): the many tokens of the last scales need less of a model. It reads the codes sampled before in
                 one pass.
             refiner_start (`int`, *optional*): First scale of the `refiner`.
+            layer_hooks (`list[LayerHook]`, *optional*):
+                Changes of what the layers compute, which trade quality for time or memory: [`TokenPruning`], [`CacheBudget`]
+                or others, see [`LayerHook`]. The models are not changed; with hooks, compiled ones run uncompiled.
             num_candidates (`int`, *optional*, defaults to 1):
                 Number of candidates for each image; the one with the highest `score_fn` is kept (rejection sampling).
             score_fn (`Callable`, *optional*):

@@ -156,6 +156,7 @@ class VARTextToImagePipeline(ScalePipeline):
             refiner ([`TextVARTransformer`], *optional*):
                 Another, smaller transformer that samples the scales from `refiner_start` on, as of [`VARPipeline`].
             refiner_start (`int`, *optional*): First scale of the `refiner`.
+            layer_hooks (`list[LayerHook]`, *optional*): Changes of what the layers compute, as of [`VARPipeline`].
             num_candidates (`int`, *optional*, defaults to 1):
                 Number of candidates for each image; the one with the highest `score_fn` is kept (rejection sampling).
             score_fn (`Callable`, *optional*):

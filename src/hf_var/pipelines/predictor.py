@@ -55,7 +55,8 @@ class ScalePredictor:
         return apply_guidance(logits, weight) if guided else logits
 
     def _switch_to(self, refiner: BlockTransformer) -> None:
-        self.model, self.cache, self.num_read, self.refiner = refiner, VARCache(refiner.config), 0, None
+        self.model, self.num_read, self.refiner = refiner, 0, None
+        self.cache = VARCache(refiner.config, self.cache.layer_hooks)
         self.steps = [refiner] * len(self.steps)
 
     def _drop_unconditional_half(self) -> None:

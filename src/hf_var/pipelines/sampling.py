@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """From logits to codes: guidance, filters and sampling as functions of tensors, and the object that applies them."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Annotated
 
@@ -9,6 +9,7 @@ import torch
 from torch.nn import functional
 from transformers import LogitsProcessorList
 
+from ..priors import LayerHook
 from ..priors.modeling_blocks import BlockTransformer
 from ..ranges import CheckedFields, OneOf
 from ..scales import GUIDANCE_RULES
@@ -35,6 +36,7 @@ class SamplingSettings(CheckedFields):
     logits_processor: LogitsProcessorList | None
     refiner: BlockTransformer | None
     refiner_start: int
+    layer_hooks: Sequence[LayerHook] | None = None
     guidance_start: int = 0
     guidance_end: int | None = None
     smooth_rule: SmoothRule = "filtered"

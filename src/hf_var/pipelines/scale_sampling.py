@@ -111,10 +111,12 @@ def scale_predictor(
     arguments = {}
     if first_scale < num_scales:
         arguments = condition.arguments(device, guided=last_guided >= 0)
-    is_compiled = compiled is not None and compiled.transformer is unwrapped(transformer) and arguments
+    is_compiled = compiled is not None and compiled.transformer is unwrapped(transformer)
+    # Graphs are made without hooks.
+    is_compiled = is_compiled and arguments and not settings.layer_hooks
     with compiled.cache(arguments) if is_compiled else nullcontext() as cache:  # pyright: ignore
         steps = [transformer] * len(config.block_lengths) if cache is None else compiled.steps  # pyright: ignore
-        cache = VARCache(config) if cache is None else cache
+        cache = VARCache(config, settings.layer_hooks) if cache is None else cache
         yield ScalePredictor(
             steps, transformer, cache, arguments, last_guided, settings.refiner, settings.refiner_start
         )

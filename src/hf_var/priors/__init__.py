@@ -2,11 +2,13 @@
 """Stage 2: the probability of codes."""
 
 from .cache import VARCache
+from .cache_budget import CacheBudget
 from .configuration_pixelcnn import PixelCNNConfig
 from .configuration_pixelsnail import PixelSNAILConfig
 from .configuration_rq import RQTransformerConfig
 from .configuration_text_var import TextVARConfig
 from .configuration_var import VARConfig
+from .layer_hooks import LayerCall, LayerHook
 from .modeling_outputs import PixelPriorOutput, RQTransformerOutput
 from .modeling_pixelcnn import PixelCNN
 from .modeling_pixelsnail import PixelSNAIL
@@ -15,9 +17,13 @@ from .modeling_text_var import TextVARTransformer
 from .modeling_var import VARTransformer, VARTransformerOutput
 from .row_cache import RowCache
 from .stacks import stack_codes, unstack_codes
+from .token_pruning import TokenPruning
 
 
 __all__ = [
+    "CacheBudget",
+    "LayerCall",
+    "LayerHook",
     "PixelCNN",
     "PixelCNNConfig",
     "PixelPriorOutput",
@@ -29,6 +35,7 @@ __all__ = [
     "RowCache",
     "TextVARConfig",
     "TextVARTransformer",
+    "TokenPruning",
     "VARCache",
     "VARConfig",
     "VARTransformer",

@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """The cache of a VAR transformer between the blocks of an image, and checks of the caches of all transformers."""
 
-from collections.abc import Callable
+from bisect import bisect_left, bisect_right
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -11,6 +12,7 @@ from transformers.cache_utils import Cache, CacheLayerMixin
 from transformers.utils import logging
 
 from .configuration_blocks import BlocksMixin
+from .layer_hooks import LayerCall, LayerHook, check_layer_hooks, chosen_keys, gather_tokens, through_hook
 
 
 logger = logging.get_logger(__name__)
@@ -24,12 +26,16 @@ class VARCacheLayer(CacheLayerMixin):
     that attention needs no mask.
     """
 
-    is_croppable = True
-
     def __init__(self, max_length: int):
         super().__init__()
         self.max_length = max_length
         self.length = 0
+        # Tokens that were read and have no keys here, because of hooks.
+        self.num_skipped = 0
+
+    @property
+    def is_croppable(self) -> bool:  # pyright: ignore[reportIncompatibleVariableOverride]
+        return self.num_skipped == 0
 
     def lazy_initialization(self, key_states: torch.Tensor, value_states: torch.Tensor) -> None:
         self.dtype, self.device = key_states.dtype, key_states.device
@@ -66,16 +72,18 @@ class VARCacheLayer(CacheLayerMixin):
         return -1 if self.keys is None else self.keys.shape[0]
 
     def get_seq_length(self) -> int:
-        return self.length
+        return self.length + self.num_skipped
 
     def get_max_length(self) -> int:
         return self.max_length
 
     def reset(self) -> None:
-        self.length = 0
+        self.length = self.num_skipped = 0
 
     def crop(self, tokens_to_remove: int) -> None:
         """Forget the last `-tokens_to_remove` positions (transformers counts them with a negative number)."""
+        if self.num_skipped:
+            raise ValueError("`crop` needs the keys of all tokens, of which hooks have left out some.")
         if tokens_to_remove > 0 or self.length + tokens_to_remove < 0:
             raise ValueError(f"`tokens_to_remove` must be from {-self.length} to 0, got {tokens_to_remove}.")
         self.length += tokens_to_remove
@@ -97,6 +105,45 @@ class VARCacheLayer(CacheLayerMixin):
             self.values = self._make_buffer(values).copy_(values)
 
 
+class DroppingCacheLayer(VARCacheLayer):
+    """
+    Keys and values of a layer whose hooks drop some of them: no more memory than what is held needs. The order is that of
+    the buffers, so that products of the same keys round in the same way.
+    """
+
+    def _make_buffer(self, states: torch.Tensor) -> torch.Tensor:
+        return _by_token(torch.empty_like(states))
+
+    def update(
+        self, key_states: torch.Tensor, value_states: torch.Tensor, *args, **kwargs
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        if self.keys is None or self.values is None:
+            self.lazy_initialization(key_states[:, :, :0], value_states[:, :, :0])
+        self.keys, self.values = _joined(self.keys, key_states), _joined(self.values, value_states)
+        self.length += key_states.shape[2]
+        return self.keys, self.values
+
+    def keep(self, places: torch.Tensor) -> None:
+        """Drop all keys but those at the `places` `(batch, heads, kept)`."""
+        self.keys, self.values = (_by_token(gather_tokens(states, places)) for states in (self.keys, self.values))  # pyright: ignore
+        self.num_skipped += self.length - places.shape[2]
+        self.length = places.shape[2]
+
+    def reset(self) -> None:
+        super().reset()
+        self.keys = self.values = None
+
+
+def _by_token(states: torch.Tensor) -> torch.Tensor:
+    """`(batch, heads, length, head_dim)` with all heads of a token next to each other in memory."""
+    return states.transpose(1, 2).contiguous().transpose(1, 2)
+
+
+def _joined(states: Any, following: torch.Tensor) -> torch.Tensor:
+    """Both, one behind the other, in the same order."""
+    return torch.cat([states.transpose(1, 2), following.transpose(1, 2)], dim=1).transpose(1, 2)
+
+
 class CountingCacheLayer(VARCacheLayer):
     """The same for a layer whose tokens see their own block alone: it counts the tokens and keeps nothing."""
 
@@ -108,7 +155,7 @@ class CountingCacheLayer(VARCacheLayer):
         return key_states, value_states
 
     def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
-        return query_length, self.length
+        return query_length, self.get_seq_length()
 
 
 class VARCache(Cache):
@@ -122,6 +169,12 @@ class VARCache(Cache):
 
     Args:
         config ([`VARConfig`] or [`TextVARConfig`]): Configuration of the transformer that fills the cache.
+        layer_hooks (`list[LayerHook]`, *optional*):
+            Changes of what the layers compute in the calls with this cache, see [`LayerHook`]. The first one is around the
+            others.
+
+    Raises:
+        `ValueError`: If it is another configuration, or a hook does not fit it.
 
     Example:
 
@@ -138,16 +191,58 @@ class VARCache(Cache):
     ```
     """
 
-    def __init__(self, config: BlocksMixin):
+    def __init__(self, config: BlocksMixin, layer_hooks: Sequence[LayerHook] | None = None):
         if not isinstance(config, BlocksMixin):
             raise ValueError(f"`config` must be a `VARConfig` or a `TextVARConfig`, got {type(config).__name__}.")
+        self.config, self.layer_hooks = config, check_layer_hooks(layer_hooks, config)
         layer_class = VARCacheLayer if config.is_causal else CountingCacheLayer
+        if config.is_causal and any(hook.drops_keys() for hook in self.layer_hooks):
+            layer_class = DroppingCacheLayer
         super().__init__(layers=[layer_class(config.length) for _ in range(config.num_hidden_layers)])
         self.modulations: dict[int, torch.Tensor] = {}
         # Keys and values of the text, by layer, and which of its tokens there are.
         self.cross_attention: dict[int, tuple[torch.Tensor, torch.Tensor]] = {}
         self.cross_mask: torch.Tensor | None = None
         self.sizes = config.num_hidden_layers, config.length, config.is_causal
+        # What hooks know of each layer, by the hook's place and the layer.
+        self._hook_states: dict[tuple[int, int], dict[str, torch.Tensor]] = {}
+        self._scales = range(0)
+
+    def run_layer(self, layer_idx: int, run: Callable, hidden_states: torch.Tensor) -> torch.Tensor:
+        """`run(hidden_states, tokens=None)`, which is a layer, with the hooks around it."""
+        if not self.layer_hooks:
+            return run(hidden_states)
+        begin = self.get_seq_length(layer_idx)
+        end = begin + hidden_states.shape[1]
+        ends = self.config.block_ends
+        self._scales = range(bisect_right(ends, begin), bisect_left(ends, end) + 1)
+        for place, hook in reversed(list(enumerate(self.layer_hooks))):
+            run = through_hook(hook, self._layer_call(place, layer_idx), run)
+        hidden_states = run(hidden_states)
+        layer: Any = self.layers[layer_idx]
+        # Tokens that the layer was not run for count as read.
+        layer.num_skipped += end - layer.get_seq_length()
+        return hidden_states
+
+    def update_for(
+        self, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, layer_idx: int, scaling: float
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """`update`, after which hooks drop keys and values for the later scales."""
+        found = self.update(key, value, layer_idx)
+        layer = self.layers[layer_idx]
+        is_last = self._scales.stop == len(self.config.block_ends)
+        if not isinstance(layer, DroppingCacheLayer) or is_last:
+            return found
+        for place, hook in enumerate(self.layer_hooks):
+            keys, values = layer.keys, layer.values
+            kept = chosen_keys(hook, query, keys, values, scaling, self._layer_call(place, layer_idx))  # pyright: ignore
+            if kept is not None:
+                layer.keep(kept)
+        return found
+
+    def _layer_call(self, place: int, layer_idx: int) -> LayerCall:
+        state = self._hook_states.setdefault((place, layer_idx), {})
+        return LayerCall(self.config, layer_idx, self._scales, state)
 
     @property
     def batch_size(self) -> int:
@@ -162,6 +257,7 @@ class VARCache(Cache):
         self.modulations.clear()
         self.cross_attention.clear()
         self.cross_mask = None
+        self._hook_states.clear()
 
     def reorder_cache(self, beam_idx: torch.LongTensor) -> None:
         super().reorder_cache(beam_idx)
@@ -176,12 +272,14 @@ class VARCache(Cache):
         self._map_condition(lambda states: states[indices])
 
     def _map_condition(self, function: Callable[[torch.Tensor], torch.Tensor]) -> None:
-        """Replace what is known of the condition by the results of `function`."""
+        """Replace what is known of the condition, and by hooks, by the results of `function`."""
         self.modulations = {layer: function(vectors) for layer, vectors in self.modulations.items()}
         self.cross_attention = {
             layer: (function(keys), function(values)) for layer, (keys, values) in self.cross_attention.items()
         }
         self.cross_mask = None if self.cross_mask is None else function(self.cross_mask)
+        for state in self._hook_states.values():
+            state.update({name: function(states) for name, states in state.items()})
 
 
 def only_cache(cache: Any, past_key_values: Any, config: PreTrainedConfig) -> Cache | None:
@@ -210,6 +308,20 @@ def only_cache(cache: Any, past_key_values: Any, config: PreTrainedConfig) -> Ca
             f"got {type(cache).__name__}."
         )
     return cache
+
+
+def cached(
+    cache: Cache | None, layer: Any, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """The keys and values that the attention `layer` sees: those of its tokens behind those in the cache."""
+    if isinstance(cache, VARCache):
+        return cache.update_for(query, key, value, layer.layer_idx, layer.scaling)
+    return (key, value) if cache is None else cache.update(key, value, layer.layer_idx)
+
+
+def run_layer(cache: Cache | None, layer_idx: int, run: Callable, hidden_states: torch.Tensor) -> torch.Tensor:
+    """`run(hidden_states, tokens=None)`, which is a layer, with the hooks of the cache around it."""
+    return cache.run_layer(layer_idx, run, hidden_states) if isinstance(cache, VARCache) else run(hidden_states)
 
 
 def checkpoints_layers(layers: nn.ModuleList) -> bool:

@@ -12,7 +12,7 @@ from transformers.cache_utils import Cache
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 from .attention import attend
-from .cache import VARCache
+from .cache import VARCache, cached
 from .configuration_blocks import BlocksMixin
 from .configuration_rq import RQTransformerConfig
 from .configuration_var import VARConfig
@@ -95,8 +95,7 @@ class VARAttention(nn.Module):
             scale = self.log_query_scale.float().clamp(max=MAX_LOG_QUERY_SCALE).exp().view(-1, 1, 1)
             query = (functional.normalize(query.float(), dim=-1) * scale).to(value.dtype)
             key = functional.normalize(key.float(), dim=-1).to(value.dtype)
-        if cache is not None:
-            key, value = cache.update(key, value, self.layer_idx)
+        key, value = cached(cache, self, query, key, value)
         # `is_causal` must be passed: transformers takes a missing one for True where there is no mask.
         attended, weights = attend(self, query, key, value, attention_mask, is_causal=False, **kwargs)
         return self.o_proj(attended), weights  # (batch, length, hidden)

@@ -11,7 +11,7 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.models.llama.modeling_llama import LlamaRMSNorm
 
 from .attention import attend
-from .cache import VARCache
+from .cache import VARCache, cached
 from .configuration_text_var import TextVARConfig
 from .layers import AdaLN, BlockEmbeddings, modulate
 from .rotary import rotate
@@ -63,8 +63,7 @@ class TextVARAttention(NormalizedAttention):
         # Under autocast, normalisations return fp32.
         query = rotate(query, *position_embeddings).to(value.dtype)
         key = rotate(key, *position_embeddings).to(value.dtype)
-        if cache is not None:
-            key, value = cache.update(key, value, self.layer_idx)
+        key, value = cached(cache, self, query, key, value)
         attended, weights = attend(self, query, key, value, attention_mask, is_causal=False, **kwargs)
         return self.o_proj(attended), weights  # (batch, length, hidden)
 

@@ -135,7 +135,13 @@ class BlockTransformer(CheckedModelMixin, AttentionBackendMixin, PreTrainedModel
         begin = 0 if cache is None else cache.get_seq_length()
         num_blocks, length = check_blocks(config, begin, scale_inputs)
         known = (begin + 1, 0) if config.is_causal else (1, begin)
-        if cache is not None and cache.get_mask_sizes(1, 0) != known:
+        has_gaps = isinstance(cache, VARCache) and bool(cache.layer_hooks)
+        if has_gaps and begin > 0 and num_blocks > 1:
+            raise ValueError(
+                "`scale_inputs` must be those of one scale where `cache` has hooks and is not empty, since these may leave "
+                f"out keys, got {num_blocks} scales."
+            )
+        if cache is not None and not has_gaps and cache.get_mask_sizes(1, 0) != known:
             # One block has no mask, which could hide positions that are not written yet.
             raise ValueError(
                 "`cache` must hand out just the tokens it holds, as `VARCache` and `DynamicCache` do, got "

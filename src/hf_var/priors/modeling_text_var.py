@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The VAR transformer that reads texts: p(token maps | text), predicted scale by scale."""
 
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
@@ -11,7 +12,7 @@ from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS, bidirection
 from transformers.models.llama.modeling_llama import LlamaRMSNorm
 from transformers.utils.output_capturing import capture_outputs
 
-from .cache import VARCache
+from .cache import VARCache, run_layer
 from .configuration_text_var import TextVARConfig
 from .layers import VARHeadNorm
 from .layers_text_var import (
@@ -202,18 +203,26 @@ class TextVARTransformer(BlockTransformer):
             if isinstance(cache, VARCache):
                 cache.cross_mask = None if mask is None else mask.clone()
         context_mask = None if mask is None else self._context_mask(mask, hidden_states)
-        for layer in self.layers:
-            hidden_states = layer(
+
+        def run(layer: nn.Module, hidden_states: torch.Tensor, tokens: torch.Tensor | None = None) -> torch.Tensor:
+            angles = position_embeddings
+            if tokens is not None:
+                cos, sin = position_embeddings
+                angles = cos[tokens].unsqueeze(1), sin[tokens].unsqueeze(1)  # (batch, 1, number, head_dim / 2)
+            return layer(
                 hidden_states,
                 pooled,
                 crop,
                 context,
-                position_embeddings,
+                angles,
                 context_mask=context_mask,
                 attention_mask=attention_mask,
                 cache=cache,
                 **kwargs,
             )
+
+        for layer_idx, layer in enumerate(self.layers):
+            hidden_states = run_layer(cache, layer_idx, partial(run, layer), hidden_states)
         return self.head(self.head_norm(hidden_states, pooled, cache)).float()
 
     def _embed_text(

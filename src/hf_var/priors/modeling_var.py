@@ -2,6 +2,7 @@
 """The VAR transformer: p(token maps | class), predicted block by block."""
 
 import math
+from functools import partial
 
 import torch
 from torch import nn
@@ -9,6 +10,7 @@ from transformers import initialization as init
 from transformers.cache_utils import Cache
 from transformers.utils.output_capturing import capture_outputs
 
+from .cache import run_layer
 from .checks import as_class_labels, check_class_embeds
 from .configuration_var import VARConfig
 from .layers import AdaLN, AdaLNOffset, VARAttention, VARBlock, VAREmbeddings, VARHeadNorm
@@ -183,8 +185,13 @@ class VARTransformer(BlockTransformer):
         codebook_size)`, in fp32, of embedded tokens `(batch, length, hidden_size)`. What depends on the class alone,
         `condition` and `class_embedding`, is in a [`VARCache`] after the first block.
         """
-        for layer in self.layers:
-            hidden_states = layer(hidden_states, condition, attention_mask=attention_mask, cache=cache, **kwargs)
+
+        def run(layer: nn.Module, hidden_states: torch.Tensor, tokens: torch.Tensor | None = None) -> torch.Tensor:
+            # Positions are in the embeddings, so that a layer does not need to know which tokens these are.
+            return layer(hidden_states, condition, attention_mask=attention_mask, cache=cache, **kwargs)
+
+        for layer_idx, layer in enumerate(self.layers):
+            hidden_states = run_layer(cache, layer_idx, partial(run, layer), hidden_states)
         return self.head(self.head_norm(hidden_states, class_embedding, cache)).float()
 
     def get_class_embeds(self, class_labels: torch.LongTensor) -> torch.Tensor:
