@@ -121,7 +121,7 @@ MAY_IMPORT: dict[str, tuple[set[str], set[str]]] = {
     ),
     "evaluation": (
         STAGES | FLOOR | {"__init__", "downloads", "files", "fingerprints", "pipelines", "plain_options", "progress"},
-        CORE | {"accelerate", "datasets", "matplotlib"},
+        CORE | {"accelerate", "datasets", "matplotlib", "pyarrow"},
     ),
     "serving": ({"pipelines"}, {"vllm_omni.diffusion.registry"}),
     "public": (LIBRARY, set()),

@@ -7,7 +7,6 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -16,29 +15,20 @@ import pytest
 from datasets import Dataset
 
 from hf_var.data.tokenization import TokenizationConfig, tokenize_dataset
+from local_ray import PATHS, actor_processes, local_cluster, wait_for
 from pipelines.texts import make_text_encoder, make_tokenizer
 
 from .samples import broken_bytes
 from .tokenizing import contents_of, make_vqvae, noise_contents, rows_of, tokenize, write_named
 
 
-pytest.importorskip("ray.data", reason="needs the extra `ray`")
-import ray
-
-
-ROOT = Path(__file__).parents[2]
-PATHS = os.pathsep.join([str(ROOT / "src"), *filter(None, [os.environ.get("PYTHONPATH")])])
 SETTINGS = ".tokenization.json"
 
 
 @pytest.fixture(scope="module")
 def cluster():
-    variables = {"PYTHONPATH": PATHS, "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
-    ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False, runtime_env={"env_vars": variables})
-    try:
+    with local_cluster():
         yield
-    finally:
-        ray.shutdown()
 
 
 @pytest.fixture(scope="module")
@@ -54,20 +44,6 @@ def encoder_folder(tmp_path_factory: pytest.TempPathFactory) -> str:
     for part in (make_text_encoder(1), make_tokenizer(1)):
         part.save_pretrained(folder)
     return folder
-
-
-def encoding_processes() -> list[psutil.Process]:
-    """The actors of the cluster that this process has started."""
-    children = psutil.Process().children(recursive=True)
-    return [child for child in children if child.is_running() and "_Encoding" in " ".join(child.cmdline())]
-
-
-def wait_for(condition: Callable[[], object], run: Callable[[], bool], seconds: float = 120) -> None:
-    end = time.monotonic() + seconds
-    while not condition():
-        assert run(), "The run ended too early."
-        assert time.monotonic() < end
-        time.sleep(0.002)
 
 
 # --------------------------------------------------------------------------------------------------------------------
@@ -133,7 +109,7 @@ def test_a_killed_worker_costs_nothing(tmp_path: Path, cluster, vqvae_folder: st
     )
     run.start()
     wait_for(lambda: list(folder.glob("codes-*")), run.is_alive)
-    encoding = encoding_processes()
+    encoding = actor_processes("_Encoding")
     assert encoding
     os.kill(encoding[0].pid, signal.SIGKILL)
     unwritten = 30 - len(list(folder.glob("codes-*")))

@@ -322,7 +322,9 @@ def test_ray_is_needed_for_its_engine_alone(
     tmp_path: Path, vqvae_folder: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     source = write_named(tmp_path / "images.parquet", noise_contents(2))
-    monkeypatch.delitem(sys.modules, "hf_var.data.ray_engine", raising=False)
+    for module in ("ray_engine", "ray_cluster"):
+        monkeypatch.delitem(sys.modules, f"hf_var.data.{module}", raising=False)
+        monkeypatch.delattr(data, module, raising=False)
     monkeypatch.setitem(sys.modules, "ray", None)
     with pytest.raises(ValueError, match=r"`engine` = 'ray' needs `pip install hf_var\[ray\]`"):
         tokenize(source, vqvae_folder, tmp_path / "output", engine="ray")

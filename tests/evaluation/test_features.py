@@ -10,7 +10,7 @@ import torch
 from accelerate import Accelerator
 from torch import nn
 
-from hf_var.evaluation.features import FeatureFiles, write_features
+from hf_var.evaluation.features import FeatureFiles, measure_here, write_features
 from hf_var.evaluation.image_files import png_path, read_or_sample, read_png, write_png
 
 
@@ -45,7 +45,8 @@ def run(folder: Path, sampler: Numbers, batch_size: int = 4, extractor: nn.Modul
     images.mkdir(exist_ok=True)
     files = FeatureFiles(folder / "features", "samples", 23, batch_size, {})
     read = partial(read_or_sample, images, SIZE, sampler)
-    write_features(files, read, extractor or Means(), Accelerator(cpu=True), images)
+    engine = partial(measure_here, read, extractor or Means(), torch.device("cpu"))
+    write_features(files, engine, Accelerator(cpu=True), images)
     return files
 
 
@@ -116,6 +117,6 @@ def test_existing_images_need_no_folder(tmp_path: Path) -> None:
         return images[numbers.start : numbers.stop]
 
     for _ in range(2):
-        write_features(files, source, Means(), Accelerator(cpu=True))
+        write_features(files, partial(measure_here, source, Means(), torch.device("cpu")), Accelerator(cpu=True))
         assert torch.equal(features(files)[:, 0], torch.arange(8.0))
         assert read == [3, 3, 2]

@@ -1,23 +1,21 @@
 # SPDX-License-Identifier: Apache-2.0
 """
 The engine "ray" of a tokenization: tasks of Ray Data read pieces of the units on all CPUs of a cluster, actors encode them,
-and this process receives the rows of codes, which are small, and writes the files. Ray Data replaces workers that die and
-repeats their tasks, without a limit; a part depends on its numbers alone, so that the repetition gives the same one. No worker
-writes, so that one that is thought lost cannot write into the file of its successor.
+and this process receives the rows of codes, which are small, and writes the files. A part depends on its numbers alone, so that
+a task that is repeated gives the same one.
 """
 
 from collections.abc import Iterator
-from contextlib import closing, contextmanager
+from contextlib import closing
 from functools import partial
-from typing import Any, cast
+from typing import Any
 
 import pyarrow
-import ray  # pyright: ignore[reportMissingImports]
-import ray.data  # pyright: ignore[reportMissingImports]
 from accelerate import Accelerator
 from safetensors.torch import load, save
 
 from .encoding import EncodedPart, PartEncoder
+from .ray_cluster import actor_device, cluster, run_in_actors
 from .rows import Tally
 from .work_units import IndexedUnits, Part, Piece, StreamedUnits
 
@@ -46,27 +44,14 @@ def encode_with_ray(
     """All parts of `missing` units, those of each in their order, encoded by the cluster or by a new local one."""
     if not missing:
         return
-    with _cluster():
-        pieces = [
-            {"unit": piece.unit, "first": piece.first, "number": piece.number}
-            for piece in units.pieces(missing, PARTS_PER_TASK)
-        ]
-        dataset = ray.data.from_items(pieces, override_num_blocks=len(pieces))
-        # That of this data set alone; the progress that counts is that of the images.
-        dataset.context.enable_progress_bars = False
-        batches: dict[str, Any] = {"batch_size": 1, "batch_format": "pyarrow"}
-        dataset = dataset.map_batches(partial(_read, units), **batches)
-        num_gpus = min(1, int(ray.cluster_resources().get("GPU", 0)))
-        dataset = dataset.map_batches(
-            _Encoding,
-            fn_constructor_kwargs={"encoder": encoder, "use_cpu": num_gpus == 0},
-            compute=ray.data.ActorPoolStrategy(size=encoder.config.ray_actors),
-            num_gpus=num_gpus,
-            # Not counted, so that readers and encoders never wait for each other's CPUs.
-            num_cpus=0,
-            **batches,
-        )
-        with closing(cast(Any, iter(dataset.iter_batches(batch_size=None, batch_format="pyarrow")))) as tables:
+    pieces = [
+        {"unit": piece.unit, "first": piece.first, "number": piece.number}
+        for piece in units.pieces(missing, PARTS_PER_TASK)
+    ]
+    with cluster():
+        arguments = {"encoder": encoder, "use_cpu": actor_device().type == "cpu"}
+        number = encoder.config.ray_actors
+        with closing(run_in_actors(pieces, _Encoding, arguments, number, partial(_read, units))) as tables:
             yield from _in_order(tables)
 
 
@@ -134,16 +119,3 @@ def _written(table: pyarrow.Table) -> bytes:
     with pyarrow.ipc.new_stream(sink, table.schema) as writer:
         writer.write_table(table)
     return sink.getvalue().to_pybytes()
-
-
-@contextmanager
-def _cluster() -> Iterator[None]:
-    """The cluster that this process is connected to, or else the one that RAY_ADDRESS names, or else a new local one."""
-    is_connected = ray.is_initialized()
-    if not is_connected:
-        ray.init()
-    try:
-        yield
-    finally:
-        if not is_connected:
-            ray.shutdown()

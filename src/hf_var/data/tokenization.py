@@ -48,6 +48,7 @@ from .conditions import (
     training_labels,
 )
 from .encoding import CAPTIONS_COLUMN, EncodedPart, PartEncoder
+from .engines import ENGINE_SETTINGS, load_cluster
 from .images import ImageRows, ImageTransform, image_rows
 from .resumable_settings import check_settings, write_settings
 from .rows import Tally
@@ -71,7 +72,7 @@ FREE_SETTINGS = {
     "license",
 }
 # Those that a reader of the result need not know either.
-PRIVATE_SETTINGS = {"engine", "ray_actors", "push_to_hub", "hub_dataset_id"}
+PRIVATE_SETTINGS = {*ENGINE_SETTINGS, "push_to_hub", "hub_dataset_id"}
 FREE_SETTINGS |= PRIVATE_SETTINGS
 
 
@@ -135,16 +136,9 @@ def make_units(
 
 def ray_engine(accelerator: Accelerator) -> Callable[..., Iterator[EncodedPart]]:
     """[`~hf_var.data.ray_engine.encode_with_ray`], or a `ValueError` if it cannot run."""
-    if accelerator.num_processes > 1:
-        raise ValueError(
-            f"`engine` = 'ray' must be started as one process, which starts its workers itself: see `ray_actors`. Got "
-            f"{accelerator.num_processes} processes."
-        )
-    # It comes with an extra.
-    try:
-        from .ray_engine import encode_with_ray
-    except ModuleNotFoundError as error:
-        raise ValueError(f"`engine` = 'ray' needs `pip install hf_var[ray]`: {error}.") from error
+    load_cluster(accelerator.num_processes)
+    from .ray_engine import encode_with_ray
+
     return encode_with_ray
 
 

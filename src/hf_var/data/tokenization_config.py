@@ -6,13 +6,14 @@ from typing import Annotated
 
 from ..ranges import NonNegativeInt, OneOf, PositiveInt, argument
 from .config import AugmentConfig, ReadingConfig
+from .engines import EngineConfig
 
 
 AUGMENTATIONS = ("augment_rotation", "augment_translation", "augment_zoom", "augment_shear")
 
 
 @dataclass(kw_only=True)
-class TokenizationConfig(AugmentConfig, ReadingConfig):
+class TokenizationConfig(AugmentConfig, ReadingConfig, EngineConfig):
     """What [`~hf_var.data.tokenization.tokenize_dataset`] reads and writes."""
 
     data: str = argument(help="Hub data set, folder of images in class folders, or glob of parquet or tar files")
@@ -29,10 +30,6 @@ class TokenizationConfig(AugmentConfig, ReadingConfig):
     seed: NonNegativeInt = argument(0, help="seed of the random crops")
 
     # Run
-    engine: Annotated[str, OneOf("accelerate", "ray")] = argument(
-        "accelerate", help="accelerate: its processes each read and encode; ray: many read for few that encode"
-    )
-    ray_actors: PositiveInt = argument(1, help="of the engine ray: encoding workers, with a GPU each if there are any")
     rows_per_shard: PositiveInt = argument(
         10_000, help="images that become one file; of a stream, those of one of its shards do"
     )
@@ -62,8 +59,6 @@ class TokenizationConfig(AugmentConfig, ReadingConfig):
                 raise ValueError(
                     f"`{name}` = {getattr(self, name)} changes random crops: `num_crops` must be above 1."
                 )
-        if self.engine != "ray" and self.ray_actors != 1:
-            raise ValueError(f"`ray_actors` = {self.ray_actors} needs `engine` = 'ray', got {self.engine!r}.")
         if self.engine == "ray" and self.dataloader_num_workers != 0:
             raise ValueError(
                 f"`dataloader_num_workers` must be 0 for `engine` = 'ray', which reads with all CPUs of its cluster, got "

@@ -4,10 +4,10 @@
 import hashlib
 import json
 import os
-from collections.abc import Callable, Mapping
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from accelerate import Accelerator
@@ -70,43 +70,71 @@ class FeatureFiles:
         return {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
 
 
+class Batch(NamedTuple):
+    """Images of a file, and whether their features are there already."""
+
+    index: int
+    numbers: range
+    has_features: bool
+
+
+class MeasuredBatch(NamedTuple):
+    """The images of a batch, bytes `(batch, 3, height, width)`, and their features unless these are there."""
+
+    batch: Batch
+    images: torch.Tensor
+    features: Mapping[str, torch.Tensor]
+
+
+# Measures batches, in any order.
+Engine = Callable[[Sequence[Batch]], Iterator[MeasuredBatch]]
+
+
+def measure_here(
+    read: Callable[[range], torch.Tensor], extractor: nn.Module, device: torch.device, batches: Sequence[Batch]
+) -> Iterator[MeasuredBatch]:
+    """The engine that works in this process, on images that `read` returns."""
+    with full_precision(device.type):
+        for batch in batches:
+            images = read(batch.numbers)
+            # One memory layout for sampled and for read images: the last bits of the features depend on it.
+            features = {} if batch.has_features else extract_features(extractor, images.to(device).contiguous())
+            yield MeasuredBatch(batch, images, features)
+
+
 def write_features(
-    files: FeatureFiles,
-    read: Callable[[range], torch.Tensor],
-    extractor: nn.Module,
-    accelerator: Accelerator,
-    image_folder: Path | None = None,
+    files: FeatureFiles, engine: Engine, accelerator: Accelerator, image_folder: Path | None = None
 ) -> None:
-    """Write missing features, and PNG files, of the images that `read` returns; the processes share the batches."""
-    missing = [
-        index
-        for index in range(len(files))
+    """Write missing features, and PNG files, of images that the `engine` measures; the processes share the batches."""
+    missing = []
+    for index in range(len(files)):
+        batch = Batch(index, files.range(index), files.path(index).exists())
         # Features may be known although a PNG file was deleted.
-        if not files.path(index).exists()
-        or (image_folder is not None and missing_images(image_folder, files.range(index)))
-    ]
+        if not batch.has_features or (image_folder is not None and missing_images(image_folder, batch.numbers)):
+            missing.append(batch)
     # All processes list what is missing before any of them writes.
     accelerator.wait_for_everyone()
     own = missing[accelerator.process_index :: accelerator.num_processes]
-    bar = progress_bar(own, is_shown=accelerator.is_main_process, desc=files.kind, unit="batch")
-    with full_precision(accelerator.device.type), ThreadPoolExecutor(PNG_THREADS) as pool:
-        for index in bar:
-            numbers = files.range(index)
-            images = read(numbers)
-            writes = []
-            if image_folder is not None:
-                pixels = images.cpu().numpy()
-                writes = [
-                    pool.submit(write_png, png_path(image_folder, number), pixels[number - numbers.start])
-                    for number in missing_images(image_folder, numbers)
-                ]
-            # One memory layout for sampled and for read images: the last bits of the features depend on it.
-            is_known = files.path(index).exists()
-            features = {} if is_known else extract_features(extractor, images.to(accelerator.device).contiguous())
+    bar = progress_bar(
+        engine(own), total=len(own), is_shown=accelerator.is_main_process, desc=files.kind, unit="batch"
+    )
+    writes: list[Future] = []
+    with ThreadPoolExecutor(PNG_THREADS) as pool:
+        for batch, images, features in bar:
+            # Of the batch before: files are written while the next batch is measured.
             for write in writes:
                 write.result()
-            if not is_known:
-                files.save(index, features)
+            writes = []
+            if image_folder is not None:
+                pixels, first = images.cpu().numpy(), batch.numbers.start
+                writes = [
+                    pool.submit(write_png, png_path(image_folder, number), pixels[number - first])
+                    for number in missing_images(image_folder, batch.numbers)
+                ]
+            if features:
+                files.save(batch.index, features)
+        for write in writes:
+            write.result()
 
 
 def load_extractor(

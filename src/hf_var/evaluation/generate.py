@@ -59,9 +59,9 @@ class ClassifierScore:
     et al. 2019, section 3.3; the "-re" rows of Tian et al. 2024, table 1).
     """
 
-    def __init__(self, classifier: str, num_labels: int, device: torch.device):
+    def __init__(self, classifier: str, num_labels: int):
         try:
-            self.model = AutoModelForImageClassification.from_pretrained(classifier).eval().to(device)
+            self.model = AutoModelForImageClassification.from_pretrained(classifier).eval()
             self.processor = AutoImageProcessor.from_pretrained(classifier)
         except (OSError, ValueError) as error:
             raise ValueError(f"`classifier` = {classifier!r} is not an image classifier: {error}") from error
@@ -81,7 +81,10 @@ class ClassifierScore:
 
 
 class SampledImages(ImageSet):
-    """Images that a pipeline samples on demand and saves as PNG files; files that exist are reused."""
+    """
+    Images that a pipeline samples on demand, on a kind of device that it must be moved `to` before, and saves as PNG files;
+    files that exist are reused.
+    """
 
     image_size: tuple[int, int]
 
@@ -109,12 +112,12 @@ class SampledImages(ImageSet):
             logger.warning(f"{self.num_images} images of {num_labels} classes cannot be equally many of each.")
         sampling = _sampling_arguments(config, pipeline)
         models = {name: model for name, model in pipeline.components.items() if model is not None}
-        pipeline.to(device)
         score_fn = None
         if config.classifier is not None:
-            score_fn = ClassifierScore(config.classifier, num_labels, device)
+            score_fn = ClassifierScore(config.classifier, num_labels)
             models["classifier"] = score_fn.model
-        self._sample = partial(sample_images, pipeline, config.seed, {**sampling, "score_fn": score_fn})
+        self._pipeline, self._score_fn = pipeline, score_fn
+        self.sample = partial(sample_images, pipeline, config.seed, {**sampling, "score_fn": score_fn})
         self.settings = {"seed": config.seed, "dtype": config.dtype, "classifier": config.classifier, **sampling}
         # Everything that the images depend on, except their number.
         self.description = {
@@ -122,6 +125,12 @@ class SampledImages(ImageSet):
             "device": device.type,
             **self.settings,
         }
+
+    def to(self, device: torch.device) -> None:
+        """Move the models."""
+        self._pipeline.to(device)
+        if self._score_fn is not None:
+            self._score_fn.model.to(device)
 
     def check_folder(self) -> None:
         """Raise a `ValueError` if the folder holds images that were sampled otherwise."""
@@ -134,7 +143,7 @@ class SampledImages(ImageSet):
             self.folder.mkdir()
 
     def read(self, numbers: range) -> torch.Tensor:
-        return read_or_sample(self.folder, self.image_size, self._sample, numbers)
+        return read_or_sample(self.folder, self.image_size, self.sample, numbers)
 
 
 def _sampling_arguments(config: EvaluationConfig, pipeline: PipelineBase) -> dict[str, Any]:

@@ -2,7 +2,7 @@
 """Sampled images as PNG files, and as the one file of arrays that other evaluators read."""
 
 import zipfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -56,20 +56,29 @@ def missing_images(folder: str | Path, numbers: Sequence[int]) -> list[int]:
     return [number for number in numbers if not png_path(folder, number).exists()]
 
 
+def known_images(folder: str | Path, image_size: tuple[int, int], numbers: Sequence[int]) -> dict[int, np.ndarray]:
+    """The images that have a file, by number."""
+    missing = set(missing_images(folder, numbers))
+    return {number: read_png(png_path(folder, number), image_size) for number in numbers if number not in missing}
+
+
+def complete(known: Mapping[int, np.ndarray], sample: Callable[[range], torch.Tensor], numbers: range) -> torch.Tensor:
+    """A batch of images `(batch, 3, height, width)`: the known ones, and otherwise sampled."""
+    if len(known) == len(numbers):
+        return torch.from_numpy(np.stack([known[number] for number in numbers]))
+    # Sample the whole batch, because rounding depends on its size.
+    images = sample(numbers)
+    # Files take precedence, because another batch size or device may round differently.
+    for number, image in known.items():
+        images[number - numbers.start] = torch.from_numpy(image).to(images.device)
+    return images
+
+
 def read_or_sample(
     folder: str | Path, image_size: tuple[int, int], sample: Callable[[range], torch.Tensor], numbers: range
 ) -> torch.Tensor:
     """A batch of images `(batch, 3, height, width)`: from their files, and otherwise sampled."""
-    missing = set(missing_images(folder, numbers))
-    if not missing:
-        return torch.from_numpy(np.stack([read_png(png_path(folder, number), image_size) for number in numbers]))
-    # Sample the whole batch, because rounding depends on its size.
-    images = sample(numbers)
-    # Files take precedence, because another batch size or device may round differently.
-    for place, number in enumerate(numbers):
-        if number not in missing:
-            images[place] = torch.from_numpy(read_png(png_path(folder, number), image_size)).to(images.device)
-    return images
+    return complete(known_images(folder, image_size, numbers), sample, numbers)
 
 
 def write_npz(path: str | Path, folder: str | Path, num_images: int, image_size: tuple[int, int]) -> None:

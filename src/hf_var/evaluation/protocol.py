@@ -6,6 +6,7 @@ from dataclasses import dataclass, field, fields
 from typing import Annotated, Any
 
 from ..data.config import INTERPOLATION_NAMES
+from ..data.engines import ENGINE_SETTINGS, EngineConfig
 from ..hub.names import is_hub_name
 from ..metrics.protocol import NUM_NEIGHBORS
 from ..ranges import CheckedFields, Interval, NonNegativeInt, OneOf, PositiveInt, argument
@@ -61,7 +62,7 @@ class SamplingConfig(CheckedFields):
 
 
 @dataclass(kw_only=True)
-class EvaluationConfig(SamplingConfig):
+class EvaluationConfig(SamplingConfig, EngineConfig):
     """Arguments of [`~hf_var.evaluation.run.evaluate`]. The preset fills in arguments that are not set."""
 
     output_dir: str = field(
@@ -110,7 +111,7 @@ class EvaluationConfig(SamplingConfig):
                 f"`push_to_hub` needs the repository's name in `hub_model_id`, since `model` is {self.model!r}."
             )
         if self.samples is not None:
-            self.refuse({*SAMPLING, "num_images", "lpips_weights"}, "`samples` exist already")
+            self.refuse({*SAMPLING, *ENGINE_SETTINGS, "num_images", "lpips_weights"}, "`samples` exist already")
         if self.preset is not None:
             for name, value in vars(PRESETS[self.preset]).items():
                 if getattr(self, name, value) is None:

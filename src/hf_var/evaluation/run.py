@@ -4,7 +4,9 @@
 import hashlib
 import time
 from collections.abc import Iterator, Mapping
+from contextlib import nullcontext
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import Any, cast
 from urllib.parse import urlsplit
@@ -13,9 +15,11 @@ import torch
 from accelerate import Accelerator
 from huggingface_hub.constants import HF_HOME
 from matplotlib.figure import Figure
+from torch import nn
 from transformers.utils import logging
 
 from ..autoencoders import Tokenizer, load_tokenizer
+from ..data.engines import ENGINE_SETTINGS, load_cluster
 from ..downloads import download_once
 from ..fingerprints import fingerprint
 from ..hub.push import create_repository
@@ -25,7 +29,7 @@ from ..metrics.perceptual import PerceptualLoss
 from ..metrics.protocol import NUM_NEIGHBORS
 from ..metrics.reconstruction import measure_reconstruction
 from ..pipelines.base import PipelineBase, load_pipeline
-from .features import FeatureFiles, load_extractor, write_features
+from .features import Engine, FeatureFiles, load_extractor, measure_here, write_features
 from .generate import SampledImages
 from .image_files import write_npz
 from .image_sets import ImageSet, open_image_set
@@ -46,11 +50,14 @@ def evaluate(config: EvaluationConfig, accelerator: Accelerator) -> dict[str, An
     if config.push_to_hub and accelerator.is_main_process:
         # Fail on a missing token now, not after hours of sampling.
         repo_id = create_repository(config.output_dir, repo_id)
+    cluster = load_cluster(accelerator.num_processes) if config.engine == "ray" else None
     model = None if config.model is None else load_model(config.model, config.dtype)
     if isinstance(model, Tokenizer):
         report = _evaluate_tokenizer(config, model, accelerator)
     else:
-        report = _evaluate_images(config, model, accelerator)
+        with nullcontext() if cluster is None else cluster.cluster():
+            device = accelerator.device if cluster is None else cluster.actor_device()
+            report = _evaluate_images(config, model, accelerator, device)
     if accelerator.is_main_process:
         report["environment"] = environment(accelerator.device)
         write_report(config.output_dir, report)
@@ -81,11 +88,11 @@ def load_model(name: str, dtype: str) -> PipelineBase | Tokenizer:
 
 
 def _evaluate_images(
-    config: EvaluationConfig, pipeline: PipelineBase | None, accelerator: Accelerator
+    config: EvaluationConfig, pipeline: PipelineBase | None, accelerator: Accelerator, sampling_device: torch.device
 ) -> dict[str, Any]:
     folder, device = Path(config.output_dir), accelerator.device
     # All input is checked before any work.
-    samples = _existing_samples(config) if pipeline is None else SampledImages(config, pipeline, device)
+    samples = _existing_samples(config) if pipeline is None else SampledImages(config, pipeline, sampling_device)
     image_size = cast(tuple[int, int], samples.image_size)
     extractor, extractor_origin = load_extractor(
         config.feature_extractor, config.feature_extractor_weights, image_size, device
@@ -105,12 +112,12 @@ def _evaluate_images(
     origin = {"samples": samples.description, **extractor_origin}
     files = FeatureFiles(folder / "features", "samples", samples.num_images, config.batch_size, origin)
     image_folder = samples.folder if isinstance(samples, SampledImages) else None
-    write_features(files, samples.read, extractor, accelerator, image_folder)
+    write_features(files, _engine(config, samples, extractor, device), accelerator, image_folder)
     known = None
     if reference is not None and reference.num_images > 0:
         origin = {"reference": reference.description, **extractor_origin}
         known = FeatureFiles(folder / "features", "reference", reference.num_images, config.batch_size, origin)
-        write_features(known, reference.read, extractor, accelerator)
+        write_features(known, partial(measure_here, reference.read, extractor, device), accelerator)
     accelerator.wait_for_everyone()
     if not accelerator.is_main_process:
         return {}
@@ -134,6 +141,18 @@ def _evaluate_images(
         "feature_extractor": extractor_origin,
         "seconds": time.perf_counter() - begin,
     }
+
+
+def _engine(config: EvaluationConfig, samples: ImageSet, extractor: nn.Module, device: torch.device) -> Engine:
+    """What measures the samples."""
+    if config.engine == "ray" and isinstance(samples, SampledImages):
+        # It comes with an extra.
+        from .ray_engine import measure_with_ray
+
+        return partial(measure_with_ray, samples, extractor, config.ray_actors)
+    if isinstance(samples, SampledImages):
+        samples.to(device)
+    return partial(measure_here, samples.read, extractor, device)
 
 
 def _existing_samples(config: EvaluationConfig) -> ImageSet:
@@ -198,7 +217,7 @@ def _evaluate_tokenizer(config: EvaluationConfig, vqvae: Tokenizer, accelerator:
         raise ValueError(
             f"`preset` = {config.preset!r} is for pipelines, but `model` = {config.model!r} is a tokenizer."
         )
-    config.refuse(SAMPLING - {"dtype"}, "`model` is a tokenizer, which samples nothing")
+    config.refuse((SAMPLING | ENGINE_SETTINGS) - {"dtype"}, "`model` is a tokenizer, which samples nothing")
     if in_channels not in (1, 3) or vqvae.config.num_pixel_classes is not None:
         kind = "" if vqvae.config.num_pixel_classes is None else " of class maps"
         raise ValueError(f"`model` must be a tokenizer of images of 1 or 3 channels, got {in_channels}{kind}.")
@@ -252,7 +271,7 @@ def _settings(
     config: EvaluationConfig, image_size: tuple[int, int], num_images: int, accelerator: Accelerator
 ) -> dict[str, Any]:
     """The arguments that affect metrics, without those of sampling, which do not apply to all subjects."""
-    others = SAMPLING | {"output_dir", "push_to_hub", "hub_model_id"}
+    others = SAMPLING | ENGINE_SETTINGS | {"output_dir", "push_to_hub", "hub_model_id"}
     settings = {name: value for name, value in asdict(config).items() if name not in others}
     counted = {"image_size": list(image_size), "num_images": num_images}
     return {**settings, **counted, "num_processes": accelerator.num_processes}
