@@ -38,6 +38,7 @@ def test_signature():
         "logits_processor": None,
         "refiner": None,
         "refiner_start": None,
+        "layer_hooks": None,
         "num_candidates": 1,
         "score_fn": None,
     }
@@ -250,6 +251,19 @@ def test_calls_leave_no_trace(pipe):
 def test_no_gradients(pipe):
     output = pipe(0, output_type="latent")
     assert not output.images.requires_grad
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("options", [{}, {"guidance_scale": 1.0}, {"smooth": True}])
+def test_a_decoder_in_half_precision_changes_no_code(dtype, options):
+    pipe = make_pipeline()
+    expected = pipe([0, 1, None], generator=seeded(), output_type="pt", **options)
+    pipe.vqvae.to(dtype)
+    found = pipe([0, 1, None], generator=seeded(), output_type="pt", **options)
+    assert found.images.dtype == dtype
+    assert torch.equal(found.codes, expected.codes)
+    assert not torch.equal(found.images.float(), expected.images)
+    torch.testing.assert_close(found.images.float(), expected.images, rtol=0, atol=0.05)
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
