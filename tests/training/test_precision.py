@@ -2,12 +2,14 @@
 """The precision of fp32 matrix products is that of the run while it lasts, and torch's own after it."""
 
 from contextlib import ExitStack
+from types import SimpleNamespace
 
 import pytest
 import torch
 from accelerate import Accelerator
 
 from hf_var.precision import ONEDNN_MATMUL, fp32_precision, is_onednn_exact
+from hf_var.training import run
 from hf_var.training.identity import RunIdentity
 from hf_var.training.run import MATMUL_PRECISIONS, RunConfig, TrainingRun
 
@@ -71,6 +73,20 @@ def test_a_run_sets_them_until_it_ends(tmp_path) -> None:
     with TrainingRun(config, Accelerator(cpu=True), "test", 1, RunIdentity({}, {})).started({}):
         assert settings() == ("bf16", "tf32")
     assert settings() == before
+
+
+@pytest.mark.parametrize("is_exact", [True, False])
+def test_a_run_on_a_cpu_takes_onednn_where_it_rounds_nothing(tmp_path, monkeypatch, is_exact) -> None:
+    monkeypatch.setattr(run, "is_onednn_exact", lambda: is_exact)
+    before = settings()
+    config = RunConfig(output_dir=str(tmp_path), report_to="none")
+    training = TrainingRun(config, Accelerator(cpu=True), "test", 1, RunIdentity({}, {}))
+    with training.started({}):
+        assert settings() == (("bf16", before[1]) if is_exact else before)
+    assert settings() == before
+    # On other devices the library of the CPU is of no concern.
+    training.accelerator = SimpleNamespace(device=torch.device("cuda"))
+    assert training._matmul_switches() == {}
 
 
 def test_products_stay_close() -> None:

@@ -21,7 +21,7 @@ from safetensors import SafetensorError
 from torch import nn
 from transformers.utils import logging
 
-from ..precision import ONEDNN_MATMUL, fp32_precision
+from ..precision import ONEDNN_MATMUL, fp32_precision, is_onednn_exact
 from ..progress import progress_bar
 from ..ranges import CheckedFields, NonNegativeInt, OneOf, PositiveInt, argument
 from .checkpoints import (
@@ -125,7 +125,7 @@ class TrainingRun:
         if self.accelerator.scaler is not None:
             self._parts["loss_scale"] = self.accelerator.scaler
         with ExitStack() as stack:
-            stack.enter_context(fp32_precision(MATMUL_PRECISIONS[self.config.matmul_precision]))
+            stack.enter_context(fp32_precision(self._matmul_switches()))
             stack.enter_context(self._stop.listening())
             with self.writing():
                 stack.enter_context(locked_folder(self.accelerator, self.config.output_dir))
@@ -208,6 +208,12 @@ class TrainingRun:
             self.accelerator.end_training()
             logger.warning(f"Stopped by SIGTERM after step {self.step}, with a checkpoint to resume from.")
             sys.exit(128 + signal.SIGTERM)
+
+    def _matmul_switches(self) -> Mapping[str, str]:
+        """What is set for the products of fp32 matrices: oneDNN, too, where it rounds nothing and is faster."""
+        if self.config.matmul_precision == "ieee" and self.accelerator.device.type == "cpu" and is_onednn_exact():
+            return ONEDNN_MATMUL
+        return MATMUL_PRECISIONS[self.config.matmul_precision]
 
     def check_losses(self) -> None:
         """Raise a `ValueError` if a loss since the last check was not finite, in any process."""
