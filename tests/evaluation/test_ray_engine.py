@@ -111,6 +111,11 @@ def test_a_killed_worker_costs_nothing(tmp_path: Path, cluster, reference: str) 
     assert contents_of(folder) == contents_of(tmp_path / "accelerate")
 
 
+def test_errors_of_an_extractor_are_said_as_they_are(tmp_path: Path, cluster, reference: str) -> None:
+    with pytest.raises(ValueError, match=r"^These images are too dark\.$"):
+        run(tmp_path, reference, feature_extractor="extractor:Refusing", **RAY)
+
+
 def test_refused(tmp_path: Path, reference: str) -> None:
     for values, message in (
         ({"ray_actors": 2}, "`ray_actors` = 2 needs `engine` = 'ray', got 'accelerate'"),

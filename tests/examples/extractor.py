@@ -32,3 +32,12 @@ class RandomFeatures(nn.Module):
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
         return self.outputs(images)["features"]
+
+
+class Refusing(RandomFeatures):
+    """The same, which takes noise and no other images."""
+
+    def outputs(self, images: torch.Tensor) -> dict[str, torch.Tensor]:
+        if len(images) > 2:
+            raise ValueError("These images are too dark.")
+        return super().outputs(images)

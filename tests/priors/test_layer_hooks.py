@@ -1,11 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
 """Hooks of layers: what they are told, what they may change, and the pruning and the budget that ship."""
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 from torch.nn import functional
 
-from hf_var import CacheBudget, LayerHook, TokenPruning, VARCache
+from hf_var import CacheBudget, LayerCall, LayerHook, TokenPruning, VARCache
 from priors.text import TEXT, text_inputs, text_model
 from priors.tiny import block_inputs, logits_by_calls, tiny_inputs, tiny_model
 
@@ -203,12 +205,21 @@ def test_a_budget_keeps_the_keys_that_get_most_attention(name):
     assert [layer.length for layer in cache.layers] == [3 + 6] * 2
 
 
+@pytest.mark.parametrize("name", ["qk_norm", "text"])
+def test_a_budget_keeps_the_same_of_scales_that_are_read_at_once(name):
+    model = MODELS[name]()
+    inputs, hooks = inputs_of(model), [CacheBudget([5, 3, 3])]
+    expected, _ = logits_of(model, inputs, hooks)
+    found, _ = logits_of(model, inputs, hooks, (2, 1))
+    torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)
+
+
 def test_a_budget_observes_a_few_queries_of_a_large_scale():
     hook, generator = CacheBudget(2, num_queries=3), torch.Generator().manual_seed(0)
     query, key = (torch.randn(1, 1, length, 4, generator=generator) for length in (9, 12))
     seen = (query[:, :, [0, 4, 8]] @ key.mT * 0.5).softmax(dim=-1).mean(dim=2)
-    call = Recorder()
-    call.scales = range(1)
+    config = SimpleNamespace(scale_lengths=[3, 9])
+    call = LayerCall(config, 0, range(2), {})
     kept = hook.keep_keys(query, key, key, 0.5, call)
     assert kept.tolist() == [[sorted(seen[0, 0].argsort(descending=True)[:2].tolist())]]
 
@@ -296,9 +307,12 @@ def test_refused(model, inputs):
     with pytest.raises(ValueError, match="`scale_inputs` must be those of one scale where `cache` has hooks"):
         model(scale_inputs=rest, cache=cache)
     _, cache = logits_of(model, inputs, [TokenPruning([0.5])])
-    with pytest.raises(ValueError, match="`crop` needs the keys of all tokens"):
-        cache.crop(-6)
-    assert not cache.is_croppable
+    for layer_idx in (0, 1):
+        cache = logits_of(model, inputs, [TokenPruning([0.5], first_layer=layer_idx)])[1]
+        with pytest.raises(ValueError, match="`crop` needs the keys of all tokens"):
+            cache.crop(-6)
+        assert not cache.is_croppable
+        assert [cache.get_seq_length(each) for each in range(2)] == [11, 11]
     wrong = {
         "`layer_hooks` must be a list of `LayerHook`s, got 3": 3,
         "`layer_hooks` must be a list of `LayerHook`s, got 'all'": "all",
@@ -337,6 +351,74 @@ def test_settings_out_of_range(make, message):
         make()
 
 
+def test_a_cache_can_be_cropped_while_nothing_is_dropped(model, inputs):
+    choices = [[LayerHook()], [TokenPruning([0.5])]] + [[CacheBudget([1, 11, 3])]] * model.config.is_causal
+    for hooks in choices:
+        expected, _ = logits_of(model, inputs, hooks)
+        _, cache = logits_of(model, inputs, hooks, (1,))
+        # Another second scale, which is taken back.
+        second = block_inputs(model.config, inputs["scale_inputs"], 1, 2)
+        with torch.no_grad():
+            model(scale_inputs=-second, cache=cache)
+            cache.crop(-4)
+            assert cache.get_seq_length() == 1
+            found = [
+                model(scale_inputs=block_inputs(model.config, inputs["scale_inputs"], k, k + 1), cache=cache).logits
+                for k in (1, 2)
+            ]
+        assert torch.equal(torch.cat(found, dim=1), expected[:, 1:])
+
+
+@pytest.mark.parametrize("share", [0.0, -1, 1.5, float("nan"), "1", True, None])
+def test_shares_and_budgets_of_subclasses_are_checked(share):
+    class OwnShare(TokenPruning):
+        def share(self, config, layer_idx, scale):
+            return share if scale == 2 else 1.0
+
+    class OwnBudget(CacheBudget):
+        def budget(self, call):
+            return share
+
+    model = tiny_model()
+    inputs = tiny_inputs(model.config)
+    with pytest.raises(ValueError, match="`share` must be a number|`share` must be above 0 and at most 1"):
+        logits_of(model, inputs, [OwnShare([0.5])])
+    with pytest.raises(ValueError, match="`budget` must be"):
+        logits_of(model, inputs, [OwnBudget(3)])
+    for hook, name in ((TokenPruning([0.5]), "shares"), (CacheBudget(3), "max_keys")):
+        setattr(hook, name, share)
+        with pytest.raises(ValueError, match=f"`{name}` must be"):
+            VARCache(model.config, [hook])
+
+
+def test_shares_may_depend_on_the_layer(model, inputs):
+    class Deeper(TokenPruning):
+        def share(self, config, layer_idx, scale):
+            return 0.5 if scale == 2 and layer_idx == 1 else 1.0
+
+    found, _ = logits_of(model, inputs, [Deeper([1.0])])
+    assert torch.equal(found, logits_of(model, inputs, [TokenPruning([0.5], first_layer=1)])[0])
+
+
+def test_layers_that_are_checkpointed_have_no_hooks():
+    model = tiny_model()
+    model.gradient_checkpointing_enable()
+    model.train()
+    inputs = tiny_inputs(model.config)
+    with pytest.raises(ValueError, match="`cache` must have no `layer_hooks` where layers are checkpointed"):
+        model(inputs["class_labels"], cache=VARCache(model.config, [LayerHook()]))
+
+
+def test_hooks_are_traced_in_one_graph(model, inputs):
+    expected, _ = logits_of(model, inputs, [LayerHook()])
+    torch.compiler.reset()
+    compiled = torch.compile(model, backend="eager", fullgraph=True, dynamic=False)
+    try:
+        torch.testing.assert_close(logits_of(compiled, inputs, [LayerHook()])[0], expected)
+    finally:
+        torch.compiler.reset()
+
+
 def test_results_of_hooks_are_checked():
     model = tiny_model()
 
@@ -349,6 +431,16 @@ def test_results_of_hooks_are_checked():
             r"`run_layer` must return the shape \(3, 1, 32\), got NoneType",
         ),
         (hook(run_layer=lambda run, states, call: states[:1]), r"`run_layer` must return .*, got \(1, 1, 32\)"),
+        (hook(run_layer=lambda run, states, call: states), "`run_layer` must run layer 0 at the first scale"),
+        (hook(run_layer=lambda run, states, call: run(run(states))), "`run_layer` must run layer 0 once"),
+        (
+            hook(run_layer=lambda run, states, call: run(states[:, :0])),
+            r"`hidden_states` must have the shape \(3, 1, 32\) without `tokens`, got \(3, 0, 32\)",
+        ),
+        (
+            hook(run_layer=lambda run, states, call: run(states, torch.zeros(3, 2).long())),
+            r"`tokens` must have the shape \(3, 1\), one for each of the hidden states, got \(3, 2\)",
+        ),
         (hook(keep_keys=lambda *args: 3), r"`keep_keys` must return int64 of the shape \(3, 2, kept\), got int"),
         (hook(keep_keys=lambda *args: torch.zeros(3, 2, 1)), r"`keep_keys` must .*, got torch.float32 \(3, 2, 1\)"),
         (
@@ -362,3 +454,31 @@ def test_results_of_hooks_are_checked():
     ):
         with pytest.raises(ValueError, match=message):
             logits_of(model, tiny_inputs(model.config), hooks)
+
+    def first(run, states, call):
+        return run(states[:, :1], torch.zeros(len(states), 1).long()).expand_as(states)
+
+    with pytest.raises(
+        ValueError, match="`tokens` must be left out where a call reads several scales, got some in one of 2"
+    ):
+        logits_of(model, tiny_inputs(model.config), hook(run_layer=first), (2, 1))
+
+
+def test_pruning_comes_before_hooks_that_leave_out_tokens():
+    model = tiny_model()
+    inputs = tiny_inputs(model.config)
+
+    class Skipped(LayerHook):
+        def run_layer(self, run, hidden_states, call):
+            return hidden_states if call.scales[-1] == 1 else run(hidden_states)
+
+    for hooks, message in (
+        (
+            [TokenPruning([0.5]), TokenPruning([0.3], first_layer=1)],
+            "`TokenPruning` must get all 6 tokens of a scale, got 3",
+        ),
+        ([Skipped(), TokenPruning([0.5])], "`TokenPruning` must see the scale before the first pruned one"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            logits_of(model, inputs, hooks)
+    logits_of(model, inputs, [TokenPruning([0.5]), Skipped()])

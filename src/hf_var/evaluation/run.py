@@ -149,7 +149,7 @@ def _engine(config: EvaluationConfig, samples: ImageSet, extractor: nn.Module, d
         # It comes with an extra.
         from .ray_engine import measure_with_ray
 
-        return partial(measure_with_ray, samples, extractor, config.ray_actors)
+        return partial(measure_with_ray, samples, extractor, device, config.ray_actors)
     if isinstance(samples, SampledImages):
         samples.to(device)
     return partial(measure_here, samples.read, extractor, device)

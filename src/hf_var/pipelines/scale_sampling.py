@@ -112,8 +112,10 @@ def scale_predictor(
     if first_scale < num_scales:
         arguments = condition.arguments(device, guided=last_guided >= 0)
     is_compiled = compiled is not None and compiled.transformer is unwrapped(transformer)
-    # Graphs are made without hooks.
-    is_compiled = is_compiled and arguments and not settings.layer_hooks
+    if settings.layer_hooks:
+        # Graphs are made without hooks.
+        transformer, is_compiled = unwrapped(transformer), False
+    is_compiled = is_compiled and arguments
     with compiled.cache(arguments) if is_compiled else nullcontext() as cache:  # pyright: ignore
         steps = [transformer] * len(config.block_lengths) if cache is None else compiled.steps  # pyright: ignore
         cache = VARCache(config, settings.layer_hooks) if cache is None else cache

@@ -1,7 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """The cache of a VAR transformer between the blocks of an image, and checks of the caches of all transformers."""
 
-from bisect import bisect_left, bisect_right
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -82,8 +81,6 @@ class VARCacheLayer(CacheLayerMixin):
 
     def crop(self, tokens_to_remove: int) -> None:
         """Forget the last `-tokens_to_remove` positions (transformers counts them with a negative number)."""
-        if self.num_skipped:
-            raise ValueError("`crop` needs the keys of all tokens, of which hooks have left out some.")
         if tokens_to_remove > 0 or self.length + tokens_to_remove < 0:
             raise ValueError(f"`tokens_to_remove` must be from {-self.length} to 0, got {tokens_to_remove}.")
         self.length += tokens_to_remove
@@ -122,6 +119,11 @@ class DroppingCacheLayer(VARCacheLayer):
         self.keys, self.values = _joined(self.keys, key_states), _joined(self.values, value_states)
         self.length += key_states.shape[2]
         return self.keys, self.values
+
+    def crop(self, tokens_to_remove: int) -> None:
+        super().crop(tokens_to_remove)
+        if self.keys is not None and self.values is not None:
+            self.keys, self.values = self.keys[:, :, : self.length], self.values[:, :, : self.length]
 
     def keep(self, places: torch.Tensor) -> None:
         """Drop all keys but those at the `places` `(batch, heads, kept)`."""
@@ -215,13 +217,20 @@ class VARCache(Cache):
         begin = self.get_seq_length(layer_idx)
         end = begin + hidden_states.shape[1]
         ends = self.config.block_ends
-        self._scales = range(bisect_right(ends, begin), bisect_left(ends, end) + 1)
+        self._scales = range(sum(each <= begin for each in ends), sum(each < end for each in ends) + 1)
         for place, hook in reversed(list(enumerate(self.layer_hooks))):
             run = through_hook(hook, self._layer_call(place, layer_idx), run)
         hidden_states = run(hidden_states)
         layer: Any = self.layers[layer_idx]
+        number = layer.get_seq_length()
+        if number == 0:
+            raise ValueError(
+                f"`run_layer` must run layer {layer_idx} at the first scale, where it reads the condition."
+            )
+        if number > end:
+            raise ValueError(f"`run_layer` must run layer {layer_idx} once, for each token at most.")
         # Tokens that the layer was not run for count as read.
-        layer.num_skipped += end - layer.get_seq_length()
+        layer.num_skipped += end - number
         return hidden_states
 
     def update_for(
@@ -230,8 +239,8 @@ class VARCache(Cache):
         """`update`, after which hooks drop keys and values for the later scales."""
         found = self.update(key, value, layer_idx)
         layer = self.layers[layer_idx]
-        is_last = self._scales.stop == len(self.config.block_ends)
-        if not isinstance(layer, DroppingCacheLayer) or is_last:
+        # Nothing comes after the last scale.
+        if not isinstance(layer, DroppingCacheLayer) or self._scales.stop == len(self.config.block_ends):
             return found
         for place, hook in enumerate(self.layer_hooks):
             keys, values = layer.keys, layer.values
@@ -250,6 +259,12 @@ class VARCache(Cache):
         layers: Any = self.layers
         kept = [*self.modulations.values(), *(layer.keys for layer in layers)]
         return next((states.shape[0] for states in kept if states is not None), -1)
+
+    def crop(self, tokens_to_remove: int) -> None:
+        """Forget the last `-tokens_to_remove` positions; a `ValueError` if hooks have left out keys."""
+        if not self.is_croppable:
+            raise ValueError("`crop` needs the keys of all tokens, of which hooks have left out some.")
+        super().crop(tokens_to_remove)
 
     def reset(self) -> None:
         """Forget the image and its condition, keep the buffers."""
@@ -340,6 +355,10 @@ def check_is_dispensable(cache: Cache) -> None:
         raise ValueError(
             f"`cache` must be empty where layers are checkpointed in training, got one with {num_tokens} tokens, which "
             "these layers cannot read: pass all blocks in one call, or turn off checkpointing or gradients."
+        )
+    if getattr(cache, "layer_hooks", ()):
+        raise ValueError(
+            "`cache` must have no `layer_hooks` where layers are checkpointed in training, which computes without a cache."
         )
     logger.warning_once("Caching is incompatible with activation checkpointing: `cache` is ignored and stays empty.")
 

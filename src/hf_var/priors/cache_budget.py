@@ -40,6 +40,7 @@ class CacheBudget(LayerHook, CheckedFields):
         super().__post_init__()
 
     def check(self, config: BlocksMixin) -> None:
+        self.__post_init__()
         num_scales = len(config.scale_sizes)
         if isinstance(self.max_keys, list) and len(self.max_keys) != num_scales:
             raise ValueError(
@@ -63,9 +64,11 @@ class CacheBudget(LayerHook, CheckedFields):
     def keep_keys(
         self, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, scaling: float, call: LayerCall
     ) -> torch.Tensor | None:
-        budget = self.budget(call)
+        budget = checked("budget", self.budget(call), PositiveInt)
         if key.shape[2] <= budget:
             return None
+        # Where a call reads several scales, those of the last one.
+        query = query[:, :, -call.config.scale_lengths[call.scales[-1]] :]
         length = query.shape[2]
         places = torch.linspace(0, length - 1, min(length, self.num_queries), device=query.device).round().long()
         scores = query[:, :, places] @ key.mT * scaling  # (batch, heads, queries, keys)

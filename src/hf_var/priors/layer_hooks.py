@@ -43,7 +43,8 @@ class LayerHook:
     [`~LayerHook.keep_keys`] or both; pipelines take it as `layer_hooks`, the transformer in a [`VARCache`].
 
     A hook has settings alone. What it knows of an image is in `call.state`, so that one object serves any number of calls
-    and threads.
+    and threads. It is meant for transformers that are not compiled; `output_hidden_states` records what layers return before
+    the hooks.
 
     Example:
 
@@ -77,9 +78,9 @@ class LayerHook:
 
         Args:
             run (`Callable`):
-                The layer. It takes the hidden states of all tokens of the call, or of some of them, and then, as `tokens`
-                of shape `(batch, number)`, which ones. Tokens for which it is not run have no keys and values in this
-                layer.
+                The layer, to be called once at most. It takes the hidden states of all tokens of the call, or, if that has
+                one scale, of some of them, and then, as `tokens` of shape `(batch, number)`, which ones. Tokens for which
+                it is not run have no keys and values in this layer. At the first scale it must be called.
             hidden_states (`torch.Tensor` of shape `(batch, length, hidden_size)`): The tokens of the call.
             call ([`LayerCall`]): The layer, the scales and the hook's own state.
 
@@ -133,9 +134,10 @@ def through_hook(hook: LayerHook, call: LayerCall, run: LayerRun) -> LayerRun:
     """`run` with a hook around it."""
 
     def run_hooked(hidden_states: torch.Tensor, tokens: torch.Tensor | None = None) -> torch.Tensor:
-        outer = tokens
+        given, outer = hidden_states, tokens
 
         def run_some(hidden_states: torch.Tensor, tokens: torch.Tensor | None = None) -> torch.Tensor:
+            _check_tokens(tokens, hidden_states, given, call)
             if outer is not None:
                 # Another hook around this one has chosen before.
                 tokens = outer if tokens is None else outer.gather(1, tokens)
@@ -148,6 +150,28 @@ def through_hook(hook: LayerHook, call: LayerCall, run: LayerRun) -> LayerRun:
         return found
 
     return run_hooked
+
+
+def _check_tokens(
+    tokens: torch.Tensor | None, hidden_states: torch.Tensor, given: torch.Tensor, call: LayerCall
+) -> None:
+    """Raise a `ValueError` unless `tokens` says which of the `given` ones a layer is run for."""
+    if tokens is None:
+        if hidden_states.shape != given.shape:
+            raise ValueError(
+                f"`hidden_states` must have the shape {tuple(given.shape)} without `tokens`, got "
+                f"{tuple(hidden_states.shape)}."
+            )
+        return
+    if len(call.scales) > 1:
+        raise ValueError(
+            f"`tokens` must be left out where a call reads several scales, got some in one of {len(call.scales)}."
+        )
+    if tokens.shape != hidden_states.shape[:2]:
+        raise ValueError(
+            f"`tokens` must have the shape {tuple(hidden_states.shape[:2])}, one for each of the hidden states, got "
+            f"{tuple(tokens.shape)}."
+        )
 
 
 def chosen_keys(
