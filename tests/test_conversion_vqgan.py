@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Checkpoints of VQGAN and of the RQ-VAE, to our models and back, without losing a bit or a setting."""
 
+import numpy as np
 import pytest
 import torch
 
@@ -255,6 +256,8 @@ def test_sections_that_are_not_there():
         load_taming_vqgan(weights, section="first_stage_model")
     with pytest.raises(ValueError, match="`section` must be None, first_stage_model or cond_stage_model, got 'gpt'"):
         load_taming_vqgan(weights, section="gpt")
+    with pytest.raises(ValueError, match=r"`section` must be None, first_stage_model or cond_stage_model, got array"):
+        load_taming_vqgan(weights, section=np.zeros(2))
 
 
 def test_a_gumbel_quantizer_is_refused():

@@ -6,7 +6,7 @@ import pytest
 from fuzz_public_calls import fuzz
 
 
-@pytest.mark.parametrize("num_calls", [150, pytest.param(2000, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("num_calls", [300, pytest.param(2000, marks=pytest.mark.slow)])
 def test_wrong_arguments_are_refused_by_name(num_calls, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     ends, failures = fuzz(num_calls, seed=0)

@@ -104,7 +104,7 @@ def colour_in_the_middle(canvas):
 
 
 def wait_for(condition):
-    for _ in range(200):
+    for _ in range(600):
         if condition():
             return
         time.sleep(0.1)

@@ -184,7 +184,7 @@ def check_network(config: VQVAEConfig, code: str) -> None:
 
 def _vqgan_weights(state_dict: StateDict, section: str | None) -> StateDict:
     """The weights of one tokenizer, by the names it gives them."""
-    if section not in (None, *SECTIONS):
+    if section is not None and (not isinstance(section, str) or section not in SECTIONS):
         raise ValueError(f"`section` must be None, {' or '.join(SECTIONS)}, got {section!r}.")
     present = [name for name in SECTIONS if any(key.startswith(f"{name}.") for key in state_dict)]
     if section is None and present:
