@@ -25,16 +25,6 @@ MASK = torch.zeros(8, 8)
 MASK[:, :4] = 1
 
 
-@pytest.fixture(scope="module")
-def pipe():
-    return make_pipeline()
-
-
-@pytest.fixture(scope="module")
-def text_pipe():
-    return make_text_pipeline()
-
-
 def draw(pipe, labels=(0, 1), **options):
     return pipe(list(labels), **{"generator": seeded(), "output_type": "pt", **options})
 
@@ -78,7 +68,8 @@ def test_edits(pipe, number):
 
 
 @pytest.mark.parametrize("options", [{}, {"guidance_end": 2}, {"smooth": True, "smooth_start": 1}])
-def test_texts(text_pipe, options):
+def test_texts(options):
+    text_pipe = make_text_pipeline()
     pruning, whole = [TokenPruning([0.5, 0.5])], [TokenPruning([1.0, 1.0])]
     calls = [
         lambda **more: text_pipe(PROMPTS, **options, **more),

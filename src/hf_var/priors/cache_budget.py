@@ -19,9 +19,8 @@ class CacheBudget(LayerHook, CheckedFields):
     Bounds the keys and values that each head keeps after each scale: those stay to which the queries of the scale pay most
     attention, as in SnapKV ([Li et al. 2024](https://huggingface.co/papers/2404.14469)).
 
-    Attention is averaged over at most `num_queries` queries, in equal steps over the scale, as ScaleKV does
-    ([Li et al. 2025](https://huggingface.co/papers/2505.19602)). That paper gives layers budgets of their own, from a
-    calibration; for such budgets, override [`~CacheBudget.budget`].
+    Attention is averaged over at most `num_queries` queries, in equal steps over the scale. ScaleKV ([Li et al. 2025](https://huggingface.co/papers/2505.19602))
+    gives layers budgets of their own, from a calibration; for such budgets, override [`~CacheBudget.budget`].
 
     Args:
         max_keys (`int` or `list[int]`): Keys that are kept, one number or one for each scale.
